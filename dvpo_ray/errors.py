@@ -1,0 +1,48 @@
+"""The one family of errors a user can meet.
+
+Every message says what happened, the value that was met, what was done about it and how to mend it.
+Each class also inherits the built-in exception a caller would naturally catch, and survives pickling, so it crosses
+Ray's process borders unchanged.
+"""
+
+from __future__ import annotations
+
+
+class DvpoError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class UserInputError(DvpoError, ValueError):
+    """Something the user gave is wrong: command line exit code 2."""
+
+
+class ConfigError(UserInputError):
+    """A recipe or an override does not make a valid configuration."""
+
+
+class DataError(UserInputError):
+    """A dataset cannot be used as it is."""
+
+
+class ModelError(UserInputError):
+    """A model folder is missing something, was altered, or does not match its manifest."""
+
+
+class RunError(DvpoError, RuntimeError):
+    """A run failed for a reason that is not the user's input: command line exit code 1."""
+
+
+class ActorFailedError(RunError):
+    """An actor died, hung past its deadline, or reported a failure; the message names it."""
+
+
+class WeightSyncError(RunError):
+    """New weights did not reach an engine intact; the engine is fenced."""
+
+
+class FrozenValueChangedError(RunError):
+    """The frozen value model's parameters changed during a run."""
+
+
+class NonFiniteUpdateError(RunError):
+    """Loss or gradient was NaN or infinite too many times in a row."""
