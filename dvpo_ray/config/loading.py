@@ -1,0 +1,159 @@
+"""From a TOML file and overrides to a checked configuration, with errors that say which key to mend."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from dvpo_ray.config.recipes import Recipe
+from dvpo_ray.errors import ConfigError
+
+R = TypeVar("R", bound=Recipe)
+REDACTED = "**redacted**"
+
+
+def load_recipe(kind: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
+    """Read a recipe, apply overrides in order, and check it.
+
+    Args:
+        kind: the recipe class to build.
+        path: a TOML file, or the bare name of a recipe shipped in ``jobs/recipes``.
+        overrides: ``dotted.path=value``; the value is TOML, and a bare word is taken as a string.
+
+    Raises:
+        ConfigError: with file, key, value met and remedy.
+    """
+    file, text = _read(path)
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    for override in overrides:
+        _merge(tree, _parse_override(override))
+    return build(kind, tree, origin=str(file))
+
+
+def build(kind: type[R], tree: Mapping[str, Any], origin: str = "configuration") -> R:
+    """Check a plain tree of settings; all mistakes are reported together."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(kind, problem) for problem in error.errors()]
+        raise ConfigError(f"{origin}: {len(lines)} mistake(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def dump_resolved(config: BaseModel) -> str:
+    """The whole configuration as JSON, defaults included, secrets redacted."""
+    return json.dumps(_redact(config.model_dump()), indent=2, default=str) + "\n"
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(item.name.removesuffix(".toml") for item in _recipe_folder().iterdir() if item.name.endswith(".toml"))
+
+
+def walk_fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, FieldInfo) of every setting, sections before their fields."""
+    for name, field in kind.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path, field
+        for section in _sections_of(field.annotation):
+            yield from walk_fields(section, f"{path}.")
+
+
+def _recipe_folder() -> Any:
+    return resources.files("jobs") / "recipes"
+
+
+def _read(path: str | Path) -> tuple[Path, str]:
+    file = Path(path)
+    try:
+        if file.suffix != ".toml" and not file.exists():
+            item = _recipe_folder() / f"{path}.toml"
+            if not item.is_file():
+                known = ", ".join(shipped_recipes())
+                raise ConfigError(f"no recipe '{path}': give a .toml file or one of: {known}")
+            return Path(str(item)), item.read_text()
+        return file, file.read_text()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the recipe: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: the recipe is not UTF-8 text: {error}") from error
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override '{text}' is not of the form dotted.path=value")
+    for candidate in (value.strip(), json.dumps(value.strip())):
+        try:
+            return tomllib.loads(f"{key.strip()} = {candidate}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise ConfigError(f"override '{text}': '{key.strip()}' is not a dotted path of plain names")
+
+
+def _merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            # A changed `type` names another kind of section: the old one's settings do not belong to it.
+            if "type" in value and value["type"] != tree[key].get("type", value["type"]):
+                tree[key] = {}
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path) or kind.__name__
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_nearest(kind, path)}"
+    if problem["type"] == "missing":
+        return f"{where}: required and missing"
+    if problem["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {message}; got {problem['input']!r}"
+
+
+def _nearest(kind: type[BaseModel], path: Sequence[str]) -> str:
+    tags = {"dvpo_gae", "dvpo_onestep", "dvpo_static", "dvpo_released", "fixed", "adaptive", "td", "mc", "bt"}
+    dotted = ".".join(part for part in path if part not in tags)
+    known = [name for name, _ in walk_fields(kind)]
+    parent = dotted.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    matches = difflib.get_close_matches(dotted, siblings, n=1, cutoff=0.6)
+    if not matches:
+        leaf = path[-1]
+        matches = [name for name in known if name.rpartition(".")[2] == leaf] or difflib.get_close_matches(dotted, known, n=1)
+    if matches:
+        return f"; did you mean '{matches[0]}'?"
+    return f"; known keys here: {', '.join(name.rpartition('.')[2] for name in siblings)}"
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [section for part in typing.get_args(annotation) for section in _sections_of(part)]
+    return []
+
+
+def _redact(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return REDACTED
+    if isinstance(value, Mapping):
+        return {key: _redact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redact(item) for item in value]
+    return value

@@ -1,0 +1,152 @@
+"""The three recipes a user writes: value pretraining, policy training, and the demo that does both."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from dvpo_ray.config.algorithms import (
+    AdvantageConfig,
+    DvpoGae,
+    KlSection,
+    PpoUpdateSection,
+    TargetConfig,
+    TdTarget,
+)
+from dvpo_ray.config.base import Section
+from dvpo_ray.config.sections import (
+    ClusterSection,
+    DataSection,
+    EvaluationSection,
+    LearnerSection,
+    ModelSection,
+    PairsSection,
+    RolloutSection,
+    RunSection,
+    ScorerSection,
+    TrackingSection,
+)
+
+SHARED_SECTIONS = ("run", "cluster", "model", "tracking")
+
+
+class Recipe(Section):
+    """What every recipe declares once."""
+
+    run: RunSection = Field(default_factory=lambda: RunSection(), description="Name, folder and seed.")
+    cluster: ClusterSection = Field(default_factory=lambda: ClusterSection(), description="Ray.")
+    model: ModelSection = Field(default_factory=lambda: ModelSection(), description="The model to start from.")
+    tracking: TrackingSection = Field(default_factory=lambda: TrackingSection(), description="Metric trackers.")
+
+
+class ValueTraining(Section):
+    """The sections of value pretraining."""
+
+    data: PairsSection = Field(description="Preference pairs.")
+    target: TargetConfig = Field(default_factory=TdTarget, description="What each position is trained towards.")
+    epochs: int = Field(1, ge=1, description="Passes over the pairs.")
+    pairs_per_step: int = Field(16, ge=1, description="Pairs of one optimizer step.")
+    inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
+    learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
+
+    @model_validator(mode="after")
+    def _validate_sizes(self) -> Self:
+        longest = self.data.max_prompt_tokens + self.data.max_answer_tokens
+        if longest > self.learner.token_budget:
+            raise ValueError(
+                f"learner.token_budget ({self.learner.token_budget}) is smaller than the longest row allowed by data "
+                f"({self.data.max_prompt_tokens} prompt + {self.data.max_answer_tokens} answer tokens = {longest}); "
+                "raise the budget or lower the limits"
+            )
+        if self.pairs_per_step < self.learner.ranks:
+            raise ValueError(
+                f"pairs_per_step ({self.pairs_per_step}) is smaller than learner.ranks ({self.learner.ranks}): "
+                "some ranks would have nothing to do"
+            )
+        return self
+
+
+class PolicyTraining(Section):
+    """The sections of policy training."""
+
+    steps: int = Field(100, ge=1, description="Training steps: each generates, scores, learns and syncs once.")
+    value_model: str | None = Field(None, description="Folder of the frozen value model (holds `gvm.json`).")
+    data: DataSection = Field(description="Prompts to train on.")
+    rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Generation.")
+    scorer: ScorerSection = Field(default_factory=lambda: ScorerSection(), description="Frozen value and reference models.")
+    learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
+    advantage: AdvantageConfig = Field(default_factory=DvpoGae, description="Advantage estimator.")
+    kl: KlSection = Field(default_factory=lambda: KlSection(), description="KL control.")
+    ppo: PpoUpdateSection = Field(default_factory=lambda: PpoUpdateSection(), description="Clipped update.")
+    evaluation: EvaluationSection | None = Field(None, description="Held-out evaluation before and after training.")
+
+    @model_validator(mode="after")
+    def _validate_sizes(self) -> Self:
+        rollout = self.rollout
+        longest = self.data.max_prompt_tokens + rollout.max_new_tokens
+        if longest > rollout.engine.max_model_len:
+            raise ValueError(
+                f"data.max_prompt_tokens ({self.data.max_prompt_tokens}) + rollout.max_new_tokens "
+                f"({rollout.max_new_tokens}) = {longest} exceeds rollout.engine.max_model_len "
+                f"({rollout.engine.max_model_len}); answers would be cut silently"
+            )
+        for name in ("scorer", "learner"):
+            budget = getattr(self, name).token_budget
+            if longest > budget:
+                raise ValueError(f"{name}.token_budget ({budget}) is smaller than the longest row ({longest} tokens)")
+        parts = self.ppo.mini_batches * self.learner.ranks
+        if rollout.rows_per_step < parts:
+            raise ValueError(
+                f"a step has {rollout.rows_per_step} answers, fewer than ppo.mini_batches x learner.ranks = {parts}"
+            )
+        if rollout.rows_per_step % self.ppo.mini_batches:
+            raise ValueError(
+                f"ppo.mini_batches ({self.ppo.mini_batches}) does not divide the {rollout.rows_per_step} answers of a step"
+            )
+        return self
+
+
+class ValueRecipe(Recipe):
+    """`dvpo value train`: preference pairs in, a frozen value model out."""
+
+    value: ValueTraining = Field(description="Value pretraining.")
+
+
+class PolicyRecipe(Recipe):
+    """`dvpo policy train`: prompts and a frozen value model in, an aligned policy out."""
+
+    policy: PolicyTraining = Field(description="Policy training.")
+
+    @model_validator(mode="after")
+    def _validate_value_model(self) -> Self:
+        if self.policy.value_model is None:
+            raise ValueError("policy.value_model is missing: name the folder that `dvpo value train` wrote")
+        return self
+
+
+class PipelineRecipe(Recipe):
+    """`dvpo demo`: value pretraining, then policy training with the value model it made."""
+
+    value: ValueTraining = Field(description="Value pretraining.")
+    policy: PolicyTraining = Field(description="Policy training; its `value_model` is the one made here.")
+
+    @model_validator(mode="after")
+    def _validate_value_model(self) -> Self:
+        if self.policy.value_model is not None:
+            raise ValueError("policy.value_model is made by this recipe's value training: leave it out")
+        return self
+
+    def value_recipe(self) -> ValueRecipe:
+        """The first half, as a run of its own inside this run's folder."""
+        return ValueRecipe(**self._shared("value"), value=self.value)
+
+    def policy_recipe(self, value_model: str) -> PolicyRecipe:
+        """The second half, guided by the value model in the folder ``value_model``."""
+        policy = self.policy.model_copy(update={"value_model": value_model})
+        return PolicyRecipe(**self._shared("policy"), policy=policy)
+
+    def _shared(self, part: str) -> dict[str, Any]:
+        sections = {name: getattr(self, name) for name in SHARED_SECTIONS}
+        run = self.run.model_copy(update={"output_dir": self.run.output_dir / self.run.name, "name": part})
+        return sections | {"run": run}

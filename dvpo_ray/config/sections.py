@@ -1,0 +1,157 @@
+"""The sections shared by the recipes: where a run lives, what it starts from, and how its processes are laid out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dvpo_ray.config.base import EntryPoint, PathField, Secret, Section
+
+Dtype = Literal["bfloat16", "float32"]
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+class RunSection(Section):
+    """Identity of a run and where its files go."""
+
+    name: str = Field("run", pattern=RUN_NAME, description="Name of the run; its folder is `output_dir/name`.")
+    output_dir: PathField = Field(default="runs", description="Folder that holds the runs.")  # type: ignore[assignment]
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of sampling, shuffling and initialisation.")
+    overwrite: bool = Field(False, description="Replace an earlier run of this name instead of refusing to start.")
+
+
+class ClusterSection(Section):
+    """The Ray cluster that a run uses."""
+
+    address: str | None = Field(
+        None, description="Ray address (`auto`, `ray://host:port`); none starts a small embedded Ray and stops it at the end."
+    )
+    num_cpus: int = Field(8, ge=1, description="Logical CPUs of an embedded Ray; actors ask for one each.")
+    object_store_mb: int = Field(256, ge=80, description="Object store of an embedded Ray, in MiB.")
+    dashboard: bool = Field(False, description="Start the Ray dashboard (loopback only) with an embedded Ray.")
+    start_timeout_s: float = Field(300.0, gt=0, description="Longest wait for an actor to be ready, in seconds.")
+    call_timeout_s: float = Field(600.0, gt=0, description="Longest wait for one stage call, in seconds.")
+
+
+class ModelSection(Section):
+    """The language model that is aligned, and from which the value model is grown."""
+
+    path: str = Field(
+        "smollm2-135m-instruct",
+        min_length=1,
+        description="Folder with safetensors, config and tokenizer; `smollm2-135m-instruct` is the packaged demo model.",
+    )
+    attention: Attention = Field("sdpa", description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU.")
+    trust_remote_code: bool = Field(False, description="Run Python code found in the model folder.")
+
+
+class DataSection(Section):
+    """A dataset and what happens to rows that cannot be used."""
+
+    source: str = Field(
+        min_length=1,
+        description="File (.jsonl, .jsonl.gz, .parquet), folder, `package:NAME/PATH`, or Hugging Face dataset name.",
+    )
+    split: str | None = Field(None, description="Split of a Hugging Face dataset.")
+    max_prompt_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens; longer rows are dead letters.")
+    limit: int | None = Field(None, ge=1, description="Use at most this many good rows.")
+    max_bad_share: float = Field(
+        0.05, ge=0, le=1, description="Share of rows that may be dead letters before the run refuses to start."
+    )
+
+
+class PairsSection(DataSection):
+    """Preference pairs for value pretraining."""
+
+    max_answer_tokens: int = Field(512, ge=1, description="Longest answer, in tokens.")
+    overlong: Literal["reject", "truncate_answer"] = Field(
+        "reject", description="Reject pairs with too long an answer, or keep the first `max_answer_tokens` tokens of it."
+    )
+    validation_source: str | None = Field(
+        None, description="Held-out pairs; none holds out `validation_share` of the prompts of `source`."
+    )
+    validation_share: float = Field(0.1, gt=0, lt=1, description="Share of prompts held out when there is no `validation_source`.")
+
+
+class EngineSection(Section):
+    """One vLLM engine."""
+
+    dtype: Dtype = Field("bfloat16", description="Number type of weights and activations in the engine.")
+    max_model_len: int = Field(1024, ge=16, description="Longest prompt plus answer, in tokens.")
+    max_num_seqs: int = Field(64, ge=1, description="Most answers generated at the same time.")
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache on CPU engines, in GiB.")
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1, description="Share of GPU memory on CUDA engines.")
+    enforce_eager: bool = Field(True, description="Skip graph capture and compilation: slower decoding, faster start.")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one engine.")
+    prefix_caching: bool = Field(True, description="Reuse the KV cache of common prompt beginnings.")
+
+
+class RolloutSection(Section):
+    """How answers are generated."""
+
+    actors: int = Field(1, ge=1, description="Rollout actors, one vLLM engine each.")
+    prompts_per_step: int = Field(32, ge=1, description="Prompts of one training step.")
+    answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
+    max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass.")
+    row_timeout_s: float = Field(300.0, gt=0, description="Deadline of one answer, in seconds.")
+    cpu_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0 takes all cores.")
+    engine: EngineSection = Field(default_factory=lambda: EngineSection(), description="The vLLM engine.")
+
+    @property
+    def rows_per_step(self) -> int:
+        """Answers of one training step."""
+        return self.prompts_per_step * self.answers_per_prompt
+
+
+class ScorerSection(Section):
+    """Frozen value model and frozen reference model."""
+
+    actors: int = Field(1, ge=1, description="Scorer actors; each holds the value model and the reference model.")
+    dtype: Dtype = Field("bfloat16", description="Number type of the frozen models.")
+    rows_per_call: int = Field(32, ge=1, description="Answers sent to a scorer together, as soon as so many are finished.")
+    token_budget: int = Field(4096, ge=16, description="Most tokens, padding included, in one forward pass.")
+    cpu_threads: int = Field(0, ge=0, description="CPU threads of a scorer; 0 takes all cores.")
+
+
+class LearnerSection(Section):
+    """Distributed optimisation with DeepSpeed."""
+
+    ranks: int = Field(1, ge=1, description="Learner processes.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
+    dtype: Dtype = Field("bfloat16", description="Compute type; master weights and optimizer state are always float32.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    betas: Annotated[tuple[float, float], Field(strict=False)] = Field((0.9, 0.95), description="Adam decay rates.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    token_budget: int = Field(4096, ge=16, description="Most tokens, padding included, in one micro-batch of a rank.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
+    cpu_threads: int = Field(0, ge=0, description="CPU threads of a rank; 0 takes all cores.")
+    max_skipped_updates: int = Field(3, ge=0, description="Updates in a row that may be withheld for NaN or Inf before the run stops.")
+
+
+class EvaluationSection(Section):
+    """Held-out evaluation of a policy."""
+
+    source: str = Field(min_length=1, description="Prompts to answer; disjoint from those trained on.")
+    split: str | None = Field(None, description="Split of a Hugging Face dataset.")
+    max_prompts: int = Field(64, ge=1, description="Use at most this many prompts.")
+    answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
+    gold: EntryPoint | None = Field(
+        None, description="`package.module:function` of (prompts, answers) -> scores; measured, never trained on."
+    )
+    every: int = Field(0, ge=0, description="Also evaluate every so many steps; 0 evaluates only before and after.")
+
+
+class TrackingSection(Section):
+    """Where metrics go, besides `metrics.jsonl` in the run's folder."""
+
+    tensorboard: bool = Field(True, description="Write TensorBoard event files.")
+    wandb_project: str | None = Field(None, description="Weights & Biases project (extra `wandb`).")
+    wandb_api_key: Secret | None = Field(None, description="Weights & Biases key; else the environment's.")
+    mlflow_uri: str | None = Field(None, description="MLflow tracking server or folder (extra `mlflow`).")

@@ -1,0 +1,70 @@
+"""Advantages from a frozen value model (arXiv 2502.16944 and the algebra in docs/algorithms.md).
+
+Legend: q_bt [B, T+1] frozen values, q_0 at the last prompt token, q_t at response token t = Q(s_{t-1}, y_t) = V(s_t);
+k_bt [B, T] KL reward of each response token, -beta * (log mu - log pi_ref); mask_bt [B, T] active response tokens.
+All answers start at column 0 and are padded on the right; padded columns never influence active ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _check(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor) -> None:
+    expected = (mask_bt.shape[0], mask_bt.shape[1] + 1)
+    if mask_bt.ndim != 2 or k_bt.shape != mask_bt.shape or tuple(q_bt.shape) != expected:
+        raise ValueError(
+            f"expected q [B, T+1], k [B, T], mask [B, T]; got {tuple(q_bt.shape)}, {tuple(k_bt.shape)}, {tuple(mask_bt.shape)}"
+        )
+
+
+def discounted_sum(delta_bt: Tensor, lam: float) -> Tensor:
+    """S_t = delta_t + lam * S_{t+1}, over T columns from the right; ``delta`` must be 0 on padding. [B, T]"""
+    out = torch.empty_like(delta_bt)
+    running = torch.zeros_like(delta_bt[:, 0])
+    for t in range(delta_bt.shape[1] - 1, -1, -1):
+        running = delta_bt[:, t] + lam * running
+        out[:, t] = running
+    return out
+
+
+def dvpo_gae(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, lam: float) -> Tensor:
+    """A_t = sum_l lam^l delta_{t+l},  delta_t = k_t + q_t - q_{t-1}.  [B, T]
+
+    The terminal reward is q_T itself and the value after the end is 0, so the weights on the values following a token
+    add up to 1 at every token, the last included.
+    """
+    _check(q_bt, k_bt, mask_bt)
+    return discounted_sum((k_bt + q_bt[:, 1:] - q_bt[:, :-1]) * mask_bt, lam)
+
+
+def dvpo_onestep(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor) -> Tensor:
+    """A_t = k_t + q_t - q_{t-1}: Q minus V, which is ``dvpo_gae`` at lambda 0.  [B, T]"""
+    _check(q_bt, k_bt, mask_bt)
+    return (k_bt + q_bt[:, 1:] - q_bt[:, :-1]) * mask_bt
+
+
+def dvpo_static(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor) -> Tensor:
+    """A_t = q_t + sum_{l>=0} k_{t+l}: the paper's static advantage with KL as reward-to-go; needs batch centring.  [B, T]"""
+    _check(q_bt, k_bt, mask_bt)
+    return q_bt[:, 1:] * mask_bt + discounted_sum(k_bt * mask_bt, 1.0)
+
+
+def dvpo_released(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, lam: float, whiten_values: bool) -> Tensor:
+    """The recursion of the authors' code (microsoft/DKI_LLM, dvpo/), kept for replication.  [B, T]
+
+    With V_t = q_{t-1}, the value before token t: delta_t = k_t + V_{t+1} - V_t, V after the last token = 0, lambda-sum.
+    Without KL this equals A_t = -V_t + (1 - lam) * sum_{l=1..n} lam^(l-1) V_{t+l}: the last token gets no credit for
+    the action at all. ``whiten_values`` normalises each answer's values first; the release does so over prompt and
+    padding as well, which is not imitated.
+    """
+    _check(q_bt, k_bt, mask_bt)
+    v_bt = q_bt[:, :-1] * mask_bt
+    if whiten_values:
+        count = mask_bt.sum(1, keepdim=True).clamp(min=1)
+        mean = v_bt.sum(1, keepdim=True) / count
+        var = (((v_bt - mean) * mask_bt) ** 2).sum(1, keepdim=True) / count
+        v_bt = (v_bt - mean) * torch.rsqrt(var + 1e-8) * mask_bt
+    v_next = torch.cat([v_bt[:, 1:], torch.zeros_like(v_bt[:, :1])], dim=1)
+    return discounted_sum((k_bt + v_next - v_bt) * mask_bt, lam)

@@ -1,0 +1,60 @@
+"""Losses of the policy and of the value model, as sums over active tokens so that they add up across micro-batches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dvpo_ray.maths.masked import check_same_shape
+
+
+def kl_rewards(log_probs: Tensor, ref_log_probs: Tensor, beta: float) -> Tensor:
+    """k_t = -beta * (log mu(y_t) - log pi_ref(y_t)), the KL penalty as a token reward. Any shape, in nats times beta."""
+    check_same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    return -beta * (log_probs - ref_log_probs)
+
+
+def kl_k3(log_probs: Tensor, other_log_probs: Tensor) -> Tensor:
+    """Per-token estimate of KL(p || other) for tokens sampled from p: exp(d) - 1 - d with d = log other - log p.
+
+    Non-negative and unbiased (Schulman, "Approximating KL divergence", 2020).
+    """
+    check_same_shape(log_probs=log_probs, other_log_probs=other_log_probs)
+    d = other_log_probs - log_probs
+    return torch.expm1(d) - d
+
+
+def clipped_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
+    """PPO's clipped objective, negated and summed (Schulman et al. 2017, arXiv 1707.06347, eq. 7).
+
+    Args:
+        log_probs: of the current policy, with gradient [N].
+        old_log_probs: of the policy that sampled [N].
+        advantages: [N].
+        clip_range: epsilon.
+
+    Returns:
+        The loss sum (scalar) and which tokens were clipped [N], bool.
+    """
+    check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    ratio = torch.exp(log_probs - old_log_probs)
+    plain = ratio * advantages
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
+    return -torch.minimum(plain, clipped).sum(), clipped < plain
+
+
+def value_loss(q_bt: Tensor, targets_bt: Tensor, mask_bt: Tensor) -> Tensor:
+    """0.5 * sum over answers of the mean squared error over that answer's positions, a scalar.
+
+    The mean is per answer, so long answers weigh as much as short ones.
+    """
+    check_same_shape(q=q_bt, targets=targets_bt, mask=mask_bt)
+    squared = (q_bt - targets_bt) ** 2 * mask_bt
+    return 0.5 * (squared.sum(1) / mask_bt.sum(1).clamp(min=1)).sum()
+
+
+def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
+    """-log sigmoid(chosen - rejected), summed over pairs [P] (Bradley and Terry 1952)."""
+    check_same_shape(chosen=chosen_scores, rejected=rejected_scores)
+    return -F.logsigmoid(chosen_scores - rejected_scores).sum()

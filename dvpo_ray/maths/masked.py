@@ -1,0 +1,52 @@
+"""Means and whitening over the active positions of a padded batch, exact across processes.
+
+Legend: x_bt values of B answers at T positions; mask_bt 1 where a response token stands, 0 on padding.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise ValueError naming every shape unless all tensors have the same one."""
+    if len({tensor.shape for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"shapes differ: {shapes}")
+
+
+def masked_mean(x_bt: Tensor, mask_bt: Tensor) -> Tensor:
+    """Mean over active positions, a scalar; 0 when none is active."""
+    check_same_shape(x=x_bt, mask=mask_bt)
+    return (x_bt * mask_bt).sum() / mask_bt.sum().clamp(min=1)
+
+
+def moments(x_bt: Tensor, mask_bt: Tensor) -> Tensor:
+    """Sum, sum of squares and count over active positions, float64 [3].
+
+    They add up across micro-batches and ranks, so an all-reduce makes whitening exact over the global batch.
+    """
+    check_same_shape(x=x_bt, mask=mask_bt)
+    active = x_bt.double() * mask_bt
+    return torch.stack([active.sum(), (active**2).sum(), mask_bt.double().sum()])
+
+
+def whiten(x_bt: Tensor, mask_bt: Tensor, sums: Tensor, mode: Literal["full", "scale", "none"]) -> Tensor:
+    """Normalise active positions by global ``moments``; padding becomes 0.
+
+    Args:
+        x_bt: values [B, T].
+        mask_bt: active positions [B, T].
+        sums: what ``moments`` gave, added over the global batch [3].
+        mode: ``full`` subtracts the mean and divides by the standard deviation, ``scale`` only divides, ``none`` neither.
+    """
+    if mode == "none":
+        return x_bt * mask_bt
+    count = sums[2].clamp(min=1)
+    mean = sums[0] / count
+    std = (sums[1] / count - mean**2).clamp(min=0).sqrt()
+    shift = mean if mode == "full" else torch.zeros_like(mean)
+    return (((x_bt.double() - shift) / (std + 1e-8)).to(x_bt.dtype)) * mask_bt

@@ -1,0 +1,153 @@
+"""The types that cross a process border: what stages hand to each other.
+
+Arrays are NumPy, ragged (one flat array and its row lengths), never padded, so Ray moves them without copying.
+Everything checks itself when built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths in one flat array.
+
+    Example: rows [5, 6] and [7] are ``flat=[5, 6, 7]``, ``lengths=[2, 1]``.
+    """
+
+    flat: np.ndarray
+    lengths: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.flat.ndim != 1 or self.lengths.ndim != 1 or int(self.lengths.sum()) != self.flat.size:
+            raise ValueError(f"lengths add up to {int(self.lengths.sum())}, flat has {self.flat.shape}")
+
+    @classmethod
+    def of(cls, rows: Sequence[Any], dtype: Any) -> Ragged:
+        """From a list of rows, each a sequence or array."""
+        arrays = [np.asarray(row, dtype=dtype) for row in rows]
+        flat = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
+        return cls(flat, np.array([a.size for a in arrays], dtype=np.int64))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Rows of all parts, in order."""
+        return cls(np.concatenate([p.flat for p in parts]), np.concatenate([p.lengths for p in parts]))
+
+    def __len__(self) -> int:
+        return self.lengths.size
+
+    def rows(self) -> list[np.ndarray]:
+        """One view per row."""
+        return np.split(self.flat, np.cumsum(self.lengths)[:-1]) if len(self) else []
+
+    def take(self, index: Sequence[int]) -> Ragged:
+        """Selected rows, in the order of ``index``."""
+        rows = self.rows()
+        return Ragged.of([rows[i] for i in index], self.flat.dtype)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One answer to generate. Example: ``GenerationRequest("3/p17/0", [1, 9, 4], seed=81)``: step 3, prompt p17, answer 0."""
+
+    row_id: str
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError(f"{self.row_id}: a prompt needs at least one token")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished answer of T tokens, with what the engine knew when it sampled them.
+
+    ``log_probs`` [T] are of the distribution sampled from (temperature and top-p included), ``versions`` [T] the weight
+    version of each token, ``finish_reason`` is ``stop`` (ended by itself) or ``length`` (cut at the limit).
+    """
+
+    row_id: str
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    log_probs: np.ndarray
+    versions: np.ndarray
+    finish_reason: str
+
+    def __post_init__(self) -> None:
+        sizes = {self.response_ids.size, self.log_probs.size, self.versions.size}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"{self.row_id}: answer needs T >= 1 tokens, log-probs and versions; got sizes {sorted(sizes)}")
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Answers with frozen values and reference log-probs: what a learner takes.
+
+    For row i with T_i response tokens: ``values`` has T_i + 1 (q_0..q_T), all other response arrays T_i.
+    """
+
+    row_ids: tuple[str, ...]
+    prompt_ids: Ragged
+    response_ids: Ragged
+    log_probs: Ragged
+    versions: Ragged
+    values: Ragged
+    ref_log_probs: Ragged
+    finish_reasons: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        lengths = self.response_ids.lengths
+        same = all(np.array_equal(part.lengths, lengths) for part in (self.log_probs, self.versions, self.ref_log_probs))
+        if not same or not np.array_equal(self.values.lengths, lengths + 1) or len(self.row_ids) != lengths.size:
+            raise ValueError(f"rows do not fit together: {len(self.row_ids)} ids, {lengths.size} answers")
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens of all rows."""
+        return int(self.response_ids.lengths.sum())
+
+    def take(self, index: Sequence[int]) -> ScoredBatch:
+        """Selected rows, in the order of ``index``."""
+        ragged = {name: getattr(self, name).take(index) for name in RAGGED_FIELDS}
+        names = {name: tuple(getattr(self, name)[i] for i in index) for name in ("row_ids", "finish_reasons")}
+        return ScoredBatch(**ragged, **names)
+
+    @classmethod
+    def concat(cls, parts: Sequence[ScoredBatch]) -> ScoredBatch:
+        """Rows of all parts, in order."""
+        ragged = {name: Ragged.concat([getattr(p, name) for p in parts]) for name in RAGGED_FIELDS}
+        names = {name: tuple(v for p in parts for v in getattr(p, name)) for name in ("row_ids", "finish_reasons")}
+        return cls(**ragged, **names)
+
+
+RAGGED_FIELDS = ("prompt_ids", "response_ids", "log_probs", "versions", "values", "ref_log_probs")
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights a learner published for the engines. Example: version 7 in ``/dev/shm/.../v7.safetensors``."""
+
+    version: int
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one learner step did. ``metrics`` are plain floats; ``row_ids`` the rows trained, in no particular order."""
+
+    step: int
+    weights: PublishedWeights
+    row_ids: tuple[str, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
