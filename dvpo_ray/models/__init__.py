@@ -1,0 +1,1 @@
+"""Language models and value models: loading, saving, and reading them token by token."""

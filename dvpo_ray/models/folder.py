@@ -1,0 +1,93 @@
+"""Model folders on disk: written whole or not at all, with a sha256 of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvpo_ray.errors import ModelError
+
+MANIFEST = "manifest.json"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_files(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, str]:
+    """sha256 of every file directly in ``folder``, by name."""
+    return {f.name: sha256_file(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name not in exclude}
+
+
+def check_files(folder: Path, expected: dict[str, str], manifest: str) -> None:
+    """Compare a folder with the hashes its manifest names.
+
+    Raises:
+        ModelError: naming the first file that is missing, altered, or outside the folder.
+    """
+    for name, digest in expected.items():
+        if Path(name).name != name:
+            raise ModelError(f"{folder / manifest}: '{name}' points outside the folder; the manifest is not trusted")
+        file = folder / name
+        if not file.is_file():
+            raise ModelError(f"{file} is missing although {manifest} names it; copy the whole folder again")
+        found = sha256_file(file)
+        if found != digest:
+            raise ModelError(
+                f"{file} was altered: sha256 {found[:16]}..., {manifest} says {digest[:16]}...; copy the folder again or retrain"
+            )
+
+
+@contextmanager
+def written_atomically(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``target`` and rename it into place when the block succeeds.
+
+    Every file is fsynced before the rename; after a failure the temporary folder is removed and ``target`` is untouched.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        temporary.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_manifest(folder: Path, content: dict[str, object]) -> None:
+    """Write ``manifest.json`` with ``content`` and the sha256 of every other file."""
+    (folder / MANIFEST).write_text(json.dumps(content | {"files": hash_files(folder)}, indent=2) + "\n")
+
+
+def check_model_folder(path: str | Path) -> Path:
+    """A folder that looks like a Hugging Face model, verified against its manifest when it has one.
+
+    Raises:
+        ModelError: naming what is missing.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(f"model folder '{folder}' does not exist; give a folder with config.json, safetensors and tokenizer")
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if not list(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise ModelError(f"model folder '{folder}' lacks {', '.join(missing)}; save it with save_pretrained")
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        check_files(folder, json.loads(manifest.read_text()).get("files", {}), MANIFEST)
+    return folder

@@ -1,0 +1,106 @@
+"""Modules that read a transformer at chosen token positions: log-probabilities of answers, and values along them.
+
+Legend: input_ids [B, L] right-padded; positions [N] flat indices into B*L; N tokens of all answers together.
+Only the hidden states at these positions reach a head, so logits of prompts and padding are never computed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+HEAD_CHUNK = 512
+
+
+class PolicyReader(nn.Module):
+    """A causal language model that returns log-probabilities of given tokens."""
+
+    def __init__(self, model: Any, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of ``targets`` [N] and entropy of the distribution [N] (float32, nats; entropy without gradient).
+
+        ``positions`` are those of the tokens *before* the targets.
+        """
+        hidden = _hidden_at(self.model, input_ids, attention_mask, positions)
+        head = self.model.get_output_embeddings()
+        chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+        parts = [self._read(head, h, t) for h, t in chunks]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _read(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            # Logits are the largest tensor by far (vocabulary wide): recompute a chunk's rather than keep all.
+            return checkpoint(_log_prob_and_entropy, head, hidden, targets, self.temperature, use_reentrant=False)
+        return _log_prob_and_entropy(head, hidden, targets, self.temperature)
+
+
+class ValueReader(nn.Module):
+    """A one-label token classifier that returns values at chosen positions."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Values at ``positions`` [N], float32.
+
+        The head runs in float32: bfloat16 would round values near 1 to steps of 0.008, as large as one token's advantage.
+        """
+        hidden = _hidden_at(self.model, input_ids, attention_mask, positions)
+        head = self.model.score
+        bias = None if head.bias is None else head.bias.float()
+        return F.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)
+
+
+def _hidden_at(model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return output.last_hidden_state.flatten(0, 1)[positions]
+
+
+def _log_prob_and_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    log_z = torch.logsumexp(logits, dim=-1)
+    log_prob = logits.gather(1, targets[:, None]).squeeze(1) - log_z
+    with torch.no_grad():
+        probabilities = (logits - log_z[:, None]).exp()
+        entropy = log_z - (probabilities * logits).sum(-1)
+    return log_prob, entropy
+
+
+def load_policy(folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool = False) -> Any:
+    """A causal language model from a folder of safetensors, in evaluation mode (no dropout)."""
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": trust_remote_code}
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+    return model.eval()
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Evaluation mode, no gradients."""
+    return model.eval().requires_grad_(False)
+
+
+def parameter_hash(model: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of all parameters and buffers, in name order.
+
+    The proof that a frozen model stayed frozen.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
