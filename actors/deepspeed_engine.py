@@ -1,0 +1,135 @@
+"""DeepSpeed engines as this project uses them: master weights in float32, one optimizer step when told, weights out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dvpo_ray.config.sections import LearnerSection
+from dvpo_ray.models.folder import write_manifest, written_atomically
+
+
+def join_process_group(rank: int, world: int, address: str, port: int, threads: int) -> torch.device:
+    """Set up this process as one rank; returns its device. Environment and threads are set here and nowhere else."""
+    use_cuda = torch.cuda.is_available()
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK="0",
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+        DS_ACCELERATOR="cuda" if use_cuda else "cpu",
+    )
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", verbose=False)
+    return torch.device("cuda", 0) if use_cuda else torch.device("cpu")
+
+
+class TrainingEngine:
+    """A DeepSpeed engine around a reader module (see ``dvpo_ray.models.token_reader``).
+
+    Gradients of several micro-batches add up until ``apply`` takes the step, which is withheld when the gradient is not
+    finite. Losses must be divided so that the sum over all ranks is the wanted loss: DeepSpeed averages over ranks, and
+    ``backward`` undoes that.
+    """
+
+    def __init__(self, reader: Any, config: LearnerSection, total_steps: int) -> None:
+        import deepspeed
+
+        self._config = config
+        self.world = dist.get_world_size()
+        if config.gradient_checkpointing:
+            reader.model.gradient_checkpointing_enable({"use_reentrant": False})
+            reader.model.train()
+        trainable = [p for p in reader.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trainable, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=reader, model_parameters=trainable, optimizer=optimizer, config=deepspeed_config(config)
+        )
+        self._step = 0
+        self._total_steps = total_steps
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add a micro-batch's gradient; ``last`` marks the step's last micro-batch on this rank."""
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        self.engine.backward(loss * self.world, scale_wrt_gas=False)
+
+    def discard(self) -> None:
+        """Drop the accumulated gradients without a step."""
+        self.engine.optimizer.zero_grad(set_to_none=True)
+
+    def apply(self) -> tuple[float, float]:
+        """Take the optimizer step; returns (gradient norm before clipping, learning rate used)."""
+        rate = self._config.learning_rate * learning_rate_factor(self._step, self._config, self._total_steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.step()
+        self._step += 1
+        norm = self.engine.get_global_grad_norm()
+        return (math.nan if norm is None else float(norm)), rate
+
+    @contextmanager
+    def full_weights(self) -> Iterator[Iterator[tuple[str, Tensor]]]:
+        """(name, tensor) of the wrapped Hugging Face model, gathered over ZeRO-3 shards; tied copies appear once."""
+        import deepspeed
+
+        model = self.engine.module.model
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self._config.zero_stage == 3):
+            yield iter(model.named_parameters())
+
+    def save_pretrained(self, folder: Path, tokenizer: Any, extra: dict[str, object] | None = None) -> None:
+        """Write an ordinary Hugging Face folder (rank 0 writes, all ranks take part), with a manifest when ``extra`` is given."""
+        with self.full_weights():
+            if dist.get_rank() == 0:
+                with written_atomically(folder) as temporary:
+                    self.engine.module.model.save_pretrained(temporary)
+                    tokenizer.save_pretrained(temporary)
+                    if extra is not None:
+                        write_manifest(temporary, extra)
+
+
+def learning_rate_factor(step: int, config: LearnerSection, total_steps: int) -> float:
+    """Share of the peak learning rate at ``step`` (0-based): linear warm-up, then constant, linear or cosine to 0."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    return 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def deepspeed_config(config: LearnerSection) -> dict[str, Any]:
+    """DeepSpeed's settings; batch sizes are placeholders because this project sizes its own micro-batches."""
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.grad_clip,
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+    }
+    return settings
+
+
+def all_reduce(values: dict[str, float], operation: str = "sum") -> dict[str, float]:
+    """Sum or maximum of named numbers over all ranks."""
+    names = sorted(values)
+    tensor = torch.tensor([values[name] for name in names], dtype=torch.float64)
+    if dist.get_backend() == "nccl":
+        tensor = tensor.cuda()
+    dist.all_reduce(tensor, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
+    return dict(zip(names, tensor.tolist(), strict=True))
+

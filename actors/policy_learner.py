@@ -1,0 +1,163 @@
+"""The policy learner rank: scored rows in, one optimizer step, new weights out."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from actors.deepspeed_engine import TrainingEngine, all_reduce
+from actors.rank import Rank
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.sections import ModelSection
+from dvpo_ray.errors import NonFiniteUpdateError
+from dvpo_ray.learning.batching import share_rows
+from dvpo_ray.learning.policy_update import PreparedBatch, TokenBatch, loss, mean_metrics, mini_batch_rows, prepare
+from dvpo_ray.models.token_reader import PolicyReader, load_policy
+from dvpo_ray.rows import PublishedWeights, Ragged, ScoredBatch, StepResult
+from dvpo_ray.weights import WeightPublisher
+
+
+class PolicyLearnerRank(Rank):
+    """One DeepSpeed rank that trains the policy. It holds no value model, no reference and no reward."""
+
+    def __init__(
+        self, rank: int, world: int, model_folder: str, model: ModelSection, policy: PolicyTraining, seed: int, publish_folder: str
+    ) -> None:
+        super().__init__(rank, world, model_folder, model, policy.learner, seed)
+        self.policy = policy
+        self.publish_folder = Path(publish_folder)
+        self.publisher: WeightPublisher | None = None
+        self.skipped = 0
+
+    def start(self, address: str, port: int) -> int:
+        """Join the gang and load the policy; returns this process's id."""
+        pid = self.join(address, port)
+        section = self.model_section
+        model = load_policy(Path(self.model_folder), self.dtype, section.attention, section.trust_remote_code)
+        reader = PolicyReader(model, self.policy.rollout.temperature)
+        updates = self.policy.steps * self.policy.ppo.inner_epochs * self.policy.ppo.mini_batches
+        self.engine = TrainingEngine(reader, self.config, updates)
+        return pid
+
+    def step(self, step: int, beta: float, *batches: ScoredBatch) -> StepResult:
+        """Train on the rows of all ``batches``; every rank is given all rows and works on its share.
+
+        Raises:
+            NonFiniteUpdateError: too many updates in a row had to be withheld.
+        """
+        began = time.monotonic()
+        scored = ScoredBatch.concat(batches)
+        scored = scored.take(sorted(range(len(scored)), key=lambda i: scored.row_ids[i]))
+        prepared, metrics = prepare(scored, self.policy.advantage, self.policy.kl, beta)
+        ppo = self.policy.ppo
+        old = None
+        if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
+            old = self._log_probs(scored)
+        for epoch in range(ppo.inner_epochs):
+            for rows in mini_batch_rows(len(scored), ppo.mini_batches, seed=(self.seed, step, epoch)):
+                metrics |= self._update(prepared, rows, old, beta)
+        trained = time.monotonic()
+        weights = self.publish(step + 1)
+        metrics |= {"seconds/update": trained - began, "seconds/publish": time.monotonic() - trained}
+        metrics["loss/skipped_updates"] = float(self.skipped)
+        return StepResult(step, weights, scored.row_ids, metrics)
+
+    def publish(self, version: int) -> PublishedWeights:
+        """Write the weights for the engines (rank 0 writes, all ranks take part in gathering)."""
+        with self.engine.full_weights() as tensors:
+            if self.rank != 0:
+                return PublishedWeights(version, "", "", 0)
+            if self.publisher is None:
+                layout = {name: tensor.detach() for name, tensor in tensors}
+                self.publisher = WeightPublisher(self.publish_folder, layout)
+                tensors = iter(layout.items())
+            return self.publisher.publish(version, tensors)
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Write the policy as an ordinary Hugging Face folder with a manifest."""
+        self.engine.save_pretrained(Path(folder), self.tokenizer, facts)
+
+    def stop(self) -> None:
+        """Leave the gang and remove published files."""
+        if self.publisher is not None:
+            self.publisher.close()
+        self.leave()
+
+    def _update(self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float) -> dict[str, float]:
+        """One optimizer step on one mini-batch; returns its metrics, equal on all ranks."""
+        scored = prepared.scored
+        lengths = scored.prompt_ids.lengths + scored.response_ids.lengths
+        mine = [int(rows[i]) for i in share_rows([int(lengths[r]) for r in rows], self.world)[self.rank]]
+        tokens = float(scored.response_ids.lengths[rows].sum())
+        groups = self.plan(mine, lengths)
+        sums: dict[str, float] = {}
+        seconds = {"seconds/forward": 0.0, "seconds/backward": 0.0}
+        for number, group in enumerate(groups):
+            t0 = time.monotonic()
+            total, parts = self._micro_loss(prepared, group, old, beta)
+            t1 = time.monotonic()
+            self.engine.backward(total / tokens, last=number == len(groups) - 1)
+            seconds["seconds/forward"] += t1 - t0
+            seconds["seconds/backward"] += time.monotonic() - t1
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        metrics = mean_metrics(all_reduce(sums), tokens)
+        t2 = time.monotonic()
+        metrics |= self._apply(finite=math.isfinite(metrics["loss/policy"]))
+        return metrics | seconds | {"seconds/optimizer": time.monotonic() - t2}
+
+    def _apply(self, finite: bool) -> dict[str, float]:
+        if finite:
+            norm, rate = self.engine.apply()
+            finite = math.isfinite(norm)
+            if finite:
+                self.skipped = 0
+                return {"optimizer/grad_norm": norm, "optimizer/learning_rate": rate}
+        else:
+            self.engine.discard()
+        self.skipped += 1
+        if self.skipped > self.config.max_skipped_updates:
+            raise NonFiniteUpdateError(
+                f"{self.skipped} updates in a row had a loss or gradient that was not finite and were withheld; "
+                "lower learner.learning_rate or look at the rows in metrics.jsonl"
+            )
+        return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
+
+    def _micro_loss(self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = group or [0]
+        batch = self.pad(*self._sequences(prepared.scored, rows))
+        log_probs, entropy = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+        tokens = TokenBatch.of(prepared, rows, old, self.device)
+        total, parts = loss(log_probs, entropy, tokens, self.policy.ppo, self.policy.kl, beta)
+        if group:
+            return total, parts
+        return total * 0.0, {name: value * 0.0 for name, value in parts.items()}
+
+    def _log_probs(self, scored: ScoredBatch) -> Ragged:
+        """The current policy's log-probs of all rows, each rank computing its share."""
+        lengths = scored.prompt_ids.lengths + scored.response_ids.lengths
+        mine = share_rows([int(n) for n in lengths], self.world)[self.rank]
+        found: dict[int, np.ndarray] = {}
+        for group in self.plan(mine, lengths):
+            rows = group or [0]
+            batch = self.pad(*self._sequences(scored, rows))
+            with torch.no_grad():
+                flat, _ = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+            if group:
+                parts = np.split(flat.float().cpu().numpy(), np.cumsum(batch.response_lengths)[:-1])
+                found |= dict(zip(group, parts, strict=True))
+        if self.world > 1:
+            gathered: list[dict[int, np.ndarray]] = [{} for _ in range(self.world)]
+            dist.all_gather_object(gathered, found)
+            found = {row: values for part in gathered for row, values in part.items()}
+        return Ragged.of([found[i] for i in range(len(scored))], np.float32)
+
+    @staticmethod
+    def _sequences(scored: ScoredBatch, rows: list[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return scored.prompt_ids.take(rows).rows(), scored.response_ids.take(rows).rows()

@@ -1,0 +1,76 @@
+"""What learner processes of every kind share: joining a process group and padding their share of a batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
+from dvpo_ray.config.sections import LearnerSection, ModelSection
+from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
+
+
+class Rank:
+    """One process of a learner gang."""
+
+    def __init__(self, rank: int, world: int, model_folder: str, model: ModelSection, learner: LearnerSection, seed: int) -> None:
+        self.rank = rank
+        self.world = world
+        self.model_folder = model_folder
+        self.model_section = model
+        self.config = learner
+        self.seed = seed
+        self.device = torch.device("cpu")
+        self.tokenizer: Any = None
+        self.engine: TrainingEngine
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and free port of this process, for rank 0 to be found at."""
+        import ray
+
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, int(probe.getsockname()[1])
+
+    def join(self, address: str, port: int) -> int:
+        """Join the process group; returns this process's id."""
+        from transformers import AutoTokenizer
+
+        self.device = join_process_group(self.rank, self.world, address, port, self.config.cpu_threads)
+        torch.manual_seed(self.seed)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.model_folder)
+        return os.getpid()
+
+    def leave(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute type of the model."""
+        return getattr(torch, self.config.dtype)
+
+    def plan(self, rows: Sequence[int], lengths: np.ndarray) -> list[list[int]]:
+        """Micro-batches of this rank's rows, as many on every rank.
+
+        Sharded optimizers communicate in every pass, so ranks with fewer micro-batches add empty ones.
+        """
+        groups = [[rows[i] for i in group] for group in micro_batches([int(lengths[r]) for r in rows], self.config.token_budget)]
+        if self.world > 1:
+            most = int(all_reduce({"n": float(len(groups))}, "max")["n"])
+            groups += [[] for _ in range(most - len(groups))]
+        return groups
+
+    def pad(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> SequenceBatch:
+        """Right-padded tensors on this rank's device."""
+        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        return pad_sequences(prompts, responses, pad_id, self.device)
+

@@ -1,0 +1,167 @@
+"""The rollout actor: one vLLM engine that streams answers as they finish and takes new weights between steps."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dvpo_ray.config.sections import RolloutSection
+from dvpo_ray.errors import ActorFailedError, WeightSyncError
+from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights
+from dvpo_ray.weights import verify_published
+
+
+class RolloutActor:
+    """Holds one AsyncLLM engine. All methods run on the actor's event loop.
+
+    The engine is fenced (refuses to generate) from the moment an update begins until its checksum is known.
+    """
+
+    def __init__(self, model: str, config: RolloutSection, seed: int, trust_remote_code: bool = False) -> None:
+        self._model = model
+        self._config = config
+        self._seed = seed
+        self._trust_remote_code = trust_remote_code
+        self._engine: Any = None
+        self._fence: str | None = "the engine has not started"
+        self._version = 0
+        self._update_s = 0.0
+
+    async def start(self) -> str:
+        """Start the engine on the weights in the model folder; returns the weights' checksum."""
+        from vllm.config import WeightTransferConfig
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        engine = self._config.engine
+        args = AsyncEngineArgs(
+            model=self._model,
+            dtype=engine.dtype,
+            max_model_len=engine.max_model_len,
+            max_num_seqs=engine.max_num_seqs,
+            enforce_eager=engine.enforce_eager,
+            tensor_parallel_size=engine.tensor_parallel,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            enable_prefix_caching=engine.prefix_caching,
+            trust_remote_code=self._trust_remote_code,
+            seed=self._seed,
+            # Log-probs of the distribution sampled from; the default would ignore temperature and top-p.
+            logprobs_mode="processed_logprobs",
+            worker_extension_cls="actors.vllm_worker.DvpoWorkerExtension",
+            weight_transfer_config=WeightTransferConfig(backend="dvpo_safetensors"),
+            disable_log_stats=True,
+        )
+        self._engine = AsyncLLM.from_engine_args(args)
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+        checksum = await self._checksum()
+        await self._engine.update_weight_version(str(self._version))
+        self._fence = None
+        return checksum
+
+    async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Answer]:
+        """Stream one Answer for each request, in the order they finish.
+
+        Raises:
+            ActorFailedError: an answer missed its deadline; the message names its row.
+            WeightSyncError: the engine is fenced.
+        """
+        if self._fence:
+            raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
+        tasks = [asyncio.create_task(self._answer(request)) for request in requests]
+        try:
+            for finished in asyncio.as_completed(tasks):
+                yield await finished
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def update_weights(self, weights: PublishedWeights) -> str:
+        """Verify and load a version; returns the checksum of the weights now serving.
+
+        A payload that fails verification is refused before the engine is touched. A failure after that leaves the engine
+        fenced until a full update succeeds.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        started = time.monotonic()
+        await asyncio.to_thread(verify_published, weights)
+        self._fence = f"an update to version {weights.version} did not complete"
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        await self._engine.start_weight_update()
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
+        await self._engine.finish_weight_update(weight_version=str(weights.version))
+        await self._engine.reset_prefix_cache()
+        checksum = await self._checksum()
+        await self._engine.resume_generation()
+        self._version = weights.version
+        self._fence = None
+        self._update_s = time.monotonic() - started
+        return checksum
+
+    async def stop(self) -> None:
+        """Shut the engine's processes down."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            self._fence = "the engine was stopped"
+            await asyncio.to_thread(engine.shutdown)
+
+    async def _answer(self, request: GenerationRequest) -> Answer:
+        from vllm import SamplingParams
+
+        config = self._config
+        sampling = SamplingParams(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=config.max_new_tokens,
+            seed=request.seed,
+            logprobs=0,
+            detokenize=False,
+        )
+        final = None
+        try:
+            async with asyncio.timeout(config.row_timeout_s):
+                prompt = {"prompt_token_ids": list(request.prompt_ids)}
+                async for output in self._engine.generate(prompt, sampling, request.row_id):
+                    final = output
+        except TimeoutError:
+            raise ActorFailedError(
+                f"row {request.row_id}: no complete answer within {config.row_timeout_s} s "
+                f"({0 if final is None else len(final.outputs[0].token_ids)} tokens so far); "
+                "raise rollout.row_timeout_s or lower rollout.max_new_tokens"
+            ) from None
+        if final is None:
+            raise ActorFailedError(f"row {request.row_id}: the engine ended without an answer")
+        return _to_answer(request, final.outputs[0])
+
+    async def _checksum(self) -> str:
+        """One digest over the digests of every parameter of every worker."""
+        per_worker = await self._engine.compute_weight_checksums()
+        digest = hashlib.sha256()
+        for digests in per_worker:
+            for name, value in sorted(digests.items()):
+                digest.update(f"{name}={value};".encode())
+        return digest.hexdigest()
+
+
+def _to_answer(request: GenerationRequest, output: Any) -> Answer:
+    ids = np.asarray(output.token_ids, dtype=np.int32)
+    log_probs = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
+    if output.weight_versions is None:
+        raise ActorFailedError(f"row {request.row_id}: the engine did not say which weight version sampled it")
+    versions = np.zeros(ids.size, dtype=np.int32)
+    for span in output.weight_versions:
+        versions[span.start : span.end] = int(span.version)
+    return Answer(
+        row_id=request.row_id,
+        prompt_ids=np.asarray(request.prompt_ids, dtype=np.int32),
+        response_ids=ids,
+        log_probs=np.asarray(log_probs, dtype=np.float32),
+        versions=versions,
+        finish_reason=str(output.finish_reason),
+    )

@@ -1,0 +1,90 @@
+"""The scorer actor: frozen value model and frozen reference model, both read in one visit.
+
+It is stateless: the same answers give the same scores on any replica, so it may be killed, restarted and asked again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dvpo_ray.config.sections import ModelSection, ScorerSection
+from dvpo_ray.learning.batching import micro_batches, pad_sequences
+from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
+from dvpo_ray.models.value_model import load_value_model, read_seal
+from dvpo_ray.rows import Answer, Ragged, ScoredBatch
+
+
+class ScorerActor:
+    """Holds the two frozen models; ``value_model`` None scores reference log-probs alone (values are 0)."""
+
+    def __init__(
+        self, model_folder: str, value_model: str | None, model: ModelSection, scorer: ScorerSection, temperature: float
+    ) -> None:
+        self._folders = (Path(model_folder), None if value_model is None else Path(value_model))
+        self._model = model
+        self._config = scorer
+        self._temperature = temperature
+        self._reference: Any = None
+        self._value: Any = None
+        self._pad_id = 0
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def start(self) -> str:
+        """Load and verify both models; returns the value model's parameter hash."""
+        from transformers import AutoTokenizer
+
+        torch.set_num_threads(self._config.cpu_threads or os.cpu_count() or 1)
+        base, value = self._folders
+        dtype = getattr(torch, self._config.dtype)
+        options = (dtype, self._model.attention, self._model.trust_remote_code)
+        self._reference = freeze(PolicyReader(load_policy(base, *options), self._temperature)).to(self._device)
+        if value is not None:
+            read_seal(value)
+            self._value = freeze(ValueReader(load_value_model(value, *options))).to(self._device)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return self.parameter_hash()
+
+    def parameter_hash(self) -> str:
+        """sha256 of the value model's parameters as they are in memory now."""
+        return parameter_hash(self._value) if self._value is not None else ""
+
+    @torch.inference_mode()
+    def score(self, *answers: Answer) -> ScoredBatch:
+        """Frozen values q_0..q_T and reference log-probs of every answer, in the order given."""
+        lengths = [a.prompt_ids.size + a.response_ids.size for a in answers]
+        values: list[np.ndarray] = [np.empty(0)] * len(answers)
+        ref_log_probs = list(values)
+        for group in micro_batches(lengths, self._config.token_budget):
+            self._score_group(answers, group, values, ref_log_probs)
+        return ScoredBatch(
+            row_ids=tuple(a.row_id for a in answers),
+            prompt_ids=Ragged.of([a.prompt_ids for a in answers], np.int32),
+            response_ids=Ragged.of([a.response_ids for a in answers], np.int32),
+            log_probs=Ragged.of([a.log_probs for a in answers], np.float32),
+            versions=Ragged.of([a.versions for a in answers], np.int32),
+            values=Ragged.of(values, np.float32),
+            ref_log_probs=Ragged.of(ref_log_probs, np.float32),
+            finish_reasons=tuple(a.finish_reason for a in answers),
+        )
+
+    def _score_group(
+        self, answers: Sequence[Answer], group: list[int], values: list[np.ndarray], ref_log_probs: list[np.ndarray]
+    ) -> None:
+        prompts = [answers[i].prompt_ids for i in group]
+        batch = pad_sequences(prompts, [answers[i].response_ids for i in group], self._pad_id, self._device)
+        ends = np.cumsum(batch.response_lengths)[:-1]
+        log_probs, _ = self._reference(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+        value_ends = np.cumsum(batch.response_lengths + 1)[:-1]
+        if self._value is None:
+            flat = np.zeros(batch.with_prompt_end.numel(), dtype=np.float32)
+        else:
+            flat = self._value(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
+        for i, q, p in zip(group, np.split(flat, value_ends), np.split(log_probs.cpu().numpy(), ends), strict=True):
+            values[i], ref_log_probs[i] = q, p

@@ -1,0 +1,119 @@
+"""The value learner rank: labelled pairs in, a value model out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.deepspeed_engine import TrainingEngine, all_reduce
+from actors.rank import Rank
+from dvpo_ray.config.algorithms import TargetConfig
+from dvpo_ray.config.recipes import ValueTraining
+from dvpo_ray.config.sections import ModelSection
+from dvpo_ray.errors import NonFiniteUpdateError
+from dvpo_ray.learning import value_update
+from dvpo_ray.learning.batching import SequenceBatch, micro_batches, share_rows
+from dvpo_ray.learning.value_update import LabelledAnswer
+from dvpo_ray.models.token_reader import ValueReader
+from dvpo_ray.models.value_model import new_value_model
+
+
+class ValueLearnerRank(Rank):
+    """One DeepSpeed rank that trains the value model on pairs of answers (chosen, rejected)."""
+
+    def __init__(
+        self, rank: int, world: int, model_folder: str, model: ModelSection, value: ValueTraining, seed: int, total_steps: int
+    ) -> None:
+        super().__init__(rank, world, model_folder, model, value.learner, seed)
+        self.value = value
+        self.total_steps = total_steps
+        self.skipped = 0
+
+    def start(self, address: str, port: int) -> int:
+        """Join the gang and grow the value model from the base model; returns this process's id."""
+        pid = self.join(address, port)
+        section = self.model_section
+        model = new_value_model(Path(self.model_folder), section.attention, self.dtype, section.trust_remote_code)
+        self.engine = TrainingEngine(ValueReader(model.eval()), self.config, self.total_steps * self.value.inner_epochs)
+        return pid
+
+    def step(self, pairs: Sequence[tuple[LabelledAnswer, LabelledAnswer]], target: TargetConfig) -> dict[str, float]:
+        """Train on one batch of pairs (every rank is given all, and takes its share); metrics are equal on all ranks."""
+        sizes = [max(_tokens(a) for a in pair) for pair in pairs]
+        mine = share_rows(sizes, self.world)[self.rank]
+        # A pair stays together in a micro-batch, so a row of the plan is two rows of the longer answer's length.
+        groups = self.plan(mine, np.array([2 * size for size in sizes]))
+        batches = [[answer for i in group for answer in pairs[i]] for group in groups]
+        goals: list[Tensor | None] = [None] * len(batches)
+        metrics: dict[str, float] = {}
+        for epoch in range(self.value.inner_epochs):
+            sums = {"loss/value": 0.0, "value/mean": 0.0}
+            for number, answers in enumerate(batches):
+                total, goals[number], values = self._loss(answers, goals[number], target)
+                self.engine.backward(total / (2 * len(pairs)), last=number == len(batches) - 1)
+                if answers:
+                    sums["loss/value"] += float(total.detach())
+                    sums["value/mean"] += float(values.mean()) * len(answers)
+            metrics = {name: value / (2 * len(pairs)) for name, value in all_reduce(sums).items()}
+            metrics |= self._apply(math.isfinite(metrics["loss/value"]), epoch)
+        return metrics
+
+    def values(self, answers: Sequence[LabelledAnswer]) -> dict[int, np.ndarray]:
+        """q_0..q_T of this rank's share of ``answers``, by index."""
+        lengths = [_tokens(answer) for answer in answers]
+        mine = share_rows(lengths, self.world)[self.rank]
+        found: dict[int, np.ndarray] = {}
+        for group in self.plan(mine, np.array(lengths)):
+            batch = self._pad([answers[i] for i in group] or [answers[0]])
+            with torch.no_grad():
+                flat = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end).float().cpu().numpy()
+            if group:
+                found |= dict(zip(group, np.split(flat, np.cumsum(batch.response_lengths + 1)[:-1]), strict=True))
+        return found
+
+    def save(self, folder: str) -> None:
+        """Write the value model as an ordinary Hugging Face token classifier."""
+        self.engine.save_pretrained(Path(folder), self.tokenizer)
+
+    def stop(self) -> None:
+        """Leave the gang."""
+        self.leave()
+
+    def _loss(self, answers: list[LabelledAnswer], goals: Tensor | None, target: TargetConfig) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss sum, the targets (made on the first pass, then held fixed) and the values, detached."""
+        if not answers:
+            example = LabelledAnswer(np.array([0]), np.array([0]), 1.0)
+            batch = self._pad([example, example])
+            values = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
+            return values.sum() * 0.0, values.detach(), values.detach()
+        batch = self._pad(answers)
+        values = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
+        if goals is None:
+            labels = torch.tensor([answer.label for answer in answers], device=self.device)
+            goals = value_update.targets(values, batch.response_lengths, labels, target)
+        return value_update.loss(values, goals, batch.response_lengths, target), goals, values.detach()
+
+    def _apply(self, finite: bool, epoch: int) -> dict[str, float]:
+        if finite:
+            norm, rate = self.engine.apply()
+            if math.isfinite(norm):
+                self.skipped = 0
+                return {"optimizer/grad_norm": norm, "optimizer/learning_rate": rate}
+        else:
+            self.engine.discard()
+        self.skipped += 1
+        if self.skipped > self.config.max_skipped_updates:
+            raise NonFiniteUpdateError(f"{self.skipped} value updates in a row were not finite; lower learner.learning_rate")
+        return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
+
+    def _pad(self, answers: Sequence[LabelledAnswer]) -> SequenceBatch:
+        return self.pad([a.prompt_ids for a in answers], [a.response_ids for a in answers])
+
+
+def _tokens(answer: LabelledAnswer) -> int:
+    return answer.prompt_ids.size + answer.response_ids.size

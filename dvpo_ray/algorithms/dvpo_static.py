@@ -1,0 +1,13 @@
+"""`dvpo_static`: see `dvpo_ray.maths.advantages.dvpo_static` for the equation."""
+
+from torch import Tensor
+
+from dvpo_ray.algorithms.registry import register
+from dvpo_ray.config.algorithms import DvpoStatic
+from dvpo_ray.maths import advantages
+
+
+@register("dvpo_static")
+def estimate(settings: DvpoStatic, q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor) -> Tensor:
+    """Advantages [B, T] from frozen values and KL rewards."""
+    return advantages.dvpo_static(q_bt, k_bt, mask_bt)

@@ -1,0 +1,67 @@
+"""The driver: one step is one line an arrow.
+
+    prompts --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner (DeepSpeed) --> weights back to rollouts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.errors import FrozenValueChangedError
+from dvpo_ray.ledger import Ledger
+from dvpo_ray.maths.kl_control import next_coefficient
+from dvpo_ray.run import Run
+from dvpo_ray.stages import Stages
+
+
+def train(
+    config: PolicyTraining, stages: Stages, ledger: Ledger, run: Run, evaluate: Callable[[int], None] = lambda step: None
+) -> None:
+    """Train for ``config.steps`` steps.
+
+    Args:
+        config: policy training settings.
+        stages: the actors, or fakes.
+        ledger: where rows come from.
+        run: where metrics and spans go.
+        evaluate: called with the number of finished steps when ``evaluation.every`` asks for it.
+
+    Raises:
+        FrozenValueChangedError: the value model is not bit for bit what it was at the start.
+    """
+    sealed = stages.scorers.value_hash()
+    kl = KlControl(config.kl.control, config.rollout.rows_per_step)
+    every = config.evaluation.every if config.evaluation else 0
+    for step in range(config.steps):
+        with run.step(step) as record:
+            requests = ledger.admit(step)
+            answers = record.stream("rollout", stages.rollouts.generate(requests))
+            scored = record.drain("score", stages.scorers.score(answers))
+            with record.span("learn"):
+                result = stages.learner.step(step, kl.beta, scored)
+            with record.span("sync"):
+                checksum = stages.rollouts.sync(result.weights)
+            ledger.trained_rows(result.row_ids)
+            kl.observe(result.metrics["kl/per_answer"])
+            record.commit(result, ledger.check(), checksum)
+        if every and (step + 1) % every == 0 and step + 1 < config.steps:
+            evaluate(step + 1)
+    found = stages.scorers.value_hash()
+    if found != sealed:
+        raise FrozenValueChangedError(f"value model parameters changed during the run: {sealed[:16]}... became {found[:16]}...")
+
+
+class KlControl:
+    """The KL coefficient of each step."""
+
+    def __init__(self, control: KlControlConfig, rows_per_step: int) -> None:
+        self._control = control
+        self._rows = rows_per_step
+        self.beta = control.coefficient
+
+    def observe(self, kl_per_answer: float) -> None:
+        """Adapt to the KL of the step just trained."""
+        if isinstance(self._control, AdaptiveKl):
+            self.beta = next_coefficient(self.beta, kl_per_answer, self._control.target, self._control.horizon, self._rows)

@@ -1,0 +1,105 @@
+"""Micro-batches under a token budget, fair shares of ranks, and padded tensors.
+
+Padding exists only inside one micro-batch: rows are sorted by length, so little of it is wasted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group row indices so that rows x longest row <= ``token_budget``, longest rows first.
+
+    Groups are evened out: no group is made smaller than needed only because an earlier one was filled to the brim.
+
+    Raises:
+        ValueError: one row alone is over the budget.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if order and lengths[order[0]] > token_budget:
+        raise ValueError(f"a row of {lengths[order[0]]} tokens does not fit the token budget of {token_budget}")
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= token_budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def share_rows(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Split row indices over ranks with nearly equal token sums: longest first, to the rank with least so far."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        rank = min(range(ranks), key=lambda r: (loads[r], len(shares[r])))
+        shares[rank].append(index)
+        loads[rank] += lengths[index]
+    return shares
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """B rows of prompt + response, right-padded to L, and where their tokens of interest stand.
+
+    Attributes:
+        input_ids: [B, L].
+        attention_mask: [B, L], 1 on real tokens.
+        response_lengths: T_i of each row [B].
+        before_response: flat positions (into B*L) of the token before each response token, [N = sum T_i].
+        with_prompt_end: flat positions of the last prompt token and all response tokens, [N + B].
+        targets: response token ids [N].
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    response_lengths: np.ndarray
+    before_response: Tensor
+    with_prompt_end: Tensor
+    targets: Tensor
+
+
+def pad_sequences(
+    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], pad_id: int, device: torch.device | str = "cpu"
+) -> SequenceBatch:
+    """Build a SequenceBatch from ragged rows. A model with causal attention never sees the right padding."""
+    lengths = [p.size + r.size for p, r in zip(prompts, responses, strict=True)]
+    width = max(lengths)
+    ids = np.full((len(lengths), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(lengths), width), dtype=np.int64)
+    before, with_end = [], []
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        ids[i, : prompt.size] = prompt
+        ids[i, prompt.size : lengths[i]] = response
+        mask[i, : lengths[i]] = 1
+        first = i * width + prompt.size - 1
+        before.append(np.arange(first, first + response.size))
+        with_end.append(np.arange(first, first + response.size + 1))
+    return SequenceBatch(
+        input_ids=torch.from_numpy(ids).to(device),
+        attention_mask=torch.from_numpy(mask).to(device),
+        response_lengths=np.array([r.size for r in responses]),
+        before_response=torch.from_numpy(np.concatenate(before)).to(device),
+        with_prompt_end=torch.from_numpy(np.concatenate(with_end)).to(device),
+        targets=torch.from_numpy(np.concatenate(responses).astype(np.int64)).to(device),
+    )
+
+
+def to_padded(flat: Tensor | np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Ragged rows as a right-padded float32 matrix [B, max length] and its mask."""
+    values = torch.as_tensor(flat)
+    mask = torch.arange(int(lengths.max()), device=values.device)[None, :] < torch.as_tensor(lengths, device=values.device)[:, None]
+    out = torch.zeros(mask.shape, dtype=torch.float32, device=values.device)
+    out = out.masked_scatter(mask, values.float())
+    return out, mask.float()
+
+
+def to_flat(padded: Tensor, mask: Tensor) -> Tensor:
+    """Active entries of a padded matrix, row by row [N]."""
+    return padded[mask > 0]

@@ -1,0 +1,123 @@
+"""One step of policy learning on scored rows: advantages, mini-batches and the clipped loss.
+
+This file knows nothing of processes. A learner rank calls ``prepare`` once per step, ``mini_batch_rows`` once per inner
+epoch and ``loss`` once per micro-batch; sums over ranks are its own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dvpo_ray.algorithms import advantages
+from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, PpoUpdateSection
+from dvpo_ray.learning.batching import to_flat, to_padded
+from dvpo_ray.maths.losses import clipped_policy_loss, kl_k3, kl_rewards
+from dvpo_ray.maths.masked import moments, whiten
+from dvpo_ray.rows import Ragged, ScoredBatch
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """Scored rows with their advantages (ragged, T_i per row), whitened over the whole step."""
+
+    scored: ScoredBatch
+    advantages: Ragged
+
+
+def prepare(scored: ScoredBatch, advantage: AdvantageConfig, kl: KlSection, beta: float) -> tuple[PreparedBatch, dict[str, float]]:
+    """Advantages of all rows of a step, and metrics.
+
+    Every rank sees all rows of the step (they are small), so the whitening is exact over the global batch without a
+    collective. The KL reward is measured under the engine's log-probs: those of the distribution that was sampled.
+    """
+    lengths = scored.response_ids.lengths
+    q_bt, _ = to_padded(scored.values.flat, lengths + 1)
+    mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
+    ref_bt, _ = to_padded(scored.ref_log_probs.flat, lengths)
+    k_bt = kl_rewards(mu_bt, ref_bt, beta if kl.placement == "reward" else 0.0) * mask_bt
+    raw_bt = advantages(advantage, q_bt, k_bt, mask_bt)
+    white_bt = whiten(raw_bt, mask_bt, moments(raw_bt, mask_bt), advantage.whitening)
+    flat = to_flat(white_bt, mask_bt).numpy()
+    log_ratio_bt = (mu_bt - ref_bt) * mask_bt
+    raw = to_flat(raw_bt, mask_bt)
+    cut = sum(reason == "length" for reason in scored.finish_reasons) / len(scored)
+    metrics = {
+        "value/mean": float(to_flat(q_bt[:, 1:], mask_bt).mean()),
+        "value/last": float(np.mean([row[-1] for row in scored.values.rows()])),
+        "value/prompt": float(np.mean([row[0] for row in scored.values.rows()])),
+        "advantage/mean": float(raw.mean()),
+        "advantage/std": float(raw.std(unbiased=False)),
+        "kl/per_token": float(log_ratio_bt.sum() / mask_bt.sum()),
+        "kl/per_answer": float(log_ratio_bt.sum(1).mean()),
+        "kl/beta": beta,
+        "answer/tokens": float(lengths.mean()),
+        "answer/cut_share": cut,
+    }
+    return PreparedBatch(scored, Ragged(flat, lengths)), metrics
+
+
+def mini_batch_rows(rows: int, mini_batches: int, seed: tuple[int, ...]) -> list[np.ndarray]:
+    """A random split of row indices into equal mini-batches; the same on every rank for the same seed."""
+    order = np.arange(rows) if mini_batches == 1 else np.random.default_rng(seed).permutation(rows)
+    return np.array_split(order, mini_batches)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Per-token inputs of the loss for N response tokens, in the row order of a micro-batch."""
+
+    engine_log_probs: Tensor
+    ref_log_probs: Tensor
+    advantages: Tensor
+    old_log_probs: Tensor | None
+
+    @classmethod
+    def of(cls, prepared: PreparedBatch, rows: list[int], old: Ragged | None, device: torch.device | str) -> TokenBatch:
+        """Gather the tokens of ``rows``; ``old`` are the learner's own log-probs when they were computed beforehand."""
+
+        def flat(ragged: Ragged) -> Tensor:
+            return torch.from_numpy(ragged.take(rows).flat).float().to(device)
+
+        return cls(
+            flat(prepared.scored.log_probs),
+            flat(prepared.scored.ref_log_probs),
+            flat(prepared.advantages),
+            None if old is None else flat(old),
+        )
+
+
+def loss(
+    log_probs: Tensor, entropy: Tensor, tokens: TokenBatch, ppo: PpoUpdateSection, kl: KlSection, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss summed over N tokens, and sums for metrics (each a scalar tensor, to be divided by the token count).
+
+    ``tokens.old_log_probs`` None means that this is the first and only pass: the old policy is the current one, detached.
+    """
+    current = log_probs.detach()
+    old = tokens.engine_log_probs if ppo.old_log_probs == "engine" else tokens.old_log_probs
+    if old is None:
+        old = current
+    total, clipped = clipped_policy_loss(log_probs, old, tokens.advantages, ppo.clip_range)
+    if kl.placement == "loss":
+        total = total + beta * kl_k3(log_probs, tokens.ref_log_probs).sum()
+    gap = current - tokens.engine_log_probs
+    sums = {
+        "loss/policy": total.detach(),
+        "ppo/clip_share": clipped.float().sum(),
+        "ppo/approx_kl": kl_k3(old, current).sum(),
+        "policy/entropy": entropy.sum(),
+        "gap/abs_log_prob": gap.abs().sum(),
+        "gap/kl_k3": (torch.expm1(gap) - gap).sum(),
+        "kl/learner_per_token": (current - tokens.ref_log_probs).sum(),
+    }
+    return total, sums
+
+
+def mean_metrics(sums: Mapping[str, float], tokens: float) -> dict[str, float]:
+    """Token sums to token means."""
+    return {name: value / tokens for name, value in sums.items()}

@@ -1,0 +1,76 @@
+"""One step of value pretraining on preference pairs: targets and loss sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from dvpo_ray.config.algorithms import BtTarget, McTarget, TargetConfig, TdTarget
+from dvpo_ray.learning.batching import to_flat, to_padded
+from dvpo_ray.maths.losses import bradley_terry_loss, value_loss
+from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values
+from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
+
+
+@dataclass(frozen=True)
+class LabelledAnswer:
+    """One half of a pair: prompt and answer token ids, its label +1 or -1."""
+
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    label: float
+
+
+def resolve_target(target: TargetConfig, mean_answer_tokens: float) -> TargetConfig:
+    """The same settings with ``lam = "auto"`` replaced by a number chosen by answer length."""
+    if isinstance(target, TdTarget | BtTarget) and target.lam == "auto":
+        return target.model_copy(update={"lam": default_lambda(mean_answer_tokens)})
+    return target
+
+
+def targets(values: Tensor, lengths: np.ndarray, labels: Tensor, target: TargetConfig) -> Tensor:
+    """Regression targets, flat [sum (T_i + 1)], from current values (flat, held fixed)."""
+    q_bt, mask_bt = to_padded(values.detach(), lengths + 1)
+    if isinstance(target, McTarget):
+        return to_flat(mc_targets(labels, mask_bt), mask_bt)
+    assert target.lam != "auto", "resolve_target comes first"
+    return to_flat(td_targets(q_bt, labels, mask_bt, float(target.lam)), mask_bt)
+
+
+def loss(values: Tensor, goals: Tensor, lengths: np.ndarray, target: TargetConfig) -> Tensor:
+    """Loss summed over answers, a scalar.
+
+    Args:
+        values: flat [sum (T_i + 1)] with gradient; rows alternate chosen, rejected when the target is ``bt``.
+        goals: flat targets.
+        lengths: T_i.
+        target: resolved settings.
+    """
+    q_bt, mask_bt = to_padded(values, lengths + 1)
+    goal_bt, _ = to_padded(goals, lengths + 1)
+    total = value_loss(q_bt, goal_bt, mask_bt)
+    if isinstance(target, BtTarget):
+        response_mask = mask_bt.clone()
+        response_mask[:, 0] = 0
+        scores = (q_bt * response_mask).sum(1) / response_mask.sum(1)
+        total = total + target.coefficient * bradley_terry_loss(scores[0::2], scores[1::2])
+    return total
+
+
+def pair_accuracy(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray]) -> dict[str, float]:
+    """Share of pairs whose chosen answer scores higher, by every aggregate of response values q_1..q_T; ties count half."""
+    result = {}
+    for how in AGGREGATES:
+        wins = pair_wins(chosen, rejected, how)
+        result[how] = float(np.mean(wins))
+    return result
+
+
+def pair_wins(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray], how: str) -> list[float]:
+    """1 where the chosen answer scores higher, 0.5 for a tie, 0 otherwise. Each array holds q_0..q_T."""
+    scores = ((aggregate_values(c[1:], how), aggregate_values(r[1:], how)) for c, r in zip(chosen, rejected, strict=True))
+    return [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in scores]
+

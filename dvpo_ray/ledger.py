@@ -1,0 +1,65 @@
+"""The ledger: every admitted row has one state, and the books balance at every commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.rows import GenerationRequest
+
+
+class Ledger:
+    """Counts rows: admitted = trained + dead-lettered + in flight; no row twice.
+
+    Prompts are visited in a seeded order, every prompt once per epoch; the position is a function of the step alone, so a
+    run that starts again at step n admits the same rows.
+    """
+
+    def __init__(self, prompts: Sequence[EncodedPrompt], prompts_per_step: int, answers_per_prompt: int, seed: int) -> None:
+        self._prompts = prompts
+        self._prompts_per_step = prompts_per_step
+        self._answers_per_prompt = answers_per_prompt
+        self._seed = seed
+        self._in_flight: set[str] = set()
+        self.admitted = 0
+        self.trained = 0
+        self.dead_lettered = 0
+
+    def admit(self, step: int) -> list[GenerationRequest]:
+        """The requests of one step: row id ``step/prompt/answer`` and a seed of its own for each."""
+        first = step * self._prompts_per_step
+        requests = []
+        for slot in range(first, first + self._prompts_per_step):
+            epoch, offset = divmod(slot, len(self._prompts))
+            order = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompts))
+            prompt = self._prompts[int(order[offset])]
+            for answer in range(self._answers_per_prompt):
+                row_id = f"{step}/{slot}:{prompt.row_id}/{answer}"
+                seed = int(np.random.default_rng((self._seed, slot, answer)).integers(2**31))
+                requests.append(GenerationRequest(row_id, tuple(prompt.prompt_ids), seed))
+        ids = {request.row_id for request in requests}
+        assert len(ids) == len(requests) and not ids & self._in_flight, "row ids are unique"
+        self._in_flight |= ids
+        self.admitted += len(requests)
+        return requests
+
+    def trained_rows(self, row_ids: Iterable[str]) -> None:
+        """Take rows off the books as trained; a row that is not in flight is a bug in the pipeline."""
+        ids = list(row_ids)
+        unknown = set(ids) - self._in_flight
+        assert not unknown and len(set(ids)) == len(ids), f"rows trained twice or never admitted: {sorted(unknown)[:3]}"
+        self._in_flight -= set(ids)
+        self.trained += len(ids)
+
+    def check(self) -> dict[str, int]:
+        """The invariant, and the counts for the record."""
+        in_flight = len(self._in_flight)
+        assert self.admitted == self.trained + self.dead_lettered + in_flight, "the ledger does not balance"
+        return {
+            "ledger/admitted": self.admitted,
+            "ledger/trained": self.trained,
+            "ledger/dead_lettered": self.dead_lettered,
+            "ledger/in_flight": in_flight,
+        }

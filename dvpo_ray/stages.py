@@ -1,0 +1,62 @@
+"""What the driver knows of the stages: Protocols and opaque handles.
+
+A handle stands for data that lives elsewhere (a Ray object reference, or the object itself in tests); the driver passes
+handles on and never looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from dvpo_ray.rows import GenerationRequest, PublishedWeights, ScoredBatch, StepResult
+
+Handle = Any
+
+
+class Rollouts(Protocol):
+    """Generates answers. Consumes requests, produces one answer handle each, as they finish."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
+        """Waits for engines; raises ActorFailedError when one dies or misses a deadline."""
+        ...
+
+    def sync(self, weights: PublishedWeights) -> str:
+        """Bring every engine to these weights; returns the checksum they all share."""
+        ...
+
+
+class Scorers(Protocol):
+    """Scores answers. Consumes answer handles, produces scored-batch handles as micro-batches fill."""
+
+    def score(self, answers: Iterable[Handle]) -> Iterator[Handle]:
+        """Waits for answers; a batch is sent off as soon as it is full, the last one when answers end."""
+        ...
+
+    def fetch(self, handles: Iterable[Handle]) -> list[ScoredBatch]:
+        """The data behind handles."""
+        ...
+
+    def value_hash(self) -> str:
+        """Parameter hash of the frozen value model, the same on every replica."""
+        ...
+
+
+class Learner(Protocol):
+    """Trains the policy."""
+
+    def step(self, step: int, beta: float, scored: Sequence[Handle]) -> StepResult:
+        """Waits for scored batches; returns after the update, with the weights published."""
+        ...
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Write the policy as a Hugging Face folder."""
+        ...
+
+
+class Stages(Protocol):
+    """All stages of a run."""
+
+    rollouts: Rollouts
+    scorers: Scorers
+    learner: Learner
