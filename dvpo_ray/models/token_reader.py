@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 HEAD_CHUNK = 512
+MIN_SHARED_PREFIX = 8
 
 
 class PolicyReader(nn.Module):
@@ -62,8 +63,32 @@ class ValueReader(nn.Module):
 
 
 def _hidden_at(model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return output.last_hidden_state.flatten(0, 1)[positions]
+    """Final hidden states at flat positions [N, H]; the rows' common beginning is computed once."""
+    backbone = model.base_model
+    width = input_ids.shape[1]
+    shared = shared_prefix(input_ids, positions)
+    if shared < MIN_SHARED_PREFIX or backbone.is_gradient_checkpointing:
+        output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return output.last_hidden_state.flatten(0, 1)[positions]
+    cache = backbone(input_ids=input_ids[:1, :shared], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(input_ids.shape[0])
+    output = backbone(
+        input_ids=input_ids[:, shared:], attention_mask=attention_mask, past_key_values=cache, use_cache=True
+    )
+    rows = positions // width
+    return output.last_hidden_state.flatten(0, 1)[positions - (rows + 1) * shared]
+
+
+def shared_prefix(input_ids: Tensor, positions: Tensor) -> int:
+    """Length of the beginning that all rows [B, L] have in common and that no wanted position [N] lies in.
+
+    Chat prompts share a system prompt, and answers of one prompt share all of it. The keys and values of such a beginning
+    are equal in every row, so one row's are computed and repeated; gradients add up through the repetition.
+    """
+    if input_ids.shape[0] < 2:
+        return 0
+    same = (input_ids == input_ids[:1]).all(0).long().cumprod(0).sum()
+    return int(torch.minimum(same, (positions % input_ids.shape[1]).min()))
 
 
 def _log_prob_and_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

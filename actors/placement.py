@@ -1,0 +1,111 @@
+"""Ray itself: an embedded or an existing cluster, and the environment its actors are started with."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from dvpo_ray.config.sections import ClusterSection
+from dvpo_ray.errors import RunError
+
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+
+
+@contextmanager
+def ray_session(cluster: ClusterSection) -> Iterator[None]:
+    """Connect to Ray for the length of the block; an embedded Ray is started before and stopped after it.
+
+    Raises:
+        RunError: the address cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if cluster.address:
+        try:
+            ray.init(address=cluster.address, log_to_driver=False)
+        except ConnectionError as error:
+            raise RunError(
+                f"no Ray cluster at '{cluster.address}': {error}; start one with `ray start --head`, or leave cluster.address "
+                "out for an embedded one"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    with tempfile.TemporaryDirectory(prefix="dvpo-ray-") as folder:
+        start_embedded(cluster, folder)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def start_embedded(cluster: ClusterSection, folder: str) -> None:
+    """Start a Ray of our own on this machine: loopback only, small, its files in ``folder``."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Actors import this very package, whether it is installed or run from a checkout.
+    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    ray.init(
+        num_cpus=cluster.num_cpus,
+        include_dashboard=cluster.dashboard,
+        dashboard_host="127.0.0.1",
+        object_store_memory=cluster.object_store_mb * 2**20,
+        log_to_driver=False,
+        _temp_dir=folder,
+        _node_ip_address="127.0.0.1",
+        configure_logging=False,
+    )
+    if TOKEN_FILE.exists():
+        # Ray writes the cluster's token readable for everyone on the machine.
+        TOKEN_FILE.chmod(0o600)
+
+
+def actor_environment(threads: int) -> dict[str, str]:
+    """Environment variables of a compute actor.
+
+    Ray would set OMP_NUM_THREADS to the actor's logical CPUs. On CPU, memory is kept by the allocator instead of going back
+    to the kernel after every large tensor: fresh pages cost more than the arithmetic on them (a training step of the demo
+    model is 1.7 times faster; docs/performance.md).
+    """
+    environment = {
+        "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    if not torch.cuda.is_available():
+        environment |= {
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": str(2**40),
+            "MALLOC_ARENA_MAX": "1",
+        }
+    return environment
+
+
+def engine_environment(threads: int, kv_cache_gib: int) -> dict[str, str]:
+    """Environment variables of a rollout actor and of the vLLM processes under it."""
+    environment = {
+        "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+    }
+    return environment
+
+
+def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float, **options: Any) -> Any:
+    """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any."""
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    resources = {"num_cpus": 1, "num_gpus": gpus if has_gpus else 0}
+    return ray.remote(kind).options(name=name, **resources, runtime_env={"env_vars": environment}, **options)

@@ -1,0 +1,261 @@
+"""Pools of actors behind the driver's stage Protocols: starting, streaming, deadlines, and errors that name the actor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from actors.placement import actor_environment, engine_environment, start_actor
+from actors.policy_learner import PolicyLearnerRank
+from actors.rollout import RolloutActor
+from actors.scorer import ScorerActor
+from actors.value_learner import ValueLearnerRank
+from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
+from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection, ScorerSection
+from dvpo_ray.errors import ActorFailedError, DvpoError, WeightSyncError
+from dvpo_ray.rows import GenerationRequest, PublishedWeights, ScoredBatch, StepResult
+from dvpo_ray.stages import Handle
+
+
+@contextmanager
+def actor_errors(who: str, doing: str) -> Iterator[None]:
+    """Turn Ray's errors into ours, naming the actor and what it was doing."""
+    try:
+        yield
+    except GetTimeoutError as error:
+        raise ActorFailedError(
+            f"{who} did not finish {doing} in time; raise cluster.call_timeout_s if the work is that long, else look at its log"
+        ) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, DvpoError):
+            raise error.cause from error
+        raise ActorFailedError(f"{who} failed while {doing}: {error.cause!r}\n{error}") from error
+    except RayActorError as error:
+        raise ActorFailedError(f"{who} died while {doing}: {error}") from error
+    except RayError as error:
+        raise ActorFailedError(f"{who}: Ray failed while {doing}: {error}") from error
+
+
+def get(refs: Any, timeout: float, who: str, doing: str) -> Any:
+    """``ray.get`` with a deadline and our errors."""
+    with actor_errors(who, doing):
+        return ray.get(refs, timeout=timeout)
+
+
+class RolloutPool:
+    """Rollout actors; requests are dealt out in turn."""
+
+    def __init__(
+        self, model_folder: str, model: ModelSection, rollout: RolloutSection, cluster: ClusterSection, seed: int
+    ) -> None:
+        self._cluster = cluster
+        self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
+        environment = engine_environment(rollout.cpu_threads, rollout.engine.kv_cache_gib)
+        gpus = rollout.engine.gpu_memory_utilization * rollout.engine.tensor_parallel
+        self._actors = [
+            start_actor(RolloutActor, f"rollout-{i}", environment, gpus, max_concurrency=1000).remote(
+                model_folder, rollout, seed + i, model.trust_remote_code
+            )
+            for i in range(rollout.actors)
+        ]
+        self._starting = [actor.start.remote() for actor in self._actors]
+        self.checksums: dict[str, str] = {}
+
+    def wait_ready(self) -> str:
+        """Wait for all engines; returns the weights' checksum, which all must share."""
+        checksums = get(self._starting, self._cluster.start_timeout_s, "a rollout actor", "starting its engine")
+        return self._agree(checksums, "the starting weights")
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
+        """One answer handle for each request, as they finish on any engine."""
+        count = len(self._actors)
+        streams = {
+            actor.generate.options(num_returns="streaming").remote(list(requests[i::count])): f"rollout-{i}"
+            for i, actor in enumerate(self._actors)
+            if requests[i::count]
+        }
+        while streams:
+            ready, _ = ray.wait(list(streams), num_returns=1, timeout=self._timeout, fetch_local=False)
+            if not ready:
+                raise ActorFailedError(f"{', '.join(streams.values())}: no answer within {self._timeout} s")
+            stream = ready[0]
+            with actor_errors(streams[stream], "generating"):
+                try:
+                    handle = next(stream)
+                except StopIteration:
+                    del streams[stream]
+                    continue
+                # A failed generator hands out its exception as the last item.
+                ray.get(handle, timeout=self._cluster.call_timeout_s)
+            yield handle
+
+    def sync(self, weights: PublishedWeights) -> str:
+        """Load a version into every engine; all must report the same checksum."""
+        calls = [actor.update_weights.remote(weights) for actor in self._actors]
+        checksums = get(calls, self._cluster.call_timeout_s, "a rollout actor", f"loading weights {weights.version}")
+        return self._agree(checksums, f"version {weights.version}", weights.sha256)
+
+    def stop(self) -> None:
+        """Shut the engines down, then the actors."""
+        stop_actors(self._actors)
+
+    def _agree(self, checksums: Sequence[str], what: str, payload: str = "") -> str:
+        known = self.checksums.setdefault(payload, checksums[0]) if payload else checksums[0]
+        for i, checksum in enumerate(checksums):
+            if checksum != known:
+                raise WeightSyncError(f"rollout-{i} serves other weights than expected for {what}: {checksum[:16]}..., not {known[:16]}...")
+        return known
+
+
+class ScorerPool:
+    """Scorer actors; batches go to the one with least in flight."""
+
+    def __init__(
+        self,
+        model_folder: str,
+        value_model: str | None,
+        model: ModelSection,
+        scorer: ScorerSection,
+        temperature: float,
+        cluster: ClusterSection,
+    ) -> None:
+        self._config = scorer
+        self._cluster = cluster
+        environment = actor_environment(scorer.cpu_threads)
+        self._actors = [
+            start_actor(ScorerActor, f"scorer-{i}", environment, 0.2).remote(model_folder, value_model, model, scorer, temperature)
+            for i in range(scorer.actors)
+        ]
+        self._starting = [actor.start.remote() for actor in self._actors]
+        self._next = 0
+
+    def wait_ready(self) -> str:
+        """Wait for all scorers; returns the value model's parameter hash."""
+        return self._same(get(self._starting, self._cluster.start_timeout_s, "a scorer", "loading its models"))
+
+    def score(self, answers: Iterable[Handle]) -> Iterator[Handle]:
+        """Scored-batch handles; a batch is sent as soon as ``rows_per_call`` answers are there."""
+        pending: list[Handle] = []
+        waiting: list[Handle] = []
+        for answer in answers:
+            waiting.append(answer)
+            if len(waiting) == self._config.rows_per_call:
+                pending.append(self._send(waiting))
+                waiting = []
+        if waiting:
+            pending.append(self._send(waiting))
+        for handle in pending:
+            ready, _ = ray.wait([handle], timeout=self._cluster.call_timeout_s, fetch_local=False)
+            if not ready:
+                raise ActorFailedError(f"a scorer did not finish scoring within {self._cluster.call_timeout_s} s")
+            yield handle
+
+    def fetch(self, handles: Iterable[Handle]) -> list[ScoredBatch]:
+        """The scored rows behind handles."""
+        return get(list(handles), self._cluster.call_timeout_s, "a scorer", "scoring")
+
+    def value_hash(self) -> str:
+        """Parameter hash of the frozen value model, as it is in memory now."""
+        calls = [actor.parameter_hash.remote() for actor in self._actors]
+        return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its value model"))
+
+    def stop(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _send(self, answers: list[Handle]) -> Handle:
+        actor = self._actors[self._next % len(self._actors)]
+        self._next += 1
+        return actor.score.remote(*answers)
+
+    @staticmethod
+    def _same(hashes: Sequence[str]) -> str:
+        if len(set(hashes)) != 1:
+            raise ActorFailedError(f"scorers hold different value models: {sorted({h[:16] for h in hashes})}")
+        return hashes[0]
+
+
+class Gang:
+    """Learner ranks that live and die together."""
+
+    def __init__(self, actors: list[Any], cluster: ClusterSection) -> None:
+        self.actors = actors
+        self._cluster = cluster
+        self._starting: list[Any] = []
+
+    def begin_start(self) -> None:
+        """Let rank 0 name an address, then start all ranks at once."""
+        address, port = get(self.actors[0].rendezvous.remote(), self._cluster.start_timeout_s, "learner-0", "starting")
+        self._starting = [actor.start.remote(address, port) for actor in self.actors]
+
+    def wait_ready(self) -> None:
+        """Wait until every rank has its model."""
+        if not self._starting:
+            self.begin_start()
+        get(self._starting, self._cluster.start_timeout_s, "a learner rank", "loading its model")
+
+    def call(self, method: str, *args: Any, doing: str) -> list[Any]:
+        """Call a method on every rank; results in rank order."""
+        calls = [getattr(actor, method).remote(*args) for actor in self.actors]
+        return get(calls, self._cluster.call_timeout_s, "a learner rank", doing)
+
+    def stop(self) -> None:
+        """Leave the process group, then end the actors."""
+        stop_actors(self.actors)
+
+
+class PolicyLearner(Gang):
+    """The policy's learner ranks."""
+
+    def __init__(
+        self, model_folder: str, model: ModelSection, policy: PolicyTraining, cluster: ClusterSection, seed: int, publish_folder: str
+    ) -> None:
+        learner = policy.learner
+        environment = actor_environment(learner.cpu_threads)
+        actors = [
+            start_actor(PolicyLearnerRank, f"learner-{i}", environment, 1.0 if learner.ranks > 1 else 0.3).remote(
+                i, learner.ranks, model_folder, model, policy, seed, publish_folder
+            )
+            for i in range(learner.ranks)
+        ]
+        super().__init__(actors, cluster)
+
+    def step(self, step: int, beta: float, scored: Sequence[Handle]) -> StepResult:
+        """One training step on all ranks; rank 0 speaks for them."""
+        return self.call("step", step, beta, *scored, doing=f"training step {step}")[0]
+
+    def publish(self, version: int) -> PublishedWeights:
+        """Write the current weights for the engines."""
+        return self.call("publish", version, doing="publishing weights")[0]
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Write the policy as a Hugging Face folder."""
+        self.call("save", folder, facts, doing="saving the policy")
+
+
+def value_gang(
+    model_folder: str, model: ModelSection, value: ValueTraining, cluster: ClusterSection, seed: int, total_steps: int
+) -> Gang:
+    """The value model's learner ranks."""
+    learner = value.learner
+    environment = actor_environment(learner.cpu_threads)
+    actors = [
+        start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0).remote(
+            i, learner.ranks, model_folder, model, value, seed, total_steps
+        )
+        for i in range(learner.ranks)
+    ]
+    return Gang(actors, cluster)
+
+
+def stop_actors(actors: Sequence[Any], timeout: float = 30.0) -> None:
+    """Ask actors to stop; end those that are dead already or do not answer."""
+    calls = [actor.stop.remote() for actor in actors]
+    ray.wait(calls, num_returns=len(calls), timeout=timeout)
+    for actor in actors:
+        ray.kill(actor)

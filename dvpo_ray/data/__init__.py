@@ -1,0 +1,30 @@
+"""Datasets: reading, checking, encoding and splitting. Imports no torch, Ray, vLLM or DeepSpeed."""
+
+from dvpo_ray.data.dead_letters import DeadLetters
+from dvpo_ray.data.encode import encode_answer, encode_prompt, template_hash, tokenizer_hash
+from dvpo_ray.data.loading import (
+    EncodedPair,
+    EncodedPrompt,
+    LoadCounts,
+    load_pairs,
+    load_prompts,
+    refuse_if_too_bad,
+)
+from dvpo_ray.data.splits import disjoint, fingerprint, split_by_prompt
+
+__all__ = [
+    "DeadLetters",
+    "EncodedPair",
+    "EncodedPrompt",
+    "LoadCounts",
+    "disjoint",
+    "encode_answer",
+    "encode_prompt",
+    "fingerprint",
+    "load_pairs",
+    "load_prompts",
+    "refuse_if_too_bad",
+    "split_by_prompt",
+    "template_hash",
+    "tokenizer_hash",
+]

@@ -1,0 +1,43 @@
+"""Rows that could not be used, kept with their place and reason."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from dvpo_ray.data.reasons import Reason
+from dvpo_ray.data.sources import RawRow
+
+EXCERPT = 200
+
+
+class DeadLetters:
+    """Appends to a JSON lines file, made when the first letter comes; None keeps counts only."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.counts: Counter[Reason] = Counter()
+        self._stream: IO[str] | None = None
+
+    def add(self, raw: RawRow, row_id: str | None, reason: Reason, detail: str) -> None:
+        """Record one bad row; it is on disk when this returns."""
+        self.counts[reason] += 1
+        if self.path is None:
+            return
+        if self._stream is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("a", encoding="utf-8")
+        excerpt = "" if raw.row is None else json.dumps(raw.row, default=str)[:EXCERPT]
+        letter = {"file": raw.file, "line": raw.line, "row_id": row_id, "reason": reason, "detail": detail, "excerpt": excerpt}
+        self._stream.write(json.dumps(letter) + "\n")
+        self._stream.flush()
+
+    def __enter__(self) -> DeadLetters:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._stream is not None:
+            self._stream.close()

@@ -1,0 +1,41 @@
+"""Text to token ids, with the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from dvpo_ray.data.formats import Messages
+from dvpo_ray.errors import DataError
+
+
+def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
+    """Token ids of a prompt up to where the answer begins; without a chat template, the plain text of its turns."""
+    if not tokenizer.chat_template:
+        text = "\n".join(m.content for m in messages) + "\n"
+        return list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def encode_answer(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of an answer and the end-of-sequence token.
+
+    Raises:
+        DataError: the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-sequence token, so answers could not end; set eos_token in its folder")
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def template_hash(tokenizer: Any) -> str:
+    """sha256 of the chat template (empty when there is none)."""
+    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """sha256 of the vocabulary and the special tokens."""
+    content = json.dumps([sorted(tokenizer.get_vocab().items()), sorted(tokenizer.special_tokens_map.items())], default=str)
+    return hashlib.sha256(content.encode()).hexdigest()

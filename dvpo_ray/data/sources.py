@@ -1,0 +1,145 @@
+"""Raw rows from files, folders, package data and Hugging Face datasets, one by one and with their place of origin."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dvpo_ray.data.reasons import Reason
+from dvpo_ray.errors import DataError
+
+LINE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+PACKAGE_PREFIX = "package:"
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as it was found: ``row`` is a JSON object, or None when ``problem`` says why there is none."""
+
+    file: str
+    line: int
+    row: dict[str, Any] | None
+    problem: Reason | None = None
+    detail: str = ""
+
+
+def iter_raw_rows(source: str, split: str | None = None) -> Iterator[RawRow]:
+    """Yield the rows of a source; lines are numbered from 1.
+
+    A line that is not UTF-8, not JSON or not an object becomes a RawRow with a problem, never an exception.
+
+    Raises:
+        DataError: the source does not exist, is cut short, or is of no known kind.
+    """
+    if source.startswith(PACKAGE_PREFIX):
+        package, _, inner = source.removeprefix(PACKAGE_PREFIX).partition("/")
+        try:
+            path = Path(str(resources.files(package) / inner))
+        except ModuleNotFoundError as error:
+            raise DataError(f"'{source}': package '{package}' is not installed") from error
+    else:
+        path = Path(source)
+    if path.is_file():
+        yield from _file_rows(path)
+    elif path.is_dir():
+        yield from _folder_rows(path, split)
+    elif path.suffix or source.startswith((".", "/", "~", PACKAGE_PREFIX)):
+        raise DataError(f"'{source}' does not exist; give a file, a folder or a dataset name")
+    else:
+        yield from _dataset_rows(_load_named(source, split), source)
+
+
+def _file_rows(path: Path) -> Iterator[RawRow]:
+    if path.name.endswith(LINE_SUFFIXES):
+        yield from _json_lines(path)
+    elif path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    else:
+        raise DataError(f"{path}: unknown kind of file; use {', '.join(LINE_SUFFIXES)} or .parquet")
+
+
+def _json_lines(path: Path) -> Iterator[RawRow]:
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield _parse_line(str(path), number, line)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged or cut short after line {number}: {error}; copy or download it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _parse_line(file: str, number: int, line: bytes) -> RawRow:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return RawRow(file, number, None, Reason.BAD_UTF8, f"byte {error.start}: {error.reason}")
+    except (json.JSONDecodeError, RecursionError) as error:
+        return RawRow(file, number, None, Reason.INVALID_JSON, str(error))
+    if not isinstance(value, dict):
+        return RawRow(file, number, None, Reason.NOT_AN_OBJECT, f"a JSON {type(value).__name__}, expected an object")
+    return RawRow(file, number, value)
+
+
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield RawRow(str(path), number, row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: damaged Parquet after row {number}: {error}; copy or download it again") from error
+
+
+def _folder_rows(path: Path, split: str | None) -> Iterator[RawRow]:
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        from datasets import DatasetDict, load_from_disk
+
+        dataset = load_from_disk(str(path))
+        if isinstance(dataset, DatasetDict):
+            dataset = _pick_split(dataset, split, str(path))
+        yield from _dataset_rows(dataset, str(path))
+        return
+    files = sorted(f for f in path.iterdir() if f.name.endswith((*LINE_SUFFIXES, ".parquet")))
+    if not files:
+        raise DataError(f"folder '{path}' holds no saved dataset and no {', '.join(LINE_SUFFIXES)} or .parquet file")
+    for file in files:
+        yield from _file_rows(file)
+
+
+def _load_named(name: str, split: str | None) -> Any:
+    from datasets import DatasetDict, load_dataset
+
+    try:
+        dataset = load_dataset(name)
+    except Exception as error:  # the library raises many unrelated types for a name it cannot find or reach
+        raise DataError(
+            f"'{name}' is no file or folder, and loading it as a Hugging Face dataset failed: {error}; check the spelling, or "
+            "download it and give its folder"
+        ) from error
+    return _pick_split(dataset, split, name) if isinstance(dataset, DatasetDict) else dataset
+
+
+def _pick_split(dataset: Any, split: str | None, name: str) -> Any:
+    if split is None and len(dataset) == 1:
+        return next(iter(dataset.values()))
+    if split not in dataset:
+        raise DataError(f"'{name}' has the splits {', '.join(dataset)}; name one of them as `split` (got {split!r})")
+    return dataset[split]
+
+
+def _dataset_rows(dataset: Any, name: str) -> Iterator[RawRow]:
+    for number, row in enumerate(dataset, 1):
+        yield RawRow(name, number, dict(row))

@@ -1,0 +1,159 @@
+"""Held-out evaluation of a policy: gold, KL, length and values of answers to prompts it never trained on."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dvpo_ray.algorithms import advantages
+from dvpo_ray.config.algorithms import AdvantageConfig
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.learning.batching import to_padded
+from dvpo_ray.maths.losses import kl_rewards
+from dvpo_ray.maths.statistics import bootstrap_ci95, win_rate
+from dvpo_ray.rows import GenerationRequest, ScoredBatch
+from dvpo_ray.stages import Rollouts, Scorers
+
+Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+
+@dataclass(frozen=True)
+class EvaluatedAnswer:
+    """One held-out answer. ``values`` is q_0..q_T, ``advantages`` per token before whitening, ``kl`` summed in nats."""
+
+    row_id: str
+    prompt_id: str
+    prompt: str
+    answer: str
+    gold: float | None
+    kl: float
+    finish_reason: str
+    tokens: list[str]
+    values: list[float]
+    advantages: list[float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All answers of one evaluation, in a fixed order so that two evaluations can be compared row by row."""
+
+    step: int
+    answers: list[EvaluatedAnswer]
+
+    def summary(self) -> dict[str, float]:
+        """Means over answers, with a 95% interval of gold (bootstrap over prompts)."""
+        tokens = sum(len(a.tokens) for a in self.answers)
+        result = {
+            "kl_per_token": sum(a.kl for a in self.answers) / tokens,
+            "kl_per_answer": float(np.mean([a.kl for a in self.answers])),
+            "tokens": tokens / len(self.answers),
+            "cut_share": float(np.mean([a.finish_reason == "length" for a in self.answers])),
+            "value_mean": float(np.mean([np.mean(a.values[1:]) for a in self.answers])),
+            "value_last": float(np.mean([a.values[-1] for a in self.answers])),
+        }
+        if self.golds is not None:
+            low, high = bootstrap_ci95(self.golds, [a.prompt_id for a in self.answers])
+            result |= {"gold": float(np.mean(self.golds)), "gold_ci95_low": low, "gold_ci95_high": high}
+        return result
+
+    @property
+    def golds(self) -> list[float] | None:
+        """Gold scores, or None when there is no gold function."""
+        scores = [a.gold for a in self.answers if a.gold is not None]
+        return scores if len(scores) == len(self.answers) else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Plain rows for a JSON lines file."""
+        return [{"step": self.step} | asdict(answer) for answer in self.answers]
+
+
+class Evaluator:
+    """Answers the same prompts with the same seeds whenever it is asked."""
+
+    def __init__(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        answers_per_prompt: int,
+        gold: str | None,
+        advantage: AdvantageConfig,
+        tokenizer: Any,
+        seed: int,
+    ) -> None:
+        self._prompts = {p.row_id: p for p in prompts}
+        self._gold = None if gold is None else load_entry_point(gold)
+        self._advantage = advantage
+        self._tokenizer = tokenizer
+        self._requests = [
+            GenerationRequest(f"eval/{p.row_id}/{n}", tuple(p.prompt_ids), seed=(seed * 7919 + i * 101 + n) % 2**31)
+            for i, p in enumerate(prompts)
+            for n in range(answers_per_prompt)
+        ]
+
+    def run(self, step: int, rollouts: Rollouts, scorers: Scorers) -> Evaluation:
+        """Generate, score and judge all answers with the weights the engines serve now."""
+        batches = scorers.fetch(scorers.score(rollouts.generate(self._requests)))
+        scored = ScoredBatch.concat(batches)
+        order = {row_id: i for i, row_id in enumerate(scored.row_ids)}
+        scored = scored.take([order[request.row_id] for request in self._requests])
+        prompts = [self._prompts[r.row_id.removeprefix("eval/").rpartition("/")[0]] for r in self._requests]
+        texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in scored.response_ids.rows()]
+        golds = self._gold([p.prompt_text for p in prompts], texts) if self._gold else [None] * len(texts)
+        token_advantages = self._advantages(scored)
+        answers = [
+            EvaluatedAnswer(
+                row_id=scored.row_ids[i],
+                prompt_id=prompts[i].row_id,
+                prompt=prompts[i].prompt_text,
+                answer=texts[i],
+                gold=golds[i],
+                kl=float((scored.log_probs.rows()[i] - scored.ref_log_probs.rows()[i]).sum()),
+                finish_reason=scored.finish_reasons[i],
+                tokens=[self._tokenizer.decode([token]) for token in scored.response_ids.rows()[i]],
+                values=[round(float(q), 4) for q in scored.values.rows()[i]],
+                advantages=[round(float(a), 4) for a in token_advantages[i]],
+            )
+            for i in range(len(scored))
+        ]
+        return Evaluation(step, answers)
+
+    def _advantages(self, scored: ScoredBatch) -> list[np.ndarray]:
+        """Advantages without KL and without whitening, as the value model alone gives them."""
+        lengths = scored.response_ids.lengths
+        q_bt, _ = to_padded(scored.values.flat, lengths + 1)
+        mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
+        a_bt = advantages(self._advantage, q_bt, kl_rewards(mu_bt, mu_bt, 0.0), mask_bt)
+        return [row[: int(n)].numpy() for row, n in zip(torch.unbind(a_bt), lengths, strict=True)]
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, float]:
+    """Gold before and after on the same prompts, its gain with a 95% interval, and the win rate."""
+    if before.golds is None or after.golds is None:
+        return {}
+    groups = [a.prompt_id for a in after.answers]
+    gain = [b - a for a, b in zip(before.golds, after.golds, strict=True)]
+    low, high = bootstrap_ci95(gain, groups)
+    return {
+        "gold_gain": float(np.mean(gain)),
+        "gold_gain_ci95_low": low,
+        "gold_gain_ci95_high": high,
+        "win_rate": win_rate(after.golds, before.golds),
+    }
+
+
+def load_entry_point(path: str) -> Any:
+    """The object that ``package.module:name`` points to.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot load '{path}': {error}; install its package or correct the name") from error

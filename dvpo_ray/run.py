@@ -1,0 +1,147 @@
+"""A run's folder and its record of steps: metrics, spans, and what people and machines are shown meanwhile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dvpo_ray.config import Recipe, dump_resolved
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.rows import StepResult
+from dvpo_ray.tracking import Trackers
+
+T = TypeVar("T")
+METRICS = "metrics.jsonl"
+CONFIG = "config.json"
+RESULT = "result.json"
+TIMELINE = "timeline.json"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth showing: ``kind`` is ``phase``, ``step`` or ``note``."""
+
+    kind: str
+    text: str
+    step: int = 0
+    total: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+
+
+class Run:
+    """The folder of one run. Every record is written as it happens, so a run that dies leaves what it knew."""
+
+    def __init__(self, recipe: Recipe, total_steps: int, listener: Listener = lambda event: None) -> None:
+        self.folder = prepare_folder(recipe)
+        (self.folder / CONFIG).write_text(dump_resolved(recipe))
+        self.total_steps = total_steps
+        self.listener = listener
+        self.began = time.time()
+        self.spans: list[dict[str, Any]] = []
+        self._trackers = Trackers(recipe.tracking, self.folder, recipe.run.name, json.loads(dump_resolved(recipe)))
+        self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+
+    def phase(self, text: str) -> None:
+        """Say what happens now."""
+        self.listener(Event("phase", text))
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[StepRecord]:
+        """Record one step."""
+        yield StepRecord(self, step)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of metrics, to the file and every tracker."""
+        self._metrics.write(json.dumps({"step": step, "time": round(time.time() - self.began, 3)} | metrics) + "\n")
+        self._metrics.flush()
+        self._trackers.log(step, metrics)
+        self.listener(Event("step", "", step + 1, self.total_steps, metrics))
+
+    def add_span(self, name: str, start: float, end: float, **facts: Any) -> None:
+        """A span of the timeline, in seconds since the epoch; Chrome-trace format, opens in Perfetto."""
+        micro = {"ts": round((start - self.began) * 1e6), "dur": round((end - start) * 1e6)}
+        self.spans.append({"name": name, "ph": "X", "pid": 0, "tid": name, "cat": "stage", **micro, "args": facts})
+
+    def write_json(self, name: str, content: Any) -> Path:
+        """Write a JSON file into the folder."""
+        path = self.folder / name
+        path.write_text(json.dumps(content, indent=2) + "\n")
+        return path
+
+    def close(self) -> None:
+        """Write the timeline and close all files."""
+        self.write_json(TIMELINE, {"traceEvents": self.spans})
+        self._metrics.close()
+        self._trackers.close()
+
+
+class StepRecord:
+    """Spans and metrics of one step."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self._run = run
+        self._step = step
+        self._began = time.time()
+        self._seconds: dict[str, float] = {}
+        self._streamed = self._began
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.time()
+        yield
+        self._add(name, start, time.time())
+
+    def stream(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Pass items on as they come; the span ends with the last one."""
+        start = time.time()
+        yield from items
+        self._streamed = time.time()
+        self._add(name, start, self._streamed)
+
+    def drain(self, name: str, items: Iterable[T]) -> list[T]:
+        """Wait for all items; the span is what remains after the stream before it ended."""
+        drained = list(items)
+        self._add(name, self._streamed, time.time())
+        return drained
+
+    def commit(self, result: StepResult, books: dict[str, int], checksum: str) -> None:
+        """Write the step's metrics."""
+        seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
+        seconds["seconds/step"] = time.time() - self._began
+        seconds["speed/answer_tokens_per_s"] = result.metrics.get("answer/total_tokens", 0.0) / seconds["seconds/step"]
+        metrics = result.metrics | seconds | {name: float(value) for name, value in books.items()}
+        self._run.log(self._step, metrics | {"weights/version": float(result.weights.version)})
+
+    def _add(self, name: str, start: float, end: float) -> None:
+        self._seconds[name] = end - start
+        self._run.add_span(name, start, end, step=self._step)
+
+
+def prepare_folder(recipe: Recipe) -> Path:
+    """The run's folder, new and empty.
+
+    Raises:
+        ConfigError: an earlier run is there and ``run.overwrite`` is off.
+    """
+    section = recipe.run
+    folder = Path(section.output_dir) / section.name
+    if folder.exists() and any(folder.iterdir()):
+        if not section.overwrite:
+            raise ConfigError(
+                f"run folder '{folder}' already holds a run: choose another run.name, or set run.overwrite=true to replace it"
+            )
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"'{folder}' is not a run folder (no {CONFIG}); it is not replaced")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

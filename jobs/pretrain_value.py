@@ -1,0 +1,152 @@
+"""Value pretraining as a Ray job: preference pairs in, a sealed, frozen value model out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.placement import ray_session
+from actors.pool import Gang, value_gang
+from dvpo_ray import cli
+from dvpo_ray.config import ValueRecipe
+from dvpo_ray.config.algorithms import TargetConfig
+from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
+from dvpo_ray.learning.value_update import LabelledAnswer, pair_accuracy, pair_wins, resolve_target
+from dvpo_ray.maths.statistics import bootstrap_ci95
+from dvpo_ray.memory import MemoryMonitor
+from dvpo_ray.models.value_model import seal
+from dvpo_ray.run import RESULT, Listener, Run
+from jobs.setup import BaseModel, base_model, read_pairs
+
+VALUE_MODEL = "value-model"
+Pair = tuple[LabelledAnswer, LabelledAnswer]
+
+
+def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
+    """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds."""
+    began = time.time()
+    base = base_model(recipe.model)
+    value = recipe.value
+    folder = Path(recipe.run.output_dir) / recipe.run.name
+    run = Run(recipe, 0, listener)
+    try:
+        train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
+        total = value.epochs * -(-len(train) // value.pairs_per_step)
+        run.total_steps = total
+        mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
+        target = resolve_target(value.target, mean_tokens)
+        run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
+        with MemoryMonitor(os.getpid()) as memory, ray_session(recipe.cluster):
+            gang = value_gang(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
+            gang.wait_ready()
+            _train(gang, train, target, recipe, run)
+            run.phase("measuring pair accuracy on held-out prompts")
+            accuracy = evaluate_pairs(gang, held_out)
+            run.phase("saving and sealing the value model")
+            target_folder = (folder / VALUE_MODEL).resolve()
+            gang.call("save", str(target_folder), doing="saving the value model")
+            gang.stop()
+        _seal(target_folder, base, train, target, held_out, accuracy)
+        result = {
+            "value_model": str(target_folder),
+            "pairs": len(train),
+            "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
+            "held_out_pairs": len(held_out),
+            "gvm_pair_accuracy_mean": accuracy["mean"],
+            "gvm_pair_accuracy_last": accuracy["last"],
+            **{key: value for key, value in accuracy.items() if key.endswith("ci95")},
+            "accuracy_by_aggregate": accuracy["by_aggregate"],
+            "target": target.model_dump(),
+            "seconds_total": time.time() - began,
+            "peak_memory_gb": memory.peak_gb,
+            "seed": recipe.run.seed,
+        }
+        run.write_json(RESULT, result)
+        return result
+    finally:
+        run.close()
+
+
+
+def evaluate_pairs(gang: Gang, pairs: list[EncodedPair]) -> dict[str, Any]:
+    """Pair accuracy by aggregate, with 95% intervals for mean and last value, and the calibration of token values."""
+    answers = [answer for pair in pairs for answer in labelled(pair)]
+    found: dict[int, np.ndarray] = {}
+    for part in gang.call("values", answers, doing="reading values of held-out pairs"):
+        found |= part
+    values = [found[i] for i in range(len(answers))]
+    chosen, rejected = values[0::2], values[1::2]
+    keys = [pair.prompt_key for pair in pairs]
+    by_aggregate = pair_accuracy(chosen, rejected)
+    tokens = np.concatenate([q[1:] for q in values])
+    return {
+        "mean": by_aggregate["mean"],
+        "last": by_aggregate["last"],
+        "gvm_pair_accuracy_mean_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "mean"), keys),
+        "gvm_pair_accuracy_last_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "last"), keys),
+        "by_aggregate": by_aggregate,
+        "value_mean": float(tokens.mean()),
+        "value_std": float(tokens.std()),
+    }
+
+
+def labelled(pair: EncodedPair) -> Pair:
+    """Both answers of a pair with their labels."""
+    prompt = np.asarray(pair.prompt_ids, dtype=np.int32)
+    return (
+        LabelledAnswer(prompt, np.asarray(pair.chosen_ids, dtype=np.int32), 1.0),
+        LabelledAnswer(prompt, np.asarray(pair.rejected_ids, dtype=np.int32), -1.0),
+    )
+
+
+def _train(gang: Gang, train: list[EncodedPair], target: TargetConfig, recipe: ValueRecipe, run: Run) -> None:
+    """All steps: every pair once an epoch, in a seeded order."""
+    size = recipe.value.pairs_per_step
+    step = 0
+    for epoch in range(recipe.value.epochs):
+        order = np.random.default_rng((recipe.run.seed, epoch)).permutation(len(train))
+        for first in range(0, len(train), size):
+            began = time.time()
+            pairs = [labelled(train[i]) for i in order[first : first + size]]
+            metrics = gang.call("step", pairs, target, doing=f"value step {step}")[0]
+            run.add_span("value learn", began, time.time(), step=step)
+            run.log(step, metrics | {"seconds/step": time.time() - began})
+            step += 1
+
+
+def _seal(
+    folder: Path,
+    base: BaseModel,
+    train: list[EncodedPair],
+    target: TargetConfig,
+    held_out: list[EncodedPair],
+    accuracy: dict[str, Any],
+) -> None:
+    seal(
+        folder,
+        base_model=base.name,
+        tokenizer_sha256=tokenizer_hash(base.tokenizer),
+        chat_template_sha256=template_hash(base.tokenizer),
+        data_sha256=fingerprint(train),
+        pairs=len(train),
+        target=target.model_dump(),
+        value_mean=accuracy["value_mean"],
+        value_std=accuracy["value_std"],
+        held_out_pairs=len(held_out),
+        held_out_accuracy=accuracy["by_aggregate"],
+    )
+
+
+def main() -> None:
+    """Entry point of a Ray job: ``python -m jobs.pretrain_value RECIPE [--set KEY=VALUE]``."""
+    sys.argv[1:1] = ["value", "train"]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

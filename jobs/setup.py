@@ -1,0 +1,87 @@
+"""What every job does first: find the model, its tokenizer, and the rows it can use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, PairsSection
+from dvpo_ray.data import (
+    DeadLetters,
+    EncodedPair,
+    EncodedPrompt,
+    LoadCounts,
+    disjoint,
+    load_pairs,
+    load_prompts,
+    refuse_if_too_bad,
+    split_by_prompt,
+)
+from dvpo_ray.models.packaged import resolve_model
+
+DEAD_LETTERS = "dead_letters.jsonl"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A verified model folder and its tokenizer."""
+
+    name: str
+    folder: Path
+    tokenizer: Any
+
+
+def base_model(section: ModelSection) -> BaseModel:
+    """Find, verify and (once) convert the model that a recipe names."""
+    from transformers import AutoTokenizer
+
+    folder = resolve_model(section.path).resolve()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
+    return BaseModel(section.path, folder, tokenizer)
+
+
+def read_pairs(section: PairsSection, tokenizer: Any, folder: Path) -> tuple[list[EncodedPair], list[EncodedPair], LoadCounts]:
+    """Training pairs, held-out pairs on other prompts, and the counts of the training source."""
+    limits = {
+        "max_prompt_tokens": section.max_prompt_tokens,
+        "max_answer_tokens": section.max_answer_tokens,
+        "overlong": section.overlong,
+    }
+    with DeadLetters(folder / DEAD_LETTERS) as letters:
+        pairs, counts = load_pairs(
+            section.source, tokenizer, split=section.split, dead_letters=letters, limit=section.limit, **limits
+        )
+        refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
+        if section.validation_source is None:
+            train, held_out = split_by_prompt(pairs, section.validation_share, 0)
+            return train, held_out, counts
+        held_out, held_counts = load_pairs(section.validation_source, tokenizer, dead_letters=letters, **limits)
+        refuse_if_too_bad(held_counts, section.max_bad_share, section.validation_source, folder / DEAD_LETTERS)
+    disjoint(pairs, held_out)
+    return pairs, held_out, counts
+
+
+def read_prompts(section: DataSection, tokenizer: Any, folder: Path) -> list[EncodedPrompt]:
+    """Prompts to train on."""
+    with DeadLetters(folder / DEAD_LETTERS) as letters:
+        prompts, counts = load_prompts(
+            section.source,
+            tokenizer,
+            split=section.split,
+            max_prompt_tokens=section.max_prompt_tokens,
+            dead_letters=letters,
+            limit=section.limit,
+        )
+        refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
+    return prompts
+
+
+def read_evaluation_prompts(
+    section: EvaluationSection, data: DataSection, tokenizer: Any, folder: Path, trained_on: list[EncodedPrompt]
+) -> list[EncodedPrompt]:
+    """Held-out prompts, refused when any is among those trained on."""
+    source = data.model_copy(update={"source": section.source, "split": section.split, "limit": section.max_prompts})
+    prompts = read_prompts(source, tokenizer, folder)
+    disjoint(trained_on, prompts)
+    return prompts

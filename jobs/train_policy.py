@@ -1,0 +1,174 @@
+"""Policy training as a Ray job: prompts and a frozen value model in, an aligned policy out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.placement import ray_session
+from actors.pool import PolicyLearner, RolloutPool, ScorerPool
+from dvpo_ray import cli
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.data import template_hash, tokenizer_hash
+from dvpo_ray.driver import train
+from dvpo_ray.evaluation import Evaluation, Evaluator, compare
+from dvpo_ray.ledger import Ledger
+from dvpo_ray.memory import MemoryMonitor
+from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal
+from dvpo_ray.run import METRICS, RESULT, Listener, Run
+from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prompts
+
+POLICY = "policy"
+EVALUATIONS = "evaluations.jsonl"
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass
+class ActorStages:
+    """The stages as Ray actors."""
+
+    rollouts: RolloutPool
+    scorers: ScorerPool
+    learner: PolicyLearner
+
+
+def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
+    """Evaluate, train, evaluate again, save; returns what ``result.json`` holds."""
+    began = time.time()
+    policy = recipe.policy
+    base = base_model(recipe.model)
+    value_folder = Path(policy.value_model or "").resolve()
+    gvm = read_seal(value_folder)
+    check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
+    run = Run(recipe, policy.steps, listener)
+    try:
+        prompts = read_prompts(policy.data, base.tokenizer, run.folder)
+        evaluator = _evaluator(recipe, base, run.folder, prompts)
+        rollout = policy.rollout
+        ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
+        evaluations: list[Evaluation] = []
+        with MemoryMonitor(os.getpid()) as memory, _stages(recipe, base, value_folder, run) as stages:
+            value_hash = stages.scorers.value_hash()
+
+            def evaluate(step: int) -> None:
+                if evaluator is not None:
+                    evaluations.append(_evaluate(evaluator, step, stages, run))
+
+            evaluate(0)
+            run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
+            loop_began = time.time()
+            train(policy, stages, ledger, run, evaluate)
+            loop_seconds = time.time() - loop_began
+            evaluate(policy.steps)
+            run.phase("saving the policy")
+            saved = (run.folder / POLICY).resolve()
+            stages.learner.save(str(saved), {"base_model": base.name, "steps": policy.steps, "gvm_parameters_sha256": value_hash})
+        result = _result(recipe, gvm, evaluations, run.folder, value_hash)
+        result |= {
+            "policy": str(saved),
+            "seconds_total": time.time() - began,
+            "seconds_training": loop_seconds,
+            "peak_memory_gb": memory.peak_gb,
+        }
+        run.write_json(RESULT, result)
+        return result
+    finally:
+        run.close()
+
+
+@contextmanager
+def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run) -> Iterator[ActorStages]:
+    """Start Ray and all actors at once, wait for them, and take everything down again."""
+    policy, cluster, seed = recipe.policy, recipe.cluster, recipe.run.seed
+    folder, model = str(base.folder), recipe.model
+    publish_folder = SHARED_MEMORY / f"dvpo-{recipe.run.name}-{uuid.uuid4().hex[:8]}"
+    with ray_session(cluster):
+        run.phase(
+            f"starting {policy.rollout.actors} rollout actor(s), {policy.scorer.actors} scorer(s), {policy.learner.ranks} learner rank(s)"
+        )
+        started: list[Any] = []
+        try:
+            started.append(rollouts := RolloutPool(folder, model, policy.rollout, cluster, seed))
+            temperature = policy.rollout.temperature
+            started.append(scorers := ScorerPool(folder, str(value_folder), model, policy.scorer, temperature, cluster))
+            started.append(learner := PolicyLearner(folder, model, policy, cluster, seed, str(publish_folder)))
+            learner.wait_ready()
+            scorers.wait_ready()
+            rollouts.wait_ready()
+            yield ActorStages(rollouts, scorers, learner)
+        finally:
+            for pool in started:
+                pool.stop()
+            if publish_folder.exists():
+                publish_folder.rmdir()
+
+
+def _evaluator(recipe: PolicyRecipe, base: BaseModel, folder: Path, prompts: list[Any]) -> Evaluator | None:
+    section = recipe.policy.evaluation
+    if section is None:
+        return None
+    held_out = read_evaluation_prompts(section, recipe.policy.data, base.tokenizer, folder, prompts)
+    return Evaluator(
+        held_out, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
+    )
+
+
+def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) -> Evaluation:
+    run.phase(f"answering held-out prompts after {step} steps")
+    began = time.time()
+    evaluation = evaluator.run(step, stages.rollouts, stages.scorers)
+    run.add_span("evaluate", began, time.time(), step=step)
+    with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
+    run.log(step, {f"eval/{name}": value for name, value in evaluation.summary().items()})
+    return evaluation
+
+
+def _result(
+    recipe: PolicyRecipe, gvm: ValueModelSeal, evaluations: list[Evaluation], folder: Path, value_hash: str
+) -> dict[str, Any]:
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    steps = [line for line in lines if "seconds/step" in line]
+    # The first step warms up allocators and kernels; it is no measure of the rest.
+    steady = steps[1:] or steps
+    result: dict[str, Any] = {
+        "seed": recipe.run.seed,
+        "steps": recipe.policy.steps,
+        "algorithm": recipe.policy.advantage.type,
+        "seconds_per_step": sorted(line["seconds/step"] for line in steady)[len(steady) // 2],
+        "logprob_gap_mean": sum(line["gap/abs_log_prob"] for line in steps) / len(steps),
+        "logprob_gap_kl_k3": sum(line["gap/kl_k3"] for line in steps) / len(steps),
+        "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],
+        "gvm_pair_accuracy_last": gvm.held_out_accuracy["last"],
+        "gvm_parameters_sha256": value_hash,
+    }
+    if evaluations:
+        before, after = evaluations[0].summary(), evaluations[-1].summary()
+        result |= {"kl_per_token": after["kl_per_token"], "tokens_before": before["tokens"], "tokens_after": after["tokens"]}
+        if "gold" in after:
+            result |= {
+                "gold_before": before["gold"],
+                "gold_before_ci95": [before["gold_ci95_low"], before["gold_ci95_high"]],
+                "gold_after": after["gold"],
+                "gold_after_ci95": [after["gold_ci95_low"], after["gold_ci95_high"]],
+                **compare(evaluations[0], evaluations[-1]),
+            }
+    return result
+
+
+def main() -> None:
+    """Entry point of a Ray job: ``python -m jobs.train_policy RECIPE [--set KEY=VALUE]``."""
+    sys.argv[1:1] = ["policy", "train"]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
