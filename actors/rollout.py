@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorFailedError, WeightSyncError
 from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights
 from dvpo_ray.weights import verify_published
+
+MAX_BATCHED_TOKENS = 4096
 
 
 class RolloutActor:
@@ -49,6 +52,10 @@ class RolloutActor:
             tensor_parallel_size=engine.tensor_parallel,
             gpu_memory_utilization=engine.gpu_memory_utilization,
             enable_prefix_caching=engine.prefix_caching,
+            # A prompt split over two engine steps makes vLLM rewind the row's random generator, which CPU generators cannot
+            # do: the engine would die ("CPU Generator does not use offset").
+            enable_chunked_prefill=torch.cuda.is_available(),
+            max_num_batched_tokens=max(engine.max_model_len, MAX_BATCHED_TOKENS),
             trust_remote_code=self._trust_remote_code,
             seed=self._seed,
             # Log-probs of the distribution sampled from; the default would ignore temperature and top-p.

@@ -73,9 +73,7 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file into the folder."""
-        path = self.folder / name
-        path.write_text(json.dumps(content, indent=2) + "\n")
-        return path
+        return write_json(self.folder / name, content)
 
     def close(self) -> None:
         """Write the timeline and close all files."""
@@ -125,6 +123,12 @@ class StepRecord:
     def _add(self, name: str, start: float, end: float) -> None:
         self._seconds[name] = end - start
         self._run.add_span(name, start, end, step=self._step)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write indented JSON."""
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    return path
 
 
 def prepare_folder(recipe: Recipe) -> Path:

@@ -47,7 +47,8 @@ def _convert_smollm2(target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         package, gguf_file=gguf, quantization_config=quantization, dtype=torch.bfloat16
     )
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf)
     with written_atomically(target) as folder:
         model.save_pretrained(folder)

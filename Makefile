@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: help env demo test test-unit lint format bench lock docs
+
+RUN = env=$$(scripts/env.sh); export PYTHONPATH=$(CURDIR); export PATH=$$env/bin:$$PATH;
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env:  ## Set up the environment and print its folder
+	@scripts/env.sh
+
+demo:  ## Align a small language model on this machine, end to end
+	@./dvpo demo
+
+test:  ## All tests: unit, and integration on real Ray, vLLM and DeepSpeed
+	@$(RUN) python -m pytest
+
+test-unit:  ## Unit tests alone (seconds)
+	@$(RUN) python -m pytest tests/unit
+
+lint:  ## Ruff and mypy
+	@$(RUN) ruff check . && ruff format --check . && python -m mypy
+
+format:  ## Format and mend what ruff can
+	@$(RUN) ruff check --fix . && ruff format .
+
+bench:  ## Benchmarks: seeds, ablation, peers (hours; resumable)
+	@$(RUN) python -m benchmarks.seeds && python -m benchmarks.ablation && python -m benchmarks.step_time
+
+docs:  ## Regenerate the configuration reference
+	@$(RUN) python -m scripts.config_reference > docs/configuration.md
+
+lock:  ## Pin the whole dependency tree again
+	@$(RUN) for engine in cpu cuda; do \
+		uv pip compile requirements/$$engine.in --overrides requirements/overrides-$$engine.txt --no-header --no-annotate --no-emit-find-links \
+			--python-version 3.11 --python-platform linux -o requirements/$$engine.txt; done

@@ -1,0 +1,197 @@
+"""The command line. Exit codes: 0 good, 2 bad input, 1 failure. Heavy packages are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from dvpo_ray.config import PipelineRecipe, PolicyRecipe, Recipe, ValueRecipe, dump_resolved, load_recipe
+from dvpo_ray.errors import DvpoError, UserInputError
+
+R = TypeVar("R", bound=Recipe)
+KINDS: dict[str, type[Recipe]] = {"demo": PipelineRecipe, "value": ValueRecipe, "policy": PolicyRecipe}
+
+app = typer.Typer(
+    help="RLHF with a frozen value model: DVPO on Ray, vLLM and DeepSpeed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+value_app = typer.Typer(help="The value model: train it, measure it.", no_args_is_help=True)
+policy_app = typer.Typer(help="The policy: train it.", no_args_is_help=True)
+config_app = typer.Typer(help="Recipes: show, check, and describe their keys.", no_args_is_help=True)
+app.add_typer(value_app, name="value")
+app.add_typer(policy_app, name="policy")
+app.add_typer(config_app, name="config")
+
+RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
+SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines instead of text for people.")]
+KindArg = Annotated[str, typer.Option("--kind", help=f"What the recipe is for: {', '.join(KINDS)}.")]
+
+
+@app.command()
+def demo(recipe: RecipeArg = "demo", overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Align a small language model on this machine, from preference pairs to a report."""
+    _run_job("jobs.demo", "run_pipeline", PipelineRecipe, recipe, overrides, as_json)
+
+
+@value_app.command("train")
+def value_train(recipe: RecipeArg, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Pretrain a value model on preference pairs and seal it."""
+    _run_job("jobs.pretrain_value", "pretrain_value", ValueRecipe, recipe, overrides, as_json)
+
+
+@value_app.command("eval")
+def value_eval(
+    folder: Annotated[Path, typer.Argument(help="A sealed value model.")],
+    data: Annotated[str, typer.Option(help="Preference pairs to measure it on.")],
+    max_prompt_tokens: Annotated[int, typer.Option(help="Longest prompt, in tokens.")] = 512,
+    max_answer_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """Pair accuracy of a value model on preference pairs."""
+
+    def work() -> dict[str, Any]:
+        evaluate = importlib.import_module("jobs.evaluate").evaluate_value
+        return evaluate(folder, data, max_prompt_tokens, max_answer_tokens)
+
+    _guard(work, as_json)
+
+
+@policy_app.command("train")
+def policy_train(recipe: RecipeArg, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Train a policy under a frozen value model."""
+    _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, overrides, as_json)
+
+
+@app.command("eval")
+def evaluate(
+    recipe: RecipeArg,
+    policy: Annotated[Path | None, typer.Option(help="Policy folder to evaluate; default: the recipe's model.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a policy recipe's held-out prompts and measure gold, KL and length."""
+
+    def work() -> dict[str, Any]:
+        listener = importlib.import_module("dvpo_ray.console").listener(as_json)
+        return importlib.import_module("jobs.evaluate").evaluate_policy(load_recipe(PolicyRecipe, recipe, overrides), policy, listener)
+
+    _guard(work, as_json)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's report: one self-contained HTML page."""
+    _guard(lambda: {"report": str(importlib.import_module("dvpo_ray.report").write_report(run))}, as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine: versions, engine build, cores, memory, shared memory, Ray."""
+
+    def work() -> dict[str, Any]:
+        checks = importlib.import_module("dvpo_ray.doctor").examine()
+        importlib.import_module("dvpo_ray.console").show_checks(checks, as_json)
+        failed = [check["name"] for check in checks if check["status"] == "fail"]
+        if failed:
+            raise DvpoError(f"{len(failed)} check(s) failed: {', '.join(failed)}")
+        return {"checks": checks} if as_json else {}
+
+    _guard(work, as_json)
+
+
+@config_app.command("show")
+def config_show(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption = []) -> None:  # noqa: B006
+    """Print a recipe with all defaults filled in, secrets redacted."""
+    _guard(lambda: json.loads(dump_resolved(load_recipe(_kind(kind), recipe, overrides))), as_json=True, indent=2)
+
+
+@config_app.command("check")
+def config_check(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Check a recipe without starting anything."""
+
+    def work() -> dict[str, Any]:
+        load_recipe(_kind(kind), recipe, overrides)
+        return {"recipe": recipe, "kind": kind, "valid": True}
+
+    _guard(work, as_json)
+
+
+@config_app.command("schema")
+def config_schema(kind: KindArg = "demo") -> None:
+    """Print the JSON schema of a recipe."""
+    _guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
+
+
+def _kind(name: str) -> type[Recipe]:
+    if name not in KINDS:
+        raise UserInputError(f"unknown kind '{name}': use one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def _run_job(module: str, function: str, kind: type[R], recipe: str, overrides: list[str], as_json: bool) -> None:
+    def work() -> dict[str, Any]:
+        settings = load_recipe(kind, recipe, overrides)
+        console = importlib.import_module("dvpo_ray.console")
+        job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
+        with console.progress(as_json) as listener:
+            return job(settings, listener)
+
+    _guard(work, as_json)
+
+
+def _guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None = None) -> None:
+    """Run a command, print its result, and turn errors into exit codes."""
+    try:
+        result = work()
+    except UserInputError as error:
+        _fail(error, as_json, 2)
+    except DvpoError as error:
+        _fail(error, as_json, 1)
+    if as_json:
+        typer.echo(json.dumps(result, indent=indent, default=str))
+    elif result:
+        importlib.import_module("dvpo_ray.console").show_result(result)
+
+
+def _fail(error: Exception, as_json: bool, code: int) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    else:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(code)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' chatter out of the terminal; what matters is raised or shown by us."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if not Path("/dev/nvidia0").exists() else "cuda")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main() -> None:
+    """Entry point of the ``dvpo`` command."""
+    quiet_libraries()
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a person sees: phases, one progress bar, a closing table. Quiet when the output is no terminal; JSON lines on request."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dvpo_ray.run import Event, Listener
+
+SHOWN_KEYS = (
+    ("gold_before", "gold before"),
+    ("gold_after", "gold after"),
+    ("gold_after_ci95", "gold after, 95% interval"),
+    ("win_rate", "win rate against the start"),
+    ("kl_per_token", "KL per token (nats)"),
+    ("gvm_pair_accuracy_mean", "value model pair accuracy, mean value"),
+    ("gvm_pair_accuracy_last", "value model pair accuracy, last value"),
+    ("seconds_per_step", "seconds per step"),
+    ("seconds_total", "seconds in all"),
+    ("peak_memory_gb", "peak memory (GB)"),
+    ("logprob_gap_mean", "log-prob gap, engine to learner"),
+    ("value_model", "value model"),
+    ("policy", "policy"),
+    ("report", "report"),
+)
+
+
+@contextmanager
+def progress(as_json: bool) -> Iterator[Listener]:
+    """A listener for a job's events, for machines or for people."""
+    if as_json:
+        yield _print_json
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _print_plain
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(event: Event) -> None:
+            if event.kind == "step" and "seconds/step" in event.metrics:
+                bar.update(task, completed=event.step, total=event.total, description=headline(event.metrics))
+            elif event.kind == "phase":
+                bar.console.print(f"[bold cyan]•[/] {event.text}")
+                bar.reset(task, total=None, description="working")
+            elif event.metrics:
+                bar.console.print(f"  {headline(event.metrics)}")
+
+        yield show
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """The few numbers worth a line."""
+    names = (
+        ("eval/gold", "gold"),
+        ("eval/kl_per_token", "KL/token"),
+        ("value/last", "value"),
+        ("kl/per_token", "KL/token"),
+        ("loss/value", "loss"),
+        ("policy/entropy", "entropy"),
+        ("answer/tokens", "tokens"),
+        ("seconds/step", "s/step"),
+    )
+    return "  ".join(f"{label} {metrics[key]:.3f}" for key, label in names if key in metrics)
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """The closing table, on standard output."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    known = [(label, result[key]) for key, label in SHOWN_KEYS if key in result]
+    for label, value in known or list(result.items()):
+        table.add_row(label, _format(value))
+    Console(soft_wrap=True).print(table)
+
+
+def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
+    """The doctor's findings."""
+    if as_json:
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in checks:
+        table.add_row(f"[{colours[check['status']]}]{check['status']}[/]", check["name"], check["found"], check["remedy"])
+    Console(soft_wrap=True).print(table)
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list | tuple) and all(isinstance(item, float) for item in value):
+        return " to ".join(f"{item:.3f}" for item in value)
+    return str(value)
+
+
+def _print_json(event: Event) -> None:
+    print(json.dumps({"event": event.kind, "text": event.text, "step": event.step, "total": event.total, **event.metrics}), flush=True)
+
+
+def _print_plain(event: Event) -> None:
+    if event.kind == "phase":
+        print(event.text, file=sys.stderr, flush=True)
+    elif event.metrics:
+        print(f"  {event.step}/{event.total}  {headline(event.metrics)}", file=sys.stderr, flush=True)

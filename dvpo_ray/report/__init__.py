@@ -1,0 +1,35 @@
+"""The report of a run: one self-contained HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dvpo_ray.report.charts import all_charts
+from dvpo_ray.report.records import RunRecords, colour_tokens, compare_answers, where_the_time_went
+
+REPORT = "report.html"
+EXAMPLES = 8
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` into a run's folder from the records there; returns its path.
+
+    Raises:
+        UserInputError: the folder holds no finished run.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    records = RunRecords.read(Path(folder))
+    pages = Environment(loader=PackageLoader("dvpo_ray", "report"), autoescape=True, undefined=StrictUndefined)
+    html = pages.get_template("report.html.j2").render(
+        name=records.name,
+        result=records.result,
+        charts=all_charts(records),
+        pairs=compare_answers(records, EXAMPLES),
+        coloured=colour_tokens(records, 4),
+        times=where_the_time_went(records),
+        config=records.config_text,
+    )
+    path = records.folder / REPORT
+    path.write_text(html, encoding="utf-8")
+    return path

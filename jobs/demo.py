@@ -1,0 +1,38 @@
+"""The demo: value pretraining, then policy training with the value model it made, then the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from actors.placement import ray_session
+from dvpo_ray.config import PipelineRecipe, dump_resolved
+from dvpo_ray.report import write_report
+from dvpo_ray.run import CONFIG, RESULT, Listener, prepare_folder, write_json
+from jobs.pretrain_value import pretrain_value
+from jobs.train_policy import train_policy
+
+
+def run_pipeline(recipe: PipelineRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
+    """Run both trainings on one Ray; returns what ``result.json`` holds."""
+    began = time.time()
+    folder = prepare_folder(recipe)
+    (folder / CONFIG).write_text(dump_resolved(recipe))
+    with ray_session(recipe.cluster):
+        value = pretrain_value(recipe.value_recipe(), listener)
+        policy = train_policy(recipe.policy_recipe(value["value_model"]), listener)
+    result = policy | {
+        "gvm_pair_accuracy_mean": value["gvm_pair_accuracy_mean"],
+        "gvm_pair_accuracy_last": value["gvm_pair_accuracy_last"],
+        "value_model": value["value_model"],
+        "peak_memory_gb": max(value["peak_memory_gb"], policy["peak_memory_gb"]),
+        "peak_memory_gb_value": value["peak_memory_gb"],
+        "peak_memory_gb_policy": policy["peak_memory_gb"],
+        "seconds_value": value["seconds_total"],
+        "seconds_policy": policy["seconds_total"],
+        "seconds_total": time.time() - began,
+    }
+    write_json(folder / RESULT, result)
+    result["report"] = str(Path(write_report(folder)).resolve())
+    return result

@@ -1,0 +1,107 @@
+"""D1 of the design: hand-derived advantages, the algebra of the released recursion, and invariances."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dvpo_ray.maths.advantages import dvpo_gae, dvpo_onestep, dvpo_released, dvpo_static
+
+Q = torch.tensor([[0.1, 0.3, 0.2, 0.6]])
+K = torch.tensor([[0.0, -0.1, 0.05]])
+MASK = torch.ones(1, 3)
+
+
+def rows(tokens: int, batch: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, tokens + 1, generator=generator).double(), torch.randn(batch, tokens, generator=generator).double()
+
+
+def test_gae_by_hand() -> None:
+    # deltas: 0+.3-.1 = .2;  -.1+.2-.3 = -.2;  .05+.6-.2 = .45.  A3 = .45; A2 = -.2+.5*.45 = .025; A1 = .2+.5*.025 = .2125
+    assert torch.allclose(dvpo_gae(Q, K, MASK, 0.5), torch.tensor([[0.2125, 0.025, 0.45]]))
+
+
+def test_onestep_by_hand() -> None:
+    assert torch.allclose(dvpo_onestep(Q, K, MASK), torch.tensor([[0.2, -0.2, 0.45]]))
+
+
+def test_static_by_hand() -> None:
+    # q_t plus the sum of k from t on: .3 + (0 -.1 +.05) = .25;  .2 + (-.1+.05) = .15;  .6 + .05 = .65
+    assert torch.allclose(dvpo_static(Q, K, MASK), torch.tensor([[0.25, 0.15, 0.65]]))
+
+
+def test_released_by_hand() -> None:
+    # V = q_0..q_2 = .1, .3, .2, then 0. deltas: 0+.3-.1 = .2;  -.1+.2-.3 = -.2;  .05+0-.2 = -.15
+    # A3 = -.15;  A2 = -.2 - .075 = -.275;  A1 = .2 - .1375 = .0625
+    assert torch.allclose(dvpo_released(Q, K, MASK, 0.5, whiten_values=False), torch.tensor([[0.0625, -0.275, -0.15]]))
+
+
+def test_released_whitens_each_answer_by_hand() -> None:
+    # V = 1, 3: mean 2, variance 1 -> -1, 1. deltas: 1-(-1) = 2; 0-1 = -1. lam 0: A = deltas.
+    q = torch.tensor([[1.0, 3.0, 9.0]])
+    found = dvpo_released(q, torch.zeros(1, 2), torch.ones(1, 2), 0.0, whiten_values=True)
+    assert torch.allclose(found, torch.tensor([[2.0, -1.0]]), atol=1e-6)
+
+
+@given(tokens=st.integers(1, 40), lam=st.floats(0, 1), seed=st.integers(0, 99))
+def test_released_identity(tokens: int, lam: float, seed: int) -> None:
+    """A_t = -V_t + (1 - lam) sum_l lam^(l-1) V_{t+l}, without KL."""
+    q, _ = rows(tokens, seed=seed)
+    zero = torch.zeros(4, tokens).double()
+    found = dvpo_released(q, zero, torch.ones(4, tokens), lam, whiten_values=False)
+    v = q[:, :-1]
+    expected = torch.stack(
+        [-v[:, t] + (1 - lam) * sum((lam ** (j - t - 1) * v[:, j] for j in range(t + 1, tokens)), torch.zeros(4)) for t in range(tokens)], 1
+    )
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@given(tokens=st.integers(1, 40), lam=st.floats(0, 1))
+def test_gae_weights_on_values_add_up_to_one(tokens: int, lam: float) -> None:
+    """A_t + q_{t-1} is an average of the later values: with all of them equal to 1 it is 1, at the last token too."""
+    for t in range(tokens):
+        q = torch.ones(1, tokens + 1).double()
+        q[:, : t + 1] = 0.0  # q_0..q_t, the values before token t+1
+        found = dvpo_gae(q, torch.zeros(1, tokens).double(), torch.ones(1, tokens), lam)
+        assert found[0, t] == pytest.approx(1.0, abs=1e-9)
+
+
+def test_gae_at_lambda_zero_is_onestep_and_at_one_is_last_value_minus_baseline() -> None:
+    q, k = rows(9)
+    mask = torch.ones(4, 9)
+    assert torch.allclose(dvpo_gae(q, k, mask, 0.0), dvpo_onestep(q, k, mask))
+    assert torch.allclose(dvpo_gae(q, torch.zeros_like(k), mask, 1.0), q[:, -1:] - q[:, :-1])
+
+
+ESTIMATORS = {
+    "dvpo_gae": lambda q, k, m: dvpo_gae(q, k, m, 0.95),
+    "dvpo_onestep": dvpo_onestep,
+    "dvpo_static": dvpo_static,
+    "dvpo_released": lambda q, k, m: dvpo_released(q, k, m, 0.95, whiten_values=False),
+    "dvpo_released_whitened": lambda q, k, m: dvpo_released(q, k, m, 0.95, whiten_values=True),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_padding_and_order_do_not_matter(name: str) -> None:
+    estimate = ESTIMATORS[name]
+    q, k = rows(12)
+    lengths = torch.tensor([12, 5, 1, 8])
+    mask = (torch.arange(12)[None] < lengths[:, None]).double()
+    found = estimate(q, k, mask)
+    for i, n in enumerate(lengths.tolist()):
+        alone = estimate(q[i : i + 1, : n + 1], k[i : i + 1, :n], torch.ones(1, n).double())
+        assert torch.allclose(found[i, :n], alone[0], atol=1e-12)
+        assert not found[i, n:].any()
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(estimate(q[order], k[order], mask[order]), found[order])
+    garbage = torch.where(torch.cat([torch.ones(4, 1), mask], 1) > 0, q, 1e6)
+    assert torch.allclose(estimate(garbage, k * mask, mask), found, atol=1e-9)
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"q \[B, T\+1\]"):
+        dvpo_gae(Q[:, :-1], K, MASK, 0.95)
