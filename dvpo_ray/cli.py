@@ -84,8 +84,10 @@ def evaluate(
     """Answer a policy recipe's held-out prompts and measure gold, KL and length."""
 
     def work() -> dict[str, Any]:
-        listener = importlib.import_module("dvpo_ray.console").listener(as_json)
-        return importlib.import_module("jobs.evaluate").evaluate_policy(load_recipe(PolicyRecipe, recipe, overrides), policy, listener)
+        settings = load_recipe(PolicyRecipe, recipe, overrides)
+        job = importlib.import_module("jobs.evaluate").evaluate_policy
+        with importlib.import_module("dvpo_ray.console").progress(as_json) as listener:
+            return job(settings, policy, listener)
 
     _guard(work, as_json)
 

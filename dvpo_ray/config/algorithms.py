@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from dvpo_ray.config.base import Section
+
+
+def _kind(default: str) -> Discriminator:
+    """Chooses a union's member by its `type`, which may be left out for the default kind."""
+
+    def tag(value: Any) -> str:
+        found = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
+        return str(found)
+
+    return Discriminator(tag)
+
 
 Whitening = Literal["full", "scale", "none"]
 
@@ -23,50 +34,56 @@ class _Estimator(Section):
 class DvpoGae(_Estimator):
     """Generalised advantage estimation over differences of the frozen value (the default)."""
 
-    type: Literal["dvpo_gae"] = "dvpo_gae"
+    type: Literal["dvpo_gae"] = Field("dvpo_gae", description="Selects this kind.")
     lam: float = Field(0.95, ge=0, le=1, description="GAE lambda: 0 trusts the value model most, 1 only its last value.")
 
 
 class DvpoOnestep(_Estimator):
     """The one-step difference Q minus V of the frozen value."""
 
-    type: Literal["dvpo_onestep"] = "dvpo_onestep"
+    type: Literal["dvpo_onestep"] = Field("dvpo_onestep", description="Selects this kind.")
 
 
 class DvpoStatic(_Estimator):
     """The paper's static advantage: the frozen Q itself plus the KL reward-to-go."""
 
-    type: Literal["dvpo_static"] = "dvpo_static"
+    type: Literal["dvpo_static"] = Field("dvpo_static", description="Selects this kind.")
 
 
 class DvpoReleased(_Estimator):
     """The recursion of the authors' released code, for replication only: it gives late tokens no credit."""
 
-    type: Literal["dvpo_released"] = "dvpo_released"
+    type: Literal["dvpo_released"] = Field("dvpo_released", description="Selects this kind.")
     lam: float = Field(0.95, ge=0, le=1, description="GAE lambda.")
     whiten_values: bool = Field(True, description="Whiten each answer's values before the recursion, as the release does.")
 
 
-AdvantageConfig = Annotated[DvpoGae | DvpoOnestep | DvpoStatic | DvpoReleased, Field(discriminator="type")]
+AdvantageConfig = Annotated[
+    Annotated[DvpoGae, Tag("dvpo_gae")]
+    | Annotated[DvpoOnestep, Tag("dvpo_onestep")]
+    | Annotated[DvpoStatic, Tag("dvpo_static")]
+    | Annotated[DvpoReleased, Tag("dvpo_released")],
+    _kind("dvpo_gae"),
+]
 
 
 class FixedKl(Section):
     """A constant KL coefficient."""
 
-    type: Literal["fixed"] = "fixed"
+    type: Literal["fixed"] = Field("fixed", description="Selects this kind.")
     coefficient: float = Field(0.02, ge=0, description="KL weight beta, per nat.")
 
 
 class AdaptiveKl(Section):
     """A KL coefficient steered towards a target (Ziegler et al. 2019, arXiv 1909.08593, section 2.2)."""
 
-    type: Literal["adaptive"] = "adaptive"
+    type: Literal["adaptive"] = Field("adaptive", description="Selects this kind.")
     coefficient: float = Field(0.2, gt=0, description="Initial KL weight beta, per nat.")
     target: float = Field(6.0, gt=0, description="Wanted KL of a whole answer, in nats.")
     horizon: int = Field(10_000, ge=1, description="Answers over which the coefficient follows; larger is slower.")
 
 
-KlControlConfig = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
+KlControlConfig = Annotated[Annotated[FixedKl, Tag("fixed")] | Annotated[AdaptiveKl, Tag("adaptive")], _kind("fixed")]
 
 
 class KlSection(Section):
@@ -92,7 +109,7 @@ class PpoUpdateSection(Section):
 class TdTarget(Section):
     """TD(lambda) targets towards the answer's label (the default)."""
 
-    type: Literal["td"] = "td"
+    type: Literal["td"] = Field("td", description="Selects this kind.")
     lam: float | Literal["auto"] = Field(
         "auto", description="Lambda of the targets; `auto` takes 0.95 for answers of up to 60 tokens on average, else 1.0."
     )
@@ -101,15 +118,17 @@ class TdTarget(Section):
 class McTarget(Section):
     """Monte Carlo targets: every position is trained on the label."""
 
-    type: Literal["mc"] = "mc"
+    type: Literal["mc"] = Field("mc", description="Selects this kind.")
 
 
 class BtTarget(Section):
     """TD(lambda) plus a Bradley-Terry term on the pair's mean values."""
 
-    type: Literal["bt"] = "bt"
+    type: Literal["bt"] = Field("bt", description="Selects this kind.")
     lam: float | Literal["auto"] = Field("auto", description="Lambda of the TD part, as for `td`.")
     coefficient: float = Field(1.0, gt=0, description="Weight of the Bradley-Terry term.")
 
 
-TargetConfig = Annotated[TdTarget | McTarget | BtTarget, Field(discriminator="type")]
+TargetConfig = Annotated[
+    Annotated[TdTarget, Tag("td")] | Annotated[McTarget, Tag("mc")] | Annotated[BtTarget, Tag("bt")], _kind("td")
+]

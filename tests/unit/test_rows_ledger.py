@@ -1,0 +1,62 @@
+"""Types that cross process borders check themselves; the ledger balances and admits the same rows again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.ledger import Ledger
+from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch
+from tests.fakes import scored_batch
+
+
+@given(rows=st.lists(st.lists(st.integers(-9, 9), max_size=5), min_size=1, max_size=8), data=st.data())
+def test_ragged_round_trip_and_take(rows: list[list[int]], data: st.DataObject) -> None:
+    ragged = Ragged.of(rows, np.int32)
+    assert [row.tolist() for row in ragged.rows()] == rows
+    index = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1))
+    assert [row.tolist() for row in ragged.take(index).rows()] == [rows[i] for i in index]
+    assert [row.tolist() for row in Ragged.concat([ragged, ragged]).rows()] == rows + rows
+
+
+def test_bad_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="add up to 3, flat has"):
+        Ragged(np.zeros(2), np.array([3]))
+    with pytest.raises(ValueError, match="at least one token"):
+        GenerationRequest("r", (), 0)
+    one = np.zeros(1)
+    with pytest.raises(ValueError, match="T >= 1"):
+        Answer("r", one, np.zeros(0), np.zeros(0), np.zeros(0), "stop")
+    good = scored_batch([3, 2])
+    with pytest.raises(ValueError, match="do not fit"):
+        ScoredBatch(**(vars(good) | {"values": good.log_probs}))
+
+
+def prompts(count: int) -> list[EncodedPrompt]:
+    return [EncodedPrompt(f"p{i}", f"p{i}", (1, i), f"p{i}") for i in range(count)]
+
+
+@given(count=st.integers(1, 20), per_step=st.integers(1, 9), answers=st.integers(1, 3), seed=st.integers(0, 99))
+def test_every_prompt_once_per_epoch_and_reproducible(count: int, per_step: int, answers: int, seed: int) -> None:
+    ledger, again = (Ledger(prompts(count), per_step, answers, seed) for _ in range(2))
+    steps = [ledger.admit(step) for step in range(2 * count)]
+    assert again.admit(3 % (2 * count)) == steps[3 % (2 * count)]
+    rows = [request for step in steps for request in step]
+    assert len({r.row_id for r in rows}) == len(rows)
+    epoch = [r.prompt_ids for r in rows[:: answers]][:count]
+    assert sorted(epoch) == sorted(p.prompt_ids for p in prompts(count))
+
+
+def test_books_balance_and_no_row_trains_twice() -> None:
+    ledger = Ledger(prompts(4), 2, 1, 0)
+    ids = [r.row_id for r in ledger.admit(0)]
+    ledger.trained_rows(ids[:1])
+    assert ledger.check() == {"ledger/admitted": 2, "ledger/trained": 1, "ledger/dead_lettered": 0, "ledger/in_flight": 1}
+    with pytest.raises(AssertionError, match="trained twice or never admitted"):
+        ledger.trained_rows(ids[:1])
+    ledger.trained += 1
+    with pytest.raises(AssertionError, match="does not balance"):
+        ledger.check()
