@@ -1,0 +1,152 @@
+"""Learning logic: batching, prepared advantages, the loss, and value targets, against slow or hand-made references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dvpo_ray.algorithms import estimator_names
+from dvpo_ray.config.algorithms import BtTarget, DvpoGae, FixedKl, KlSection, McTarget, PpoUpdateSection, TdTarget
+from dvpo_ray.learning import policy_update, value_update
+from dvpo_ray.learning.batching import micro_batches, pad_sequences, share_rows, to_flat, to_padded
+from dvpo_ray.rows import Ragged
+from tests.fakes import scored_batch
+
+KL = KlSection(control=FixedKl(coefficient=0.1))
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(50, 400))
+def test_micro_batches_hold_every_row_once_within_budget(lengths: list[int], budget: int) -> None:
+    groups = micro_batches(lengths, budget)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert all(len(group) * max(lengths[i] for i in group) <= budget for group in groups)
+
+
+def test_a_row_over_the_budget_is_named() -> None:
+    with pytest.raises(ValueError, match="row of 51 tokens does not fit the token budget of 50"):
+        micro_batches([3, 51], 50)
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), ranks=st.integers(1, 6))
+def test_shares_are_fair(lengths: list[int], ranks: int) -> None:
+    shares = share_rows(lengths, ranks)
+    assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in share) for share in shares]
+    assert max(loads) - min(loads) <= max(lengths)
+
+
+def test_positions_by_hand() -> None:
+    batch = pad_sequences([np.array([5, 6]), np.array([7])], [np.array([8]), np.array([9, 10, 11])], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 8, 0], [7, 9, 10, 11]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    # row 0: the token before 8 stands at 1; row 1 (offset 4): those before 9, 10, 11 at 4, 5, 6
+    assert batch.before_response.tolist() == [1, 4, 5, 6]
+    assert batch.with_prompt_end.tolist() == [1, 2, 4, 5, 6, 7]
+    assert batch.targets.tolist() == [8, 9, 10, 11]
+
+
+def test_ragged_to_padded_and_back_with_gradient() -> None:
+    flat = torch.arange(5.0, requires_grad=True)
+    padded, mask = to_padded(flat, np.array([2, 3]))
+    assert padded.tolist() == [[0, 1, 0], [2, 3, 4]]
+    assert to_flat(padded, mask).tolist() == [0, 1, 2, 3, 4]
+    (padded**2).sum().backward()
+    assert flat.grad is not None
+    assert flat.grad.tolist() == [0, 2, 4, 6, 8]
+
+
+def test_prepare_whitens_over_the_global_batch_and_ignores_row_order() -> None:
+    scored = scored_batch([7, 1, 12, 4])
+    prepared, metrics = policy_update.prepare(scored, DvpoGae(), KL, beta=0.1)
+    assert abs(prepared.advantages.flat.mean()) < 1e-6
+    assert prepared.advantages.flat.std() == pytest.approx(1, abs=1e-5)
+    order = [2, 0, 3, 1]
+    other, _ = policy_update.prepare(scored.take(order), DvpoGae(), KL, beta=0.1)
+    for row, i in zip(other.advantages.rows(), order, strict=True):
+        assert np.allclose(row, prepared.advantages.rows()[i], atol=1e-6)
+    assert metrics["answer/tokens"] == 6
+
+
+def test_prepare_by_hand() -> None:
+    scored = scored_batch([1])
+    scored = type(scored)(
+        **vars(scored)
+        | {
+            "values": Ragged.of([[0.2, 0.9]], np.float32),
+            "log_probs": Ragged.of([[-1.0]], np.float32),
+            "ref_log_probs": Ragged.of([[-2.0]], np.float32),
+        }
+    )
+    prepared, _ = policy_update.prepare(scored, DvpoGae(whitening="none"), KL, beta=0.1)
+    # k = -0.1 * (-1 + 2) = -0.1;  A = -0.1 + 0.9 - 0.2 = 0.6
+    assert prepared.advantages.flat.tolist() == pytest.approx([0.6])
+    in_loss = KL.model_copy(update={"placement": "loss"})
+    prepared, _ = policy_update.prepare(scored, DvpoGae(whitening="none"), in_loss, beta=0.1)
+    assert prepared.advantages.flat.tolist() == pytest.approx([0.7])
+
+
+def test_loss_gradient_of_the_first_pass_is_the_policy_gradient() -> None:
+    """With the old policy equal to the current one the ratio is 1 and d loss / d log pi = -A."""
+    prepared, _ = policy_update.prepare(scored_batch([3, 2]), DvpoGae(), KL, beta=0.1)
+    log_probs = torch.randn(5, requires_grad=True)
+    tokens = policy_update.TokenBatch.of(prepared, [0, 1], None, "cpu")
+    total, sums = policy_update.loss(log_probs, torch.zeros(5), tokens, PpoUpdateSection(), KL, 0.1)
+    total.backward()
+    assert torch.allclose(log_probs.grad, -torch.from_numpy(prepared.advantages.flat))
+    assert float(sums["ppo/clip_share"]) == 0 == float(sums["ppo/approx_kl"])
+
+
+def test_kl_in_the_loss_pulls_towards_the_reference() -> None:
+    prepared, _ = policy_update.prepare(scored_batch([4]), DvpoGae(), KL, beta=0.0)
+    tokens = policy_update.TokenBatch.of(prepared, [0], None, "cpu")
+    settings = KL.model_copy(update={"placement": "loss"})
+    gradients = []
+    for beta in (0.0, 0.5):
+        log_probs = tokens.ref_log_probs.clone() + 0.3
+        log_probs.requires_grad_(True)
+        policy_update.loss(log_probs, torch.zeros(4), tokens, PpoUpdateSection(), settings, beta)[0].backward()
+        gradients.append(log_probs.grad)
+    # d/dx of beta * (exp(ref - x) - 1 - ref + x) = beta * (1 - exp(-0.3))
+    assert torch.allclose(gradients[1] - gradients[0], torch.full((4,), 0.5 * (1 - np.exp(-0.3))).float(), atol=1e-6)
+
+
+def test_mini_batches_are_the_same_on_every_rank() -> None:
+    a, b = (policy_update.mini_batch_rows(12, 3, (0, 5, 1)) for _ in range(2))
+    assert [part.tolist() for part in a] == [part.tolist() for part in b]
+    assert sorted(np.concatenate(a).tolist()) == list(range(12))
+
+
+def test_every_estimator_is_registered() -> None:
+    assert estimator_names() == ["dvpo_gae", "dvpo_onestep", "dvpo_released", "dvpo_static"]
+
+
+def test_lambda_is_chosen_by_answer_length() -> None:
+    assert value_update.resolve_target(TdTarget(), 35).lam == 0.95
+    assert value_update.resolve_target(BtTarget(), 200).lam == 1.0
+    assert value_update.resolve_target(TdTarget(lam=0.9), 200).lam == 0.9
+
+
+def test_value_targets_and_bt_loss_by_hand() -> None:
+    lengths = np.array([1, 1])
+    values = torch.tensor([0.0, 0.4, 0.0, -0.2], requires_grad=True)
+    labels = torch.tensor([1.0, -1.0])
+    goals = value_update.targets(values, lengths, labels, TdTarget(lam=0.5))
+    # G_1 = z; G_0 = .5 z + .5 q_1
+    assert goals.tolist() == pytest.approx([0.7, 1.0, -0.6, -1.0])
+    assert value_update.targets(values, lengths, labels, McTarget()).tolist() == [1, 1, -1, -1]
+    td = 0.5 * ((0.7**2 + 0.6**2) / 2 + (0.6**2 + 0.8**2) / 2)
+    bt = td + 2.0 * np.log(1 + np.exp(-0.6))
+    found = value_update.loss(values, goals, lengths, BtTarget(lam=0.5, coefficient=2.0))
+    assert float(found) == pytest.approx(bt, abs=1e-6)
+    found.backward()
+    assert values.grad is not None and values.grad.abs().sum() > 0
+
+
+def test_pair_accuracy_ignores_the_prompt_position() -> None:
+    chosen = [np.array([-9.0, 0.5, 0.1]), np.array([0.0, 0.2])]
+    rejected = [np.array([9.0, 0.2, 0.3]), np.array([0.0, 0.2])]
+    found = value_update.pair_accuracy(chosen, rejected)
+    assert (found["mean"], found["last"]) == (0.75, 0.25)

@@ -1,0 +1,53 @@
+"""The command line: exit codes, JSON for machines, errors that say what to mend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dvpo_ray.cli import app
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+def test_bad_input_is_exit_code_2(tmp_path: Path) -> None:
+    code, output = invoke("policy", "train", "nowhere")
+    assert code == 2
+    assert "no recipe 'nowhere'" in output
+    code, output = invoke("demo", "--set", "policy.stepz=3", "--json")
+    assert code == 2
+    assert json.loads(output)["error"] == "ConfigError"
+    assert "did you mean 'policy.steps'" in json.loads(output)["message"]
+    assert invoke("report", str(tmp_path))[0] == 2
+    assert invoke("config", "check", "demo", "--kind", "nonsense")[0] == 2
+
+
+def test_config_commands() -> None:
+    code, output = invoke("config", "show", "demo", "--set", "policy.steps=3")
+    assert code == 0
+    assert json.loads(output)["policy"]["steps"] == 3
+    code, output = invoke("config", "schema", "--kind", "policy")
+    assert code == 0
+    assert "PolicyTraining" in json.loads(output)["$defs"]
+    assert invoke("config", "check", "demo")[0] == 0
+
+
+def test_doctor_finds_this_environment_sound() -> None:
+    code, output = invoke("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(output)["checks"]}
+    assert code == 0
+    assert checks["vLLM build"]["status"] == "ok"
+    assert checks["deepspeed"]["found"] == "0.19.8"
+
+
+def test_doctor_names_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    code, output = invoke("doctor", "--json")
+    assert code == 1
+    assert "Ray" in json.loads(output)["message"]
