@@ -1,0 +1,229 @@
+"""A real vLLM engine and a real learner on the same weights: log-probs, versions, sync, damage, prefix cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray as ray_module
+import torch
+
+from actors.pool import PolicyLearner, RolloutPool, ScorerPool
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.sections import (
+    ClusterSection,
+    DataSection,
+    EngineSection,
+    LearnerSection,
+    ModelSection,
+    RolloutSection,
+    ScorerSection,
+)
+from dvpo_ray.errors import ActorFailedError, WeightSyncError
+from dvpo_ray.learning.batching import pad_sequences
+from dvpo_ray.models.token_reader import PolicyReader, load_policy
+from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights
+from dvpo_ray.weights import WeightPublisher
+
+pytestmark = pytest.mark.integration
+MODEL = ModelSection(path="tiny", attention="eager")
+
+
+def settings(**rollout: Any) -> PolicyTraining:
+    engine = EngineSection(dtype="float32", max_model_len=256, max_num_seqs=32)
+    return PolicyTraining(
+        steps=4,
+        value_model="none",
+        data=DataSection(source="x", max_prompt_tokens=200),
+        rollout=RolloutSection(engine=engine, max_new_tokens=24, **rollout),
+        scorer=ScorerSection(dtype="float32", rows_per_call=4),
+        learner=LearnerSection(dtype="float32", learning_rate=1e-3),
+    )
+
+
+@pytest.fixture(scope="module")
+def rollouts(ray: ClusterSection, tiny_model: Path) -> Iterator[RolloutPool]:
+    pool = RolloutPool(str(tiny_model), MODEL, settings().rollout, ray, seed=0)
+    pool.wait_ready()
+    yield pool
+    pool.stop()
+
+
+def requests(count: int, prompt_tokens: int = 6, seed: int = 0) -> list[GenerationRequest]:
+    rng = np.random.default_rng(seed)
+    return [
+        GenerationRequest(f"r{seed}-{i}", tuple(int(t) for t in rng.integers(2, 300, prompt_tokens + i % 3)), seed=100 + i) for i in range(count)
+    ]
+
+
+def answers_of(pool: RolloutPool, asked: list[GenerationRequest]) -> list[Answer]:
+    found = {answer.row_id: answer for answer in ray_module.get(list(pool.generate(asked)), timeout=120)}
+    return [found[request.row_id] for request in asked]
+
+
+def weights_of(folder: Path, scale: float) -> dict[str, torch.Tensor]:
+    model = load_policy(folder, torch.float32, "eager")
+    return {name: p.detach() * scale for name, p in model.named_parameters()}
+
+
+def log_probs_of(weights: dict[str, torch.Tensor], folder: Path, answers: list[Answer]) -> list[np.ndarray]:
+    model = load_policy(folder, torch.float32, "eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    batch = pad_sequences([a.prompt_ids for a in answers], [a.response_ids for a in answers], 1)
+    with torch.inference_mode():
+        flat, _ = PolicyReader(model)(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+    return np.split(flat.numpy(), np.cumsum(batch.response_lengths)[:-1])
+
+
+def gap(answers: list[Answer], expected: list[np.ndarray]) -> float:
+    return float(np.abs(np.concatenate([a.log_probs for a in answers]) - np.concatenate(expected)).max())
+
+
+def test_engine_and_learner_agree_in_float32(rollouts: RolloutPool, tiny_model: Path) -> None:
+    answers = answers_of(rollouts, requests(12))
+    assert max(a.response_ids.size for a in answers) > 5
+    assert gap(answers, log_probs_of(weights_of(tiny_model, 1.0), tiny_model, answers)) <= 1e-3
+
+
+def test_rows_are_reproducible_by_seed(rollouts: RolloutPool) -> None:
+    first, again = answers_of(rollouts, requests(6)), answers_of(rollouts, requests(6)[::-1])
+    for a, b in zip(first, again[::-1], strict=True):
+        assert a.response_ids.tolist() == b.response_ids.tolist()
+
+
+def test_many_prompts_at_once_do_not_split_a_prefill(rollouts: RolloutPool) -> None:
+    """More prompt tokens than one engine step takes: a split prefill with seeds would kill a CPU engine."""
+    answers = answers_of(rollouts, requests(40, prompt_tokens=180))
+    assert len(answers) == 40
+
+
+def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+    """Prompts longer than a cache block (128 tokens): stale keys and values would show in the log-probs."""
+    a, b = weights_of(tiny_model, 1.0), weights_of(tiny_model, 1.3)
+    publisher = WeightPublisher(tmp_path, a)
+    asked = requests(6, prompt_tokens=180, seed=3)
+    checksums = []
+    for version, weights in ((1, a), (2, b), (3, a)):
+        checksums.append(rollouts.sync(publisher.publish(version, weights.items())))
+        answers = answers_of(rollouts, [replace(r, row_id=f"{version}/{r.row_id}") for r in asked])
+        assert {int(v) for answer in answers for v in answer.versions} == {version}
+        assert gap(answers, log_probs_of(weights, tiny_model, answers)) <= 1e-3
+    assert checksums[0] == checksums[2] != checksums[1]
+    publisher.close()
+
+
+def test_damaged_weights_are_refused_and_the_old_ones_keep_serving(rollouts: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+    a, b = weights_of(tiny_model, 1.0), weights_of(tiny_model, 1.3)
+    publisher = WeightPublisher(tmp_path, a)
+    rollouts.sync(publisher.publish(10, a.items()))
+    bad = publisher.publish(11, b.items())
+    with Path(bad.path).open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\x00\x00\x80\x7f")
+    with pytest.raises(WeightSyncError, match="version 11.*damaged.*keeps the version it serves"):
+        rollouts.sync(bad)
+    answers = answers_of(rollouts, requests(4, seed=5))
+    assert {int(v) for answer in answers for v in answer.versions} == {10}
+    assert gap(answers, log_probs_of(a, tiny_model, answers)) <= 1e-3
+    publisher.close()
+
+
+def test_an_update_cut_half_way_fences_the_engine_until_a_full_one(rollouts: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+    """A payload that is whole by its digest but holds a tensor of the wrong shape fails inside the engine."""
+    a = weights_of(tiny_model, 1.0)
+    name = "model.layers.0.mlp.down_proj.weight"
+    wrong = a | {name: a[name][:5].contiguous()}
+    publisher = WeightPublisher(tmp_path / "wrong", wrong)
+    with pytest.raises(ActorFailedError, match="rollout actor failed while loading weights 20"):
+        rollouts.sync(publisher.publish(20, wrong.items()))
+    with pytest.raises(WeightSyncError, match="fenced: an update to version 20 did not complete"):
+        answers_of(rollouts, requests(1, seed=6))
+    publisher.close()
+    good = WeightPublisher(tmp_path / "good", a)
+    rollouts.sync(good.publish(21, a.items()))
+    answers = answers_of(rollouts, requests(4, seed=7))
+    assert gap(answers, log_probs_of(a, tiny_model, answers)) <= 1e-3
+    good.close()
+
+
+def test_a_row_that_misses_its_deadline_is_named(ray: ClusterSection, tiny_model: Path) -> None:
+    pool = RolloutPool(str(tiny_model), MODEL, settings(row_timeout_s=1e-4).rollout, ray, seed=0)
+    pool.wait_ready()
+    try:
+        with pytest.raises(ActorFailedError, match="row r0-0: no complete answer within 0.0001 s"):
+            answers_of(pool, requests(1))
+    finally:
+        pool.stop()
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
+def test_learner_ranks_and_zero_stages_take_the_same_step(
+    ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int
+) -> None:
+    """One step on the same rows gives the same weights, loss and gradient norm however it is sharded."""
+    config = settings()
+    learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 256})
+    config = config.model_copy(update={"learner": learner})
+    from tests.fakes import scored_batch
+
+    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0, publish_folder=str(tmp_path / "w"))
+    gang.wait_ready()
+    try:
+        batches = [ray_module.put(scored_batch([5, 9, 3, 12, 7, 1], seed=1))]
+        result = gang.step(0, 0.1, batches)
+        tensors = published_tensors(result.weights)
+        expected = reference_step(tiny_model, config)
+        assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
+        for name, tensor in tensors.items():
+            assert torch.allclose(tensor, expected[0][name], atol=2e-5), name
+    finally:
+        gang.stop()
+
+
+def published_tensors(weights: PublishedWeights) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(weights.path)
+
+
+def reference_step(folder: Path, config: PolicyTraining) -> tuple[dict[str, torch.Tensor], float]:
+    """The same step in plain torch: whole batch, no micro-batches, no DeepSpeed."""
+    from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
+    from tests.fakes import scored_batch
+
+    scored = scored_batch([5, 9, 3, 12, 7, 1], seed=1)
+    prepared, _ = prepare(scored, config.advantage, config.kl, 0.1)
+    model = load_policy(folder, torch.float32, "eager")
+    batch = pad_sequences(scored.prompt_ids.rows(), scored.response_ids.rows(), 1)
+    log_probs, entropy = PolicyReader(model)(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+    tokens = TokenBatch.of(prepared, list(range(len(scored))), None, "cpu")
+    total, _ = loss(log_probs, entropy, tokens, config.ppo, config.kl, 0.1)
+    (total / scored.tokens).backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.learner.grad_clip))
+    learner = config.learner
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learner.learning_rate, betas=learner.betas, weight_decay=0.0)
+    optimizer.step()
+    return {name: p.detach() for name, p in model.named_parameters()}, norm
+
+
+def test_a_scorer_without_value_model_gives_reference_log_probs(rollouts: RolloutPool, ray: ClusterSection, tiny_model: Path) -> None:
+    config = settings()
+    pool = ScorerPool(str(tiny_model), None, MODEL, config.scorer, 1.0, ray)
+    pool.wait_ready()
+    try:
+        asked = requests(10, seed=9)
+        handles = list(pool.score(rollouts.generate(asked)))
+        batches = pool.fetch(handles)
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        rows = [row for batch in batches for row in batch.row_ids]
+        assert sorted(rows) == sorted(r.row_id for r in asked)
+        for batch in batches:
+            assert np.abs(batch.log_probs.flat - batch.ref_log_probs.flat).max() <= 1e-3
+    finally:
+        pool.stop()
