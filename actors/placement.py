@@ -91,17 +91,14 @@ def actor_environment(threads: int) -> dict[str, str]:
     return environment
 
 
-def engine_environment(threads: int, kv_cache_gib: int) -> dict[str, str]:
+def engine_environment(threads: int) -> dict[str, str]:
     """Environment variables of a rollout actor and of the vLLM processes under it."""
-    environment = {
+    return {
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
     }
-    return environment
 
 
 def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float, **options: Any) -> Any:

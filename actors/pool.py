@@ -54,7 +54,7 @@ class RolloutPool:
     ) -> None:
         self._cluster = cluster
         self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
-        environment = engine_environment(rollout.cpu_threads, rollout.engine.kv_cache_gib)
+        environment = engine_environment(rollout.cpu_threads)
         gpus = rollout.engine.gpu_memory_utilization * rollout.engine.tensor_parallel
         self._actors = [
             start_actor(RolloutActor, f"rollout-{i}", environment, gpus, max_concurrency=1000).remote(

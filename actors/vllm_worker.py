@@ -7,6 +7,7 @@ The metadata that crosses into the worker is plain JSON (a path and a version); 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
@@ -59,9 +60,25 @@ class SafetensorsWeightTransferEngine(WeightTransferEngine[SafetensorsInitInfo, 
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_heads(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held open."""
+
+
+def repack_tied_heads(model: Any) -> None:
+    """Let output heads that share the embedding's weight make their packed copy again.
+
+    Layerwise reload processes the layers it loaded. A tied head loads nothing, so on CPU, where a layer multiplies by a packed
+    copy of its weight, it would go on with the old one; no checksum of parameters shows it.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
+    embeddings = {layer.weight.data_ptr() for layer in layers if not isinstance(layer, ParallelLMHead)}
+    for layer in layers:
+        if isinstance(layer, ParallelLMHead) and layer.weight.data_ptr() in embeddings:
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:

@@ -1,14 +1,16 @@
 """Step time and peak memory of TRL's PPO trainer on CPU: the peer that `benchmarks/step_time.py` measures against.
 
 Runs in an environment of its own (benchmarks/requirements-trl.txt) and imports nothing of this project but its memory
-monitor, given by --monitor. Policy, reference, value and reward model start from the same folder; the answers are 40 tokens.
+monitor, given by --monitor. Policy, reference, value and reward model start from the same folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import importlib.util
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -21,9 +23,6 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
-
-SUBJECTS = ("the sea", "a desert", "my dog", "taxes", "war", "coffee", "a school exam", "the moon")
-
 
 class StepTimer(TrainerCallback):
     """Notes the wall time at the end of every step."""
@@ -50,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--monitor", required=True, help="path of dvpo_ray/memory.py")
+    parser.add_argument("--prompts", required=True, help="JSON lines, gzipped, with a field 'prompt'")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=8)
@@ -64,7 +64,7 @@ def main() -> None:
         trainer = build_trainer(arguments)
         trainer.add_callback(timer)
         trainer.train()
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("model", "monitor", "output")}
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("model", "prompts", "monitor", "output")}
     found = {"seconds_per_step": statistics.median(timer.seconds), "steps": timer.seconds, "peak_memory_gb": memory.peak_gb}
     print(json.dumps({"trainer": "trl-ppo", **found, "settings": settings}), flush=True)
 
@@ -75,8 +75,6 @@ def load_monitor(path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    import os
-
     return module.MemoryMonitor(os.getpid())
 
 
@@ -90,7 +88,8 @@ def build_trainer(arguments: argparse.Namespace) -> Any:
     policy, reference = (AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype) for _ in range(2))
     options = {"num_labels": 1, "dtype": dtype}
     value, reward = (AutoModelForSequenceClassification.from_pretrained(arguments.model, **options) for _ in range(2))
-    prompts = [f"Write one sentence about {SUBJECTS[i % len(SUBJECTS)]}." for i in range(arguments.batch * (arguments.steps + 1))]
+    with gzip.open(arguments.prompts, "rt", encoding="utf-8") as stream:
+        prompts = [json.loads(line)["prompt"] for line in stream][: arguments.batch * (arguments.steps + 1)]
     rows = [
         tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False) for p in prompts
     ]

@@ -17,7 +17,16 @@ def tree_pss_bytes(root: int) -> int:
     PSS splits shared pages among the processes that map them, so the sum counts every page once. Processes that end while
     being read count 0.
     """
-    return sum(_pss(pid) for pid in _members(root))
+    return sum(tree_pss_by_process(root).values())
+
+
+def tree_pss_by_process(root: int) -> dict[str, int]:
+    """Proportional set size in bytes by process name, processes of one name added up."""
+    found: dict[str, int] = {}
+    for pid in _members(root):
+        name = _name(pid)
+        found[name] = found.get(name, 0) + _pss(pid)
+    return found
 
 
 def tree_rss_bytes(root: int) -> int:
@@ -31,6 +40,15 @@ def _members(root: int) -> list[int]:
         return [root, *(child.pid for child in process.children(recursive=True))]
     except psutil.NoSuchProcess:
         return []
+
+
+def _name(pid: int) -> str:
+    """The actor's class for Ray's workers (they title themselves ``ray::Class.method``), else the program's name."""
+    try:
+        title = (psutil.Process(pid).cmdline() or [""])[0]
+    except psutil.Error:
+        return "ended"
+    return title.removeprefix("ray::").partition(".")[0] if "::" in title else title.rpartition("/")[2]
 
 
 def _rss(pid: int) -> int:
@@ -64,11 +82,18 @@ class MemoryMonitor:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory-monitor", daemon=True)
         self.peak_bytes = 0
+        self._by_process: dict[str, int] = {}
 
     @property
     def peak_gb(self) -> float:
         """Peak so far, in GB."""
         return self.peak_bytes / 1e9
+
+    @property
+    def peak_by_process_gb(self) -> dict[str, float]:
+        """What the peak was made of, in GB, largest first; processes below 10 MB are left out."""
+        largest = sorted(self._by_process.items(), key=lambda item: -item[1])
+        return {name: round(size / 1e9, 3) for name, size in largest if size >= 10**7}
 
     def __enter__(self) -> MemoryMonitor:
         self._thread.start()
@@ -84,6 +109,8 @@ class MemoryMonitor:
             rss = tree_rss_bytes(self._root)
             if rss > largest_rss * GROWTH:
                 largest_rss = rss
-                self.peak_bytes = max(self.peak_bytes, tree_pss_bytes(self._root))
+                found = tree_pss_by_process(self._root)
+                if sum(found.values()) > self.peak_bytes:
+                    self.peak_bytes, self._by_process = sum(found.values()), found
             if self._done.wait(self._interval):
                 return

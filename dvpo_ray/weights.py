@@ -1,7 +1,8 @@
 """Published weights: a safetensors file in shared memory with a digest, written by a learner and read by engines.
 
-Two slots are written in turn and kept mapped, because touching fresh shared-memory pages costs several times more than
-overwriting old ones. An engine must have taken a version before the next but one is published.
+Slots are written in turn and kept mapped, because touching fresh shared-memory pages costs several times more than
+overwriting old ones. With n slots, an engine must have taken a version before the n-th after it is published; a loop that syncs
+after every step needs one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from dvpo_ray.errors import WeightSyncError
 from dvpo_ray.rows import PublishedWeights
 
 HASH_CHUNK = 32 * 2**20
-SLOTS = 2
 _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
 
 
@@ -41,16 +41,16 @@ def tree_sha256(data: memoryview | mmap.mmap) -> str:
 class WeightPublisher:
     """Writes successive versions of one model's tensors as safetensors files."""
 
-    def __init__(self, folder: Path, layout: Mapping[str, Tensor]) -> None:
+    def __init__(self, folder: Path, layout: Mapping[str, Tensor], slots: int = 1) -> None:
         """``layout`` gives name, type and shape of every tensor; its values are not read."""
         self._header, self._offsets, self._bytes = _safetensors_header(layout)
         folder.mkdir(parents=True, exist_ok=True)
-        self._paths = [folder / f"slot-{i}.safetensors" for i in range(SLOTS)]
-        self._maps: list[mmap.mmap | None] = [None] * SLOTS
+        self._paths = [folder / f"slot-{i}.safetensors" for i in range(slots)]
+        self._maps: list[mmap.mmap | None] = [None] * slots
 
     def publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> PublishedWeights:
         """Write one version and its digest; all tensors of the layout must come, in any order."""
-        slot = version % SLOTS
+        slot = version % len(self._paths)
         target = self._map(slot)
         missing = set(self._offsets)
         for name, tensor in tensors:
@@ -66,7 +66,7 @@ class WeightPublisher:
 
     def close(self) -> None:
         """Remove the files."""
-        self._maps = [None] * SLOTS
+        self._maps = [None] * len(self._paths)
         for path in self._paths:
             path.unlink(missing_ok=True)
 

@@ -64,6 +64,7 @@ def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None)
             "target": target.model_dump(),
             "seconds_total": time.time() - began,
             "peak_memory_gb": memory.peak_gb,
+            "peak_memory_by_process_gb": memory.peak_by_process_gb,
             "seed": recipe.run.seed,
         }
         run.write_json(RESULT, result)

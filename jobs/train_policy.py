@@ -77,6 +77,7 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
             "seconds_total": time.time() - began,
             "seconds_training": loop_seconds,
             "peak_memory_gb": memory.peak_gb,
+            "peak_memory_by_process_gb": memory.peak_by_process_gb,
         }
         run.write_json(RESULT, result)
         return result

@@ -73,3 +73,8 @@ class FakeStages:
         """Counts versions."""
         self.calls.append(f"sync {weights.version}")
         return "checksum"
+
+
+def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """Gold for tests: share of letters a to f among the letters of an answer, less that of u to z."""
+    return [(sum(c in "abcdef" for c in a) - sum(c in "uvwxyz" for c in a)) / max(1, len(a)) for a in answers]

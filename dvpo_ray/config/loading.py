@@ -66,7 +66,7 @@ def walk_fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
     for name, field in kind.model_fields.items():
         path = f"{prefix}{name}"
         yield path, field
-        for section in _sections_of(field.annotation):
+        for section in sections_of(field.annotation):
             yield from walk_fields(section, f"{path}.")
 
 
@@ -141,11 +141,12 @@ def _nearest(kind: type[BaseModel], path: Sequence[str]) -> str:
     return f"; known keys here: {', '.join(name.rpartition('.')[2] for name in siblings)}"
 
 
-def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration classes that an annotation names, through unions and annotated types."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [section for part in typing.get_args(annotation) for section in _sections_of(part)]
+        return [section for part in typing.get_args(annotation) for section in sections_of(part)]
     return []
 
 

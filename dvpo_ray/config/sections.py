@@ -81,7 +81,7 @@ class EngineSection(Section):
     dtype: Dtype = Field("bfloat16", description="Number type of weights and activations in the engine.")
     max_model_len: int = Field(1024, ge=16, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int = Field(64, ge=1, description="Most answers generated at the same time.")
-    kv_cache_gib: int = Field(1, ge=1, description="KV cache on CPU engines, in whole GiB.")
+    kv_cache_mib: int = Field(1024, ge=16, description="KV cache of a CPU engine, in MiB.")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1, description="Share of GPU memory on CUDA engines.")
     enforce_eager: bool = Field(True, description="Skip graph capture and compilation: slower decoding, faster start.")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one engine.")

@@ -16,7 +16,7 @@ from torch import Tensor
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Group row indices so that rows x longest row <= ``token_budget``, longest rows first.
 
-    Groups are evened out: no group is made smaller than needed only because an earlier one was filled to the brim.
+    The groups are as few as the budget allows and as even as their number allows, which keeps the peak of memory low.
 
     Raises:
         ValueError: one row alone is over the budget.
@@ -24,6 +24,20 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if order and lengths[order[0]] > token_budget:
         raise ValueError(f"a row of {lengths[order[0]]} tokens does not fit the token budget of {token_budget}")
+    groups = _filled(order, lengths, token_budget)
+    low, high = (lengths[order[0]] if order else 0), token_budget
+    while low < high:
+        middle = (low + high) // 2
+        evener = _filled(order, lengths, middle)
+        if len(evener) == len(groups):
+            groups, high = evener, middle
+        else:
+            low = middle + 1
+    return groups
+
+
+def _filled(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Rows in the given order (longest first), each group filled up to the budget."""
     groups: list[list[int]] = []
     for index in order:
         if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= token_budget:

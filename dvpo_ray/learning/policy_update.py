@@ -56,6 +56,7 @@ def prepare(scored: ScoredBatch, advantage: AdvantageConfig, kl: KlSection, beta
         "kl/per_answer": float(log_ratio_bt.sum(1).mean()),
         "kl/beta": beta,
         "answer/tokens": float(lengths.mean()),
+        "answer/total_tokens": float(lengths.sum()),
         "answer/cut_share": cut,
     }
     return PreparedBatch(scored, Ragged(flat, lengths)), metrics

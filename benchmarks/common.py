@@ -1,0 +1,68 @@
+"""What all benchmarks share: where runs lie, facts of the machine, and one section each in RESULTS.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "benchmarks"
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+PLOTS = ROOT / "benchmarks" / "plots"
+
+
+def dvpo(*arguments: str) -> None:
+    """Run the ``dvpo`` command in a process of its own, its progress passed through.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "dvpo_ray.cli", *arguments], check=True, cwd=ROOT, env=environment)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The result of a run that ended well, or None: this is how benchmarks resume."""
+    result = folder / "result.json"
+    return json.loads(result.read_text()) if result.is_file() else None
+
+
+def machine() -> str:
+    """One line on this machine."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    memory = psutil.virtual_memory().total / 2**30
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    at = f", commit {commit.stdout.strip()}" if commit.returncode == 0 else ""
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB memory, no GPU used{at}"
+
+
+def write_section(name: str, title: str, command: str, body: str) -> None:
+    """Replace (or add) one benchmark's section of RESULTS.md; the others stay."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    section = f"{begin}\n## {title}\n\nCommand: `{command}`. Machine: {machine()}.\n\n{body.strip()}\n{end}\n"
+    text = RESULTS.read_text() if RESULTS.is_file() else "# Benchmark results\n\nWritten by the scripts in this folder.\n\n"
+    if begin in text:
+        head, _, rest = text.partition(begin)
+        text = head + section + rest.partition(end)[2].lstrip("\n")
+    else:
+        text = text.rstrip("\n") + "\n\n" + section
+    RESULTS.write_text(text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats with three decimals."""
+    cells = [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"

@@ -1,0 +1,107 @@
+"""One training step, this project against TRL's PPO trainer: same model, prompts, batch and answer length, one after the other.
+
+TRL runs in an environment of its own, made on first use from requirements-trl.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablation import to_toml
+from benchmarks.common import ROOT, RUNS, dvpo, table, write_section
+from dvpo_ray.config import PipelineRecipe, load_recipe
+from dvpo_ray.models.packaged import cache_dir, resolve_model
+
+REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
+PROMPTS = ROOT / "dvpo_ray" / "demo" / "data" / "train_prompts.jsonl.gz"
+PARTS = ("rollout", "score", "learn", "sync")
+
+
+def peer_python() -> Path:
+    """The interpreter of TRL's environment, set up on first use."""
+    key = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    folder = cache_dir() / f"trl-{key}"
+    python = folder / "bin" / "python"
+    mark = folder / ".complete"
+    if not mark.exists():
+        print(f"setting up TRL's environment in {folder} (once)", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)], check=True)
+        mark.touch()
+    return python
+
+
+def measure_trl(steps: int) -> dict[str, Any]:
+    """TRL's step time and peak memory."""
+    command = [str(peer_python()), str(Path(__file__).with_name("trl_ppo.py"))]
+    command += ["--model", str(resolve_model("smollm2-135m-instruct")), "--prompts", str(PROMPTS), "--steps", str(steps)]
+    command += ["--monitor", str(ROOT / "dvpo_ray" / "memory.py"), "--output", str(RUNS / "trl")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment | {"OMP_NUM_THREADS": str(os.cpu_count())})
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def value_model() -> Path:
+    """Any sealed value model of the demo's size: how good it is does not change the time of a step."""
+    folder = RUNS / "step-time" / "value"
+    if not (folder / "result.json").is_file():
+        settings = load_recipe(PipelineRecipe, "demo", ["value.data.limit=32"]).value_recipe()
+        _train("value", settings.model_dump(mode="json", exclude_none=True), folder)
+    return folder / "value-model"
+
+
+def measure_dvpo(steps: int) -> dict[str, Any]:
+    """This project's step time by part, and peak memory."""
+    folder = RUNS / "step-time" / "policy"
+    settings = load_recipe(PipelineRecipe, "demo", [f"policy.steps={steps}"]).policy_recipe(str(value_model()))
+    tree = settings.model_dump(mode="json", exclude_none=True)
+    del tree["policy"]["evaluation"]
+    _train("policy", tree, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
+    result = json.loads((folder / "result.json").read_text())
+    parts = {name: statistics.median(line[f"seconds/{name}"] for line in lines) for name in PARTS}
+    tokens = statistics.median(line["answer/tokens"] for line in lines)
+    return {"seconds_per_step": result["seconds_per_step"], "peak_memory_gb": result["peak_memory_gb"], "parts": parts, "tokens": tokens}
+
+
+def _train(kind: str, tree: dict[str, Any], folder: Path) -> None:
+    tree["run"] = {"name": folder.name, "output_dir": str(folder.parent), "overwrite": True}
+    recipe = folder.parent / f"{kind}.toml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(to_toml(tree))
+    dvpo(kind, "train", str(recipe))
+
+
+def main() -> None:
+    """Measure both and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--trl-steps", type=int, default=4)
+    arguments = parser.parse_args()
+    ours, peer = measure_dvpo(arguments.steps), measure_trl(arguments.trl_steps)
+    speed = peer["seconds_per_step"] / ours["seconds_per_step"]
+    memory = ours["peak_memory_gb"] / peer["peak_memory_gb"]
+    rows = [
+        ["dvpo_ray (bf16)", ours["seconds_per_step"], ours["peak_memory_gb"]],
+        ["TRL 1.10 PPO (bf16)", peer["seconds_per_step"], peer["peak_memory_gb"]],
+        ["ratio", f"{speed:.2f} times faster", f"{memory:.2f} of TRL's"],
+    ]
+    body = "32 prompts, one answer of at most 40 tokens each, one epoch, SmolLM2-135M-Instruct; median of the steps after the first.\n\n"
+    body += table(["", "seconds per step", "peak memory, GB (PSS)"], rows)
+    parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in ours["parts"].items())
+    body += f"\nOur step by part: {parts}; {ours['tokens']:.1f} tokens an answer (TRL pads to 40).\n"
+    body += f"TRL's steps: {', '.join(f'{s:.1f}' for s in peer['steps'])} s; settings {json.dumps(peer['settings'])}.\n"
+    write_section("step_time", "Step time and memory against TRL's PPO trainer", "python -m benchmarks.step_time", body)
+    print(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The jobs end to end on real Ray, vLLM and DeepSpeed, with a tiny model: data in, sealed value model, policy, report out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray as ray_module
+
+from dvpo_ray.config import PolicyRecipe, ValueRecipe
+from dvpo_ray.config.loading import build
+from dvpo_ray.errors import ActorFailedError, DataError
+from dvpo_ray.models.value_model import read_seal
+from dvpo_ray.report import write_report
+from dvpo_ray.run import Event
+from jobs.evaluate import evaluate_policy, evaluate_value
+from jobs.pretrain_value import pretrain_value
+from jobs.train_policy import train_policy
+
+pytestmark = pytest.mark.integration
+STEPS = 6
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def answer(rng: np.random.Generator, letters: str) -> str:
+    return "".join(rng.choice(list(letters), int(rng.integers(4, 12))))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs whose chosen answer is of early letters and whose rejected answer is of late ones, with one bad row."""
+    rng = np.random.default_rng(0)
+    rows = [{"prompt": f"word {i}", "chosen": answer(rng, "abcdef"), "rejected": answer(rng, "uvwxyz")} for i in range(96)]
+    rows.append({"prompt": "word 96", "chosen": "same", "rejected": "same"})
+    return write_lines(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Prompts to train on, and others to evaluate on."""
+    folder = tmp_path_factory.mktemp("prompts")
+    train = write_lines(folder / "train.jsonl", [{"prompt": f"say {i}"} for i in range(24)])
+    return train, write_lines(folder / "test.jsonl", [{"prompt": f"tell {i}"} for i in range(8)])
+
+
+def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueRecipe:
+    tree = {
+        "run": {"name": "value", "output_dir": str(folder)},
+        "model": {"path": str(model), "attention": "eager"},
+        "value": {
+            "data": {"source": str(pairs), "max_prompt_tokens": 64, "max_answer_tokens": 32, "validation_share": 0.2},
+            "epochs": 2,
+            "pairs_per_step": 8,
+            "learner": {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512},
+        }
+        | value,
+    }
+    return build(ValueRecipe, tree)
+
+
+def policy_recipe(model: Path, value_model: str, prompts: tuple[Path, Path], folder: Path, name: str, **policy: Any) -> PolicyRecipe:
+    tree = {
+        "run": {"name": name, "output_dir": str(folder), "seed": 5},
+        "model": {"path": str(model), "attention": "eager"},
+        "policy": {
+            "steps": STEPS,
+            "value_model": value_model,
+            "data": {"source": str(prompts[0]), "max_prompt_tokens": 64},
+            "rollout": {
+                "prompts_per_step": 8,
+                "answers_per_prompt": 2,
+                "max_new_tokens": 12,
+                "engine": {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 16},
+            },
+            "scorer": {"dtype": "float32", "rows_per_call": 8},
+            "learner": {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512},
+            "kl": {"control": {"coefficient": 0.01}},
+            "evaluation": {"source": str(prompts[1]), "gold": "tests.fakes:early_letters", "every": 4},
+        }
+        | policy,
+    }
+    return build(PolicyRecipe, tree)
+
+
+@pytest.fixture(scope="module")
+def value(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return pretrain_value(value_recipe(tiny_model, pairs, tmp_path_factory.mktemp("value")))
+
+
+@pytest.fixture(scope="module")
+def first_run(
+    tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path, list[Event]]:
+    """A whole policy run: its result, its folder, and what was shown meanwhile."""
+    folder, events = tmp_path_factory.mktemp("policy"), []
+    result = train_policy(policy_recipe(tiny_model, value["value_model"], prompts, folder, "first"), events.append)
+    return result, folder / "first", events
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def published_folders() -> list[Path]:
+    return list(Path("/dev/shm").glob("dvpo-*"))
+
+
+def test_value_pretraining_ranks_held_out_pairs_and_seals(value: dict[str, Any]) -> None:
+    assert value["rows"] == {"read": 97, "kept": 96, "rejected": {"equal_answers": 1}}
+    assert value["pairs"] + value["held_out_pairs"] == 96
+    assert value["gvm_pair_accuracy_mean"] >= 0.9
+    seal = read_seal(Path(value["value_model"]))
+    assert seal.held_out_accuracy["mean"] == value["gvm_pair_accuracy_mean"]
+    letters = (Path(value["value_model"]).parent / "dead_letters.jsonl").read_text().splitlines()
+    assert json.loads(letters[0])["line"] == 97
+
+
+@pytest.mark.parametrize("target", [{"type": "mc"}, {"type": "bt", "lam": 1.0}])
+def test_every_target_learns_on_two_ranks(tiny_model: Path, pairs: Path, tmp_path: Path, target: dict[str, Any]) -> None:
+    learner = {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512, "ranks": 2, "zero_stage": 2}
+    result = pretrain_value(value_recipe(tiny_model, pairs, tmp_path, target=target, learner=learner))
+    assert result["gvm_pair_accuracy_mean"] >= 0.9
+
+
+def test_a_dataset_with_too_many_bad_rows_starts_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"p {i}", "chosen": "a", "rejected": "" if i % 4 == 0 else "b"} for i in range(20)]
+    source = write_lines(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(DataError, match=r"bad\.jsonl.*5 of 20"):
+        pretrain_value(value_recipe(tiny_model, source, tmp_path))
+
+
+def test_value_eval_repeats_the_sealed_accuracy(value: dict[str, Any], pairs: Path) -> None:
+    found = evaluate_value(Path(value["value_model"]), str(pairs), 64, 32)
+    assert found["pairs"] == 96
+    assert found["accuracy"]["mean"] >= 0.9
+
+
+def test_policy_training_improves_what_the_frozen_value_sees(first_run: tuple[dict[str, Any], Path, list[Event]]) -> None:
+    result, folder, events = first_run
+    lines = metrics(folder)
+    steps = [line for line in lines if "seconds/step" in line]
+    assert len(steps) == STEPS
+    assert [line["weights/version"] for line in steps] == list(range(1, STEPS + 1))
+    assert result["gold_after"] > result["gold_before"]
+    assert result["gold_after_ci95"][0] <= result["gold_after"] <= result["gold_after_ci95"][1]
+    evaluations = [line["step"] for line in lines if "eval/gold" in line]
+    assert evaluations == [0, 4, STEPS]
+    assert all(line["gap/abs_log_prob"] <= 1e-3 for line in steps), "engine and learner disagree in float32"
+    assert [event.step for event in events if "seconds/step" in event.metrics] == list(range(1, STEPS + 1))
+
+
+def test_result_names_every_figure(first_run: tuple[dict[str, Any], Path, list[Event]]) -> None:
+    result, folder, _ = first_run
+    wanted = {
+        "gold_before", "gold_after", "gold_after_ci95", "win_rate", "kl_per_token", "gvm_pair_accuracy_mean", "gvm_pair_accuracy_last",
+        "seconds_total", "seconds_per_step", "peak_memory_gb", "logprob_gap_mean", "seed",
+    }  # fmt: skip
+    assert wanted <= set(result)
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert 0 < result["peak_memory_gb"] < 20
+
+
+def test_the_policy_folder_loads_as_an_ordinary_model(first_run: tuple[dict[str, Any], Path, list[Event]], tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    trained = AutoModelForCausalLM.from_pretrained(first_run[0]["policy"])
+    start = AutoModelForCausalLM.from_pretrained(tiny_model)
+    moved = [float((a - b).abs().max()) for a, b in zip(trained.parameters(), start.parameters(), strict=True)]
+    assert max(moved) > 1e-3
+
+
+def test_a_run_repeats_by_its_seed(
+    first_run: tuple[dict[str, Any], Path, list[Event]],
+    tiny_model: Path,
+    value: dict[str, Any],
+    prompts: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    recipe = policy_recipe(tiny_model, value["value_model"], prompts, tmp_path, "again", steps=3, evaluation=None)
+    train_policy(recipe)
+    steps = [line for line in metrics(first_run[1]) if "seconds/step" in line]
+    for a, b in zip(steps, [line for line in metrics(tmp_path / "again") if "seconds/step" in line], strict=False):
+        for key in ("answer/tokens", "value/mean", "advantage/std", "loss/policy", "optimizer/grad_norm", "kl/per_token"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), (a["step"], key)
+
+
+def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(
+    tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe = policy_recipe(
+        tiny_model,
+        value["value_model"],
+        prompts,
+        tmp_path,
+        "inner",
+        steps=2,
+        learner={"dtype": "float32", "learning_rate": 1e-3, "token_budget": 512, "ranks": 2, "zero_stage": 1},
+        ppo={"inner_epochs": 2, "mini_batches": 2},
+        kl={"placement": "loss", "control": {"type": "adaptive", "coefficient": 0.1, "target": 1.0, "horizon": 100}},
+    )
+    train_policy(recipe)
+    steps = [line for line in metrics(tmp_path / "inner") if "seconds/step" in line]
+    assert steps[1]["kl/beta"] < steps[0]["kl/beta"] == 0.1, "the KL of the first step is 0, so the coefficient falls"
+    assert steps[0]["ppo/approx_kl"] > 0, "later mini-batches see a policy that has moved"
+    assert steps[0]["loss/skipped_updates"] == 0
+    assert published_folders() == []
+
+
+def test_evaluation_of_a_saved_policy_and_the_report(
+    first_run: tuple[dict[str, Any], Path, list[Event]], tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    result, folder, _ = first_run
+    recipe = policy_recipe(tiny_model, value["value_model"], prompts, tmp_path, "eval")
+    found = evaluate_policy(recipe, Path(result["policy"]))
+    assert found["gold"] == pytest.approx(result["gold_after"], abs=1e-6)
+    assert found["kl_per_token"] == pytest.approx(result["kl_per_token"], abs=1e-4)
+    page = Path(write_report(folder)).read_text()
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_killed_learner_ends_the_run_with_its_name_and_leaves_nothing(
+    tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def kill_after_second_step(event: Event) -> None:
+        if event.step == 2 and "seconds/step" in event.metrics:
+            ray_module.kill(ray_module.get_actor("learner-0"))
+
+    recipe = policy_recipe(tiny_model, value["value_model"], prompts, tmp_path, "killed", evaluation=None)
+    with pytest.raises(ActorFailedError, match="learner rank died while training step 2"):
+        train_policy(recipe, kill_after_second_step)
+    assert len(metrics(tmp_path / "killed")) == 2, "what was known is kept"
+    assert published_folders() == []
+
+
+def test_the_command_line_trains_in_a_ray_of_its_own(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """A fresh process, its own Ray: JSON lines, exit code 0, and no process left."""
+    recipe = tmp_path / "value.toml"
+    recipe.write_text(
+        f'[run]\nname = "cli"\noutput_dir = "{tmp_path}"\n[model]\npath = "{tiny_model}"\n[value]\npairs_per_step = 16\n'
+        f'[value.data]\nsource = "{pairs}"\nlimit = 48\n[value.learner]\nlearning_rate = 1e-3\n'
+    )
+    command = [sys.executable, "-m", "dvpo_ray.cli", "value", "train", str(recipe), "--json", "--set", "value.learner.dtype=float32"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[-1]["pairs"] + lines[-1]["held_out_pairs"] == 48
+    assert any(line.get("event") == "step" for line in lines)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 2
+    assert "already holds a run" in json.loads(refused.stdout.splitlines()[-1])["message"]
