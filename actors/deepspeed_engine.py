@@ -58,6 +58,7 @@ class TrainingEngine:
         self.engine, *_ = deepspeed.initialize(
             model=reader, model_parameters=trainable, optimizer=optimizer, config=deepspeed_config(config)
         )
+        self._plain = config.zero_stage == 0 and config.dtype == "float32"
         self._step = 0
         self._total_steps = total_steps
 
@@ -75,10 +76,22 @@ class TrainingEngine:
         rate = self._config.learning_rate * learning_rate_factor(self._step, self._config, self._total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
+        # Without ZeRO and mixed precision DeepSpeed neither reports the norm nor withholds a step that is not finite.
+        norm = self._plain_norm() if self._plain else None
+        if norm is not None and not math.isfinite(norm):
+            self.discard()
+            return norm, rate
         self.engine.step()
         self._step += 1
-        norm = self.engine.get_global_grad_norm()
-        return (math.nan if norm is None else float(norm)), rate
+        if norm is None:
+            reported = self.engine.get_global_grad_norm()
+            norm = math.nan if reported is None else float(reported)
+        return norm, rate
+
+    def _plain_norm(self) -> float:
+        """Norm of the gradients as they are averaged over ranks."""
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     @contextmanager
     def full_weights(self) -> Iterator[Iterator[tuple[str, Tensor]]]:

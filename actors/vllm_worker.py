@@ -48,7 +48,22 @@ class SafetensorsWeightTransferEngine(WeightTransferEngine[SafetensorsInitInfo, 
         """Prepare every layer to take checkpoint-format weights again."""
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        self._abandon_update()
         initialize_layerwise_reload(self.model)
+
+    def _abandon_update(self) -> None:
+        """Put back the layers that an earlier, failed update left half loaded; without one, nothing happens.
+
+        Initialising skips such layers, and the tensors they had taken would be mixed with the new ones.
+        """
+        from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, get_layerwise_info
+
+        half_loaded = [info for info in map(get_layerwise_info, self.model.modules()) if info.can_load()]
+        if half_loaded:
+            for info in half_loaded:
+                info.loaded_weights = []
+                info.load_numel = 0
+            finalize_layerwise_reload(self.model, self.model_config)
 
     def receive_weights(self, update_info: SafetensorsUpdateInfo) -> None:
         """Stream the tensors of the file into the model."""

@@ -85,6 +85,16 @@ def gap(answers: list[Answer], expected: list[np.ndarray]) -> float:
     return float(np.abs(np.concatenate([a.log_probs for a in answers]) - np.concatenate(expected)).max())
 
 
+def test_a_row_that_misses_its_deadline_is_named(ray: ClusterSection, tiny_model: Path) -> None:
+    pool = RolloutPool(str(tiny_model), MODEL, settings(row_timeout_s=1e-4).rollout, ray, seed=0)
+    pool.wait_ready()
+    try:
+        with pytest.raises(ActorFailedError, match="row r0-0: no complete answer within 0.0001 s"):
+            answers_of(pool, requests(1))
+    finally:
+        pool.stop()
+
+
 def test_engine_and_learner_agree_in_float32(rollouts: RolloutPool, tiny_model: Path) -> None:
     answers = answers_of(rollouts, requests(12))
     assert max(a.response_ids.size for a in answers) > 5
@@ -109,7 +119,9 @@ def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: Rollo
     publisher = WeightPublisher(tmp_path, a)
     asked = requests(6, prompt_tokens=180, seed=3)
     checksums = []
-    for version, weights in ((1, a), (2, b), (3, a)):
+    embedding = "model.embed_tokens.weight"
+    tied = a | {embedding: a[embedding] * 1.3}
+    for version, weights in ((1, a), (2, b), (3, a), (4, tied)):
         checksums.append(rollouts.sync(publisher.publish(version, weights.items())))
         answers = answers_of(rollouts, [replace(r, row_id=f"{version}/{r.row_id}") for r in asked])
         assert {int(v) for answer in answers for v in answer.versions} == {version}
@@ -150,16 +162,6 @@ def test_an_update_cut_half_way_fences_the_engine_until_a_full_one(rollouts: Rol
     answers = answers_of(rollouts, requests(4, seed=7))
     assert gap(answers, log_probs_of(a, tiny_model, answers)) <= 1e-3
     good.close()
-
-
-def test_a_row_that_misses_its_deadline_is_named(ray: ClusterSection, tiny_model: Path) -> None:
-    pool = RolloutPool(str(tiny_model), MODEL, settings(row_timeout_s=1e-4).rollout, ray, seed=0)
-    pool.wait_ready()
-    try:
-        with pytest.raises(ActorFailedError, match="row r0-0: no complete answer within 0.0001 s"):
-            answers_of(pool, requests(1))
-    finally:
-        pool.stop()
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
