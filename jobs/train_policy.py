@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 import uuid
@@ -108,8 +109,9 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run)
         finally:
             for pool in started:
                 pool.stop()
+            # A learner that died could not remove what it had published.
             if publish_folder.exists():
-                publish_folder.rmdir()
+                shutil.rmtree(publish_folder)
 
 
 def _evaluator(recipe: PolicyRecipe, base: BaseModel, folder: Path, prompts: list[Any]) -> Evaluator | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,8 +111,8 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def published_folders() -> list[Path]:
-    return list(Path("/dev/shm").glob("dvpo-*"))
+def published_folders(run: str) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"dvpo-{run}-*"))
 
 
 def test_value_pretraining_ranks_held_out_pairs_and_seals(value: dict[str, Any]) -> None:
@@ -212,7 +213,7 @@ def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(
     assert steps[1]["kl/beta"] < steps[0]["kl/beta"] == 0.1, "the KL of the first step is 0, so the coefficient falls"
     assert steps[0]["ppo/approx_kl"] > 0, "later mini-batches see a policy that has moved"
     assert steps[0]["loss/skipped_updates"] == 0
-    assert published_folders() == []
+    assert published_folders("inner") == []
 
 
 def test_evaluation_of_a_saved_policy_and_the_report(
@@ -224,7 +225,8 @@ def test_evaluation_of_a_saved_policy_and_the_report(
     assert found["gold"] == pytest.approx(result["gold_after"], abs=1e-6)
     assert found["kl_per_token"] == pytest.approx(result["kl_per_token"], abs=1e-4)
     page = Path(write_report(folder)).read_text()
-    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert "<svg" in page
+    assert not re.search(r"""(src|href)=["']?https?:""", page), "the page must not load anything from elsewhere"
 
 
 def test_a_killed_learner_ends_the_run_with_its_name_and_leaves_nothing(
@@ -238,7 +240,7 @@ def test_a_killed_learner_ends_the_run_with_its_name_and_leaves_nothing(
     with pytest.raises(ActorFailedError, match="learner rank died while training step 2"):
         train_policy(recipe, kill_after_second_step)
     assert len(metrics(tmp_path / "killed")) == 2, "what was known is kept"
-    assert published_folders() == []
+    assert published_folders("killed") == []
 
 
 def test_the_command_line_trains_in_a_ray_of_its_own(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
