@@ -145,4 +145,3 @@ def all_reduce(values: dict[str, float], operation: str = "sum") -> dict[str, fl
         tensor = tensor.cuda()
     dist.all_reduce(tensor, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
     return dict(zip(names, tensor.tolist(), strict=True))
-

@@ -27,7 +27,14 @@ class PolicyLearnerRank(Rank):
     """One DeepSpeed rank that trains the policy. It holds no value model, no reference and no reward."""
 
     def __init__(
-        self, rank: int, world: int, model_folder: str, model: ModelSection, policy: PolicyTraining, seed: int, publish_folder: str
+        self,
+        rank: int,
+        world: int,
+        model_folder: str,
+        model: ModelSection,
+        policy: PolicyTraining,
+        seed: int,
+        publish_folder: str,
     ) -> None:
         super().__init__(rank, world, model_folder, model, policy.learner, seed)
         self.policy = policy
@@ -129,7 +136,9 @@ class PolicyLearnerRank(Rank):
             )
         return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
 
-    def _micro_loss(self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _micro_loss(
+        self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         rows = group or [0]
         batch = self.pad(*self._sequences(prepared.scored, rows))
         log_probs, entropy = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)

@@ -107,7 +107,9 @@ class RolloutPool:
         known = self.checksums.setdefault(payload, checksums[0]) if payload else checksums[0]
         for i, checksum in enumerate(checksums):
             if checksum != known:
-                raise WeightSyncError(f"rollout-{i} serves other weights than expected for {what}: {checksum[:16]}..., not {known[:16]}...")
+                raise WeightSyncError(
+                    f"rollout-{i} serves other weights than expected for {what}: {checksum[:16]}..., not {known[:16]}..."
+                )
         return known
 
 
@@ -127,7 +129,9 @@ class ScorerPool:
         self._cluster = cluster
         environment = actor_environment(scorer.cpu_threads)
         self._actors = [
-            start_actor(ScorerActor, f"scorer-{i}", environment, 0.2).remote(model_folder, value_model, model, scorer, temperature)
+            start_actor(ScorerActor, f"scorer-{i}", environment, 0.2).remote(
+                model_folder, value_model, model, scorer, temperature
+            )
             for i in range(scorer.actors)
         ]
         self._starting = [actor.start.remote() for actor in self._actors]
@@ -213,7 +217,13 @@ class PolicyLearner(Gang):
     """The policy's learner ranks."""
 
     def __init__(
-        self, model_folder: str, model: ModelSection, policy: PolicyTraining, cluster: ClusterSection, seed: int, publish_folder: str
+        self,
+        model_folder: str,
+        model: ModelSection,
+        policy: PolicyTraining,
+        cluster: ClusterSection,
+        seed: int,
+        publish_folder: str,
     ) -> None:
         learner = policy.learner
         environment = actor_environment(learner.cpu_threads)

@@ -73,4 +73,3 @@ class Rank:
         """Right-padded tensors on this rank's device."""
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         return pad_sequences(prompts, responses, pad_id, self.device)
-

@@ -43,7 +43,9 @@ class ScorerActor:
         base, value = self._folders
         dtype = getattr(torch, self._config.dtype)
         options = (dtype, self._model.attention, self._model.trust_remote_code)
-        self._reference = freeze(PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False)).to(self._device)
+        self._reference = freeze(PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False)).to(
+            self._device
+        )
         if value is not None:
             read_seal(value)
             self._value = freeze(ValueReader(load_value_model(value, *options))).to(self._device)

@@ -17,7 +17,7 @@ from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.errors import NonFiniteUpdateError
 from dvpo_ray.learning import value_update
-from dvpo_ray.learning.batching import SequenceBatch, micro_batches, share_rows
+from dvpo_ray.learning.batching import SequenceBatch, share_rows
 from dvpo_ray.learning.value_update import LabelledAnswer
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import new_value_model

@@ -68,8 +68,12 @@ def plot(folders: dict[str, list[Path]], path: Path) -> None:
         mean = [statistics.mean(s[i - 1] for s in series) for i in steps]
         curves.plot(steps, mean, color=COLOURS[kind], label=kind)
         curves.fill_between(
-            steps, [min(s[i - 1] for s in series) for i in steps], [max(s[i - 1] for s in series) for i in steps],
-            color=COLOURS[kind], alpha=0.15, linewidth=0,
+            steps,
+            [min(s[i - 1] for s in series) for i in steps],
+            [max(s[i - 1] for s in series) for i in steps],
+            color=COLOURS[kind],
+            alpha=0.15,
+            linewidth=0,
         )
     for i, (kind, runs) in enumerate(folders.items()):
         after = [json.loads((run / "result.json").read_text())["gold_after"] for run in runs]
@@ -109,7 +113,9 @@ def main() -> None:
     for kind, runs in folders.items():
         results = [json.loads((run / "result.json").read_text()) for run in runs]
         golds = [r["gold_after"] for r in results]
-        others = [statistics.mean(r[name] for r in results) for name in ("win_rate", "kl_per_token", "tokens_after", "seconds_per_step")]
+        others = [
+            statistics.mean(r[name] for r in results) for name in ("win_rate", "kl_per_token", "tokens_after", "seconds_per_step")
+        ]
         rows.append([f"`{kind}`", *golds, statistics.mean(golds), statistics.stdev(golds) if len(golds) > 1 else 0.0, *others])
     before = statistics.mean(json.loads((run / "result.json").read_text())["gold_before"] for run in folders[ARMS[0]])
     header = ["advantage", *(f"gold, seed {s}" for s in seeds), "mean", "sd", "win rate", "KL/token", "tokens", "s/step"]

@@ -45,7 +45,9 @@ def measure_trl(steps: int) -> dict[str, Any]:
     command += ["--model", str(resolve_model("smollm2-135m-instruct")), "--prompts", str(PROMPTS), "--steps", str(steps)]
     command += ["--monitor", str(ROOT / "dvpo_ray" / "memory.py"), "--output", str(RUNS / "trl")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment | {"OMP_NUM_THREADS": str(os.cpu_count())})
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment | {"OMP_NUM_THREADS": str(os.cpu_count())}
+    )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -69,7 +71,12 @@ def measure_dvpo(steps: int) -> dict[str, Any]:
     result = json.loads((folder / "result.json").read_text())
     parts = {name: statistics.median(line[f"seconds/{name}"] for line in lines) for name in PARTS}
     tokens = statistics.median(line["answer/tokens"] for line in lines)
-    return {"seconds_per_step": result["seconds_per_step"], "peak_memory_gb": result["peak_memory_gb"], "parts": parts, "tokens": tokens}
+    return {
+        "seconds_per_step": result["seconds_per_step"],
+        "peak_memory_gb": result["peak_memory_gb"],
+        "parts": parts,
+        "tokens": tokens,
+    }
 
 
 def _train(kind: str, tree: dict[str, Any], folder: Path) -> None:
@@ -94,7 +101,8 @@ def main() -> None:
         ["TRL 1.10 PPO (bf16)", peer["seconds_per_step"], peer["peak_memory_gb"]],
         ["ratio", f"{speed:.2f} times faster", f"{memory:.2f} of TRL's"],
     ]
-    body = "32 prompts, one answer of at most 40 tokens each, one epoch, SmolLM2-135M-Instruct; median of the steps after the first.\n\n"
+    body = "32 prompts, one answer of at most 40 tokens each, one epoch, SmolLM2-135M-Instruct; "
+    body += "median of the steps after the first.\n\n"
     body += table(["", "seconds per step", "peak memory, GB (PSS)"], rows)
     parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in ours["parts"].items())
     body += f"\nOur step by part: {parts}; {ours['tokens']:.1f} tokens an answer (TRL pads to 40).\n"

@@ -24,6 +24,7 @@ from transformers import (
     TrainerCallback,
 )
 
+
 class StepTimer(TrainerCallback):
     """Notes the wall time at the end of every step."""
 
@@ -91,7 +92,8 @@ def build_trainer(arguments: argparse.Namespace) -> Any:
     with gzip.open(arguments.prompts, "rt", encoding="utf-8") as stream:
         prompts = [json.loads(line)["prompt"] for line in stream][: arguments.batch * (arguments.steps + 1)]
     rows = [
-        tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False) for p in prompts
+        tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False)
+        for p in prompts
     ]
     config = PPOConfig(
         output_dir=arguments.output,

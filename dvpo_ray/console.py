@@ -102,7 +102,10 @@ def _format(value: Any) -> str:
 
 
 def _print_json(event: Event) -> None:
-    print(json.dumps({"event": event.kind, "text": event.text, "step": event.step, "total": event.total, **event.metrics}), flush=True)
+    print(
+        json.dumps({"event": event.kind, "text": event.text, "step": event.step, "total": event.total, **event.metrics}),
+        flush=True,
+    )
 
 
 def _print_plain(event: Event) -> None:

@@ -72,7 +72,9 @@ def _cores() -> Check:
 def _memory() -> Check:
     available = psutil.virtual_memory().available / 1e9
     status = "ok" if available >= MIN_MEMORY_GB else "warn"
-    return _check("memory", status, f"{available:.1f} GB free", f"the demo needs about {MIN_MEMORY_GB:.0f} GB; end other programs")
+    return _check(
+        "memory", status, f"{available:.1f} GB free", f"the demo needs about {MIN_MEMORY_GB:.0f} GB; end other programs"
+    )
 
 
 def _shared_memory() -> Check:
@@ -81,7 +83,9 @@ def _shared_memory() -> Check:
     except OSError as error:
         return _check("shared memory", "fail", f"/dev/shm: {error.strerror}", "mount a tmpfs on /dev/shm")
     status = "ok" if free >= MIN_SHARED_MEMORY_GB else "fail"
-    return _check("shared memory", status, f"{free:.1f} GB free", "in a container, raise --shm-size (weights and Ray objects go there)")
+    return _check(
+        "shared memory", status, f"{free:.1f} GB free", "in a container, raise --shm-size (weights and Ray objects go there)"
+    )
 
 
 def _trap() -> Check:

@@ -1,6 +1,6 @@
 """The driver: one step is one line an arrow.
 
-    prompts --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner (DeepSpeed) --> weights back to rollouts
+prompts --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner (DeepSpeed) --> weights back to rollouts
 """
 
 from __future__ import annotations

@@ -119,17 +119,20 @@ class ScoredBatch:
     def take(self, index: Sequence[int]) -> ScoredBatch:
         """Selected rows, in the order of ``index``."""
         ragged = {name: getattr(self, name).take(index) for name in RAGGED_FIELDS}
-        names = {name: tuple(getattr(self, name)[i] for i in index) for name in ("row_ids", "finish_reasons")}
+        names: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in index) for name in NAME_FIELDS}
         return ScoredBatch(**ragged, **names)
 
     @classmethod
     def concat(cls, parts: Sequence[ScoredBatch]) -> ScoredBatch:
         """Rows of all parts, in order."""
-        ragged = {name: Ragged.concat([getattr(p, name) for p in parts]) for name in RAGGED_FIELDS}
-        names = {name: tuple(v for p in parts for v in getattr(p, name)) for name in ("row_ids", "finish_reasons")}
+        ragged: dict[str, Any] = {name: Ragged.concat([getattr(p, name) for p in parts]) for name in RAGGED_FIELDS}
+        names: dict[str, Any] = {
+            name: tuple(v for p in parts for v in getattr(p, name)) for name in ("row_ids", "finish_reasons")
+        }
         return cls(**ragged, **names)
 
 
+NAME_FIELDS = ("row_ids", "finish_reasons")
 RAGGED_FIELDS = ("prompt_ids", "response_ids", "log_probs", "versions", "values", "ref_log_probs")
 
 

@@ -57,6 +57,17 @@ class Learner(Protocol):
 class Stages(Protocol):
     """All stages of a run."""
 
-    rollouts: Rollouts
-    scorers: Scorers
-    learner: Learner
+    @property
+    def rollouts(self) -> Rollouts:
+        """Who generates."""
+        ...
+
+    @property
+    def scorers(self) -> Scorers:
+        """Who scores."""
+        ...
+
+    @property
+    def learner(self) -> Learner:
+        """Who trains."""
+        ...

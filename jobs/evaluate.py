@@ -95,7 +95,9 @@ def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listene
     return result
 
 
-def _values(reader: ValueReader, prompts: list[np.ndarray], answers: list[np.ndarray], pad_id: int, device: str) -> list[np.ndarray]:
+def _values(
+    reader: ValueReader, prompts: list[np.ndarray], answers: list[np.ndarray], pad_id: int, device: str
+) -> list[np.ndarray]:
     found: list[np.ndarray] = [np.empty(0)] * len(prompts)
     lengths = [p.size + a.size for p, a in zip(prompts, answers, strict=True)]
     for group in micro_batches(lengths, max(TOKEN_BUDGET, *lengths)):

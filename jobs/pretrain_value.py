@@ -73,7 +73,6 @@ def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None)
         run.close()
 
 
-
 def evaluate_pairs(gang: Gang, pairs: list[EncodedPair]) -> dict[str, Any]:
     """Pair accuracy by aggregate, with 95% intervals for mean and last value, and the calibration of token values."""
     answers = [answer for pair in pairs for answer in labelled(pair)]

@@ -43,7 +43,7 @@ def base_model(section: ModelSection) -> BaseModel:
 
 def read_pairs(section: PairsSection, tokenizer: Any, folder: Path) -> tuple[list[EncodedPair], list[EncodedPair], LoadCounts]:
     """Training pairs, held-out pairs on other prompts, and the counts of the training source."""
-    limits = {
+    limits: dict[str, Any] = {
         "max_prompt_tokens": section.max_prompt_tokens,
         "max_answer_tokens": section.max_answer_tokens,
         "overlong": section.overlong,

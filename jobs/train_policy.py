@@ -94,7 +94,8 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run)
     publish_folder = SHARED_MEMORY / f"dvpo-{recipe.run.name}-{uuid.uuid4().hex[:8]}"
     with ray_session(cluster):
         run.phase(
-            f"starting {policy.rollout.actors} rollout actor(s), {policy.scorer.actors} scorer(s), {policy.learner.ranks} learner rank(s)"
+            f"starting {policy.rollout.actors} rollout actor(s), {policy.scorer.actors} scorer(s), "
+            f"{policy.learner.ranks} learner rank(s)"
         )
         started: list[Any] = []
         try:
@@ -119,9 +120,7 @@ def _evaluator(recipe: PolicyRecipe, base: BaseModel, folder: Path, prompts: lis
     if section is None:
         return None
     held_out = read_evaluation_prompts(section, recipe.policy.data, base.tokenizer, folder, prompts)
-    return Evaluator(
-        held_out, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
-    )
+    return Evaluator(held_out, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed)
 
 
 def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) -> Evaluation:

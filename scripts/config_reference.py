@@ -45,14 +45,16 @@ def _section(path: str, field: FieldInfo) -> str:
     text = ""
     for kind in kinds:
         choice = kind.model_fields["type"].default if "type" in kind.model_fields else None
-        heading = f"## `[{path}]`" + (f" with `type = \"{choice}\"`" if choice else "")
+        heading = f"## `[{path}]`" + (f' with `type = "{choice}"`' if choice else "")
         text += f"{heading}\n\n{field.description}\n\n" if kind is kinds[0] else f"{heading}\n\n"
         if choice:
             text += f"{(kind.__doc__ or '').strip()}\n\n"
         rows = list(_rows(kind))
         if rows:
             text += "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n\n"
-        text += "".join(_section(f"{path}.{name}", inner) for name, inner in kind.model_fields.items() if sections_of(inner.annotation))
+        text += "".join(
+            _section(f"{path}.{name}", inner) for name, inner in kind.model_fields.items() if sections_of(inner.annotation)
+        )
     return text
 
 

@@ -97,9 +97,7 @@ class PolicyTraining(Section):
                 raise ValueError(f"{name}.token_budget ({budget}) is smaller than the longest row ({longest} tokens)")
         parts = self.ppo.mini_batches * self.learner.ranks
         if rollout.rows_per_step < parts:
-            raise ValueError(
-                f"a step has {rollout.rows_per_step} answers, fewer than ppo.mini_batches x learner.ranks = {parts}"
-            )
+            raise ValueError(f"a step has {rollout.rows_per_step} answers, fewer than ppo.mini_batches x learner.ranks = {parts}")
         if rollout.rows_per_step % self.ppo.mini_batches:
             raise ValueError(
                 f"ppo.mini_batches ({self.ppo.mini_batches}) does not divide the {rollout.rows_per_step} answers of a step"

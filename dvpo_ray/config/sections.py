@@ -43,7 +43,9 @@ class ModelSection(Section):
         min_length=1,
         description="Folder with safetensors, config and tokenizer; `smollm2-135m-instruct` is the packaged demo model.",
     )
-    attention: Attention = Field("sdpa", description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU.")
+    attention: Attention = Field(
+        "sdpa", description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code found in the model folder.")
 
 
@@ -72,7 +74,9 @@ class PairsSection(DataSection):
     validation_source: str | None = Field(
         None, description="Held-out pairs; none holds out `validation_share` of the prompts of `source`."
     )
-    validation_share: float = Field(0.1, gt=0, lt=1, description="Share of prompts held out when there is no `validation_source`.")
+    validation_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of prompts held out when there is no `validation_source`."
+    )
 
 
 class EngineSection(Section):
@@ -132,7 +136,9 @@ class LearnerSection(Section):
     token_budget: int = Field(4096, ge=16, description="Most tokens, padding included, in one micro-batch of a rank.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     cpu_threads: int = Field(0, ge=0, description="CPU threads of a rank; 0 takes all cores.")
-    max_skipped_updates: int = Field(3, ge=0, description="Updates in a row that may be withheld for NaN or Inf before the run stops.")
+    max_skipped_updates: int = Field(
+        3, ge=0, description="Updates in a row that may be withheld for NaN or Inf before the run stops."
+    )
 
 
 class EvaluationSection(Section):

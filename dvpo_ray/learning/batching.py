@@ -108,7 +108,9 @@ def pad_sequences(
 def to_padded(flat: Tensor | np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
     """Ragged rows as a right-padded float32 matrix [B, max length] and its mask."""
     values = torch.as_tensor(flat)
-    mask = torch.arange(int(lengths.max()), device=values.device)[None, :] < torch.as_tensor(lengths, device=values.device)[:, None]
+    mask = (
+        torch.arange(int(lengths.max()), device=values.device)[None, :] < torch.as_tensor(lengths, device=values.device)[:, None]
+    )
     out = torch.zeros(mask.shape, dtype=torch.float32, device=values.device)
     out = out.masked_scatter(mask, values.float())
     return out, mask.float()

@@ -29,7 +29,9 @@ class PreparedBatch:
     advantages: Ragged
 
 
-def prepare(scored: ScoredBatch, advantage: AdvantageConfig, kl: KlSection, beta: float) -> tuple[PreparedBatch, dict[str, float]]:
+def prepare(
+    scored: ScoredBatch, advantage: AdvantageConfig, kl: KlSection, beta: float
+) -> tuple[PreparedBatch, dict[str, float]]:
     """Advantages of all rows of a step, and metrics.
 
     Every rank sees all rows of the step (they are small), so the whitening is exact over the global batch without a

@@ -73,4 +73,3 @@ def pair_wins(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray], how:
     """1 where the chosen answer scores higher, 0.5 for a tie, 0 otherwise. Each array holds q_0..q_T."""
     scores = ((aggregate_values(c[1:], how), aggregate_values(r[1:], how)) for c, r in zip(chosen, rejected, strict=True))
     return [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in scores]
-

@@ -20,7 +20,9 @@ def aggregate_values(values: np.ndarray, how: str) -> float:
     return float(np.percentile(values, int(how[1:])))
 
 
-def bootstrap_ci95(samples: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+def bootstrap_ci95(
+    samples: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0, draws: int = 2000
+) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean; with ``groups``, whole groups are resampled (samples of one prompt
     are not independent)."""
     values = np.asarray(samples, dtype=np.float64)

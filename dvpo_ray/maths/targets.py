@@ -16,7 +16,9 @@ def td_targets(q_bt: Tensor, z_b: Tensor, mask_bt: Tensor, lam: float) -> Tensor
     Source: TD(lambda) with gamma 1 and no intermediate reward. The target sees the *next* value, never its own.
     """
     if q_bt.shape != mask_bt.shape or z_b.shape != q_bt.shape[:1]:
-        raise ValueError(f"expected q, mask [B, T+1] and z [B]; got {tuple(q_bt.shape)}, {tuple(mask_bt.shape)}, {tuple(z_b.shape)}")
+        raise ValueError(
+            f"expected q, mask [B, T+1] and z [B]; got {tuple(q_bt.shape)}, {tuple(mask_bt.shape)}, {tuple(z_b.shape)}"
+        )
     q_bt = q_bt.detach()
     out = torch.zeros_like(q_bt)
     running = z_b.to(q_bt.dtype)

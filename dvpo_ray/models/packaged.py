@@ -44,9 +44,7 @@ def _convert_smollm2(target: Path) -> None:
     package = Path(spec.origin).parent
     gguf = next(package.glob("*.gguf")).name
     quantization = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        package, gguf_file=gguf, quantization_config=quantization, dtype=torch.bfloat16
-    )
+    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf, quantization_config=quantization, dtype=torch.bfloat16)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf)

@@ -60,8 +60,8 @@ class PolicyReader(nn.Module):
 class TokenLogProb(torch.autograd.Function):
     """log softmax(logits / temperature)[target] and the entropy, in float32 arithmetic, with few passes over the logits.
 
-    logits [N, V] of any float type, targets [N]; returns two float32 vectors [N]. The entropy has no gradient, and is 0 when it is
-    not asked for. On CPU a few rows at a time stay in the core's cache: 15 times faster than the built-in operators, which
+    logits [N, V] of any float type, targets [N]; returns two float32 vectors [N]. The entropy has no gradient, and is 0 when
+    it is not asked for. On CPU a few rows at a time stay in the core's cache: 15 times faster than the built-in operators, which
     write several vocabulary-wide float32 tensors to memory.
     """
 
@@ -138,9 +138,7 @@ def _hidden_at(model: Any, input_ids: Tensor, attention_mask: Tensor, positions:
         return output.last_hidden_state.flatten(0, 1)[positions]
     cache = backbone(input_ids=input_ids[:1, :shared], use_cache=True).past_key_values
     cache.batch_repeat_interleave(input_ids.shape[0])
-    output = backbone(
-        input_ids=input_ids[:, shared:], attention_mask=attention_mask, past_key_values=cache, use_cache=True
-    )
+    output = backbone(input_ids=input_ids[:, shared:], attention_mask=attention_mask, past_key_values=cache, use_cache=True)
     rows = positions // width
     return output.last_hidden_state.flatten(0, 1)[positions - (rows + 1) * shared]
 

@@ -16,8 +16,14 @@ def all_charts(records: RunRecords) -> list[dict[str, str]]:
     """Every chart the run has data for: title and SVG."""
     charts: list[tuple[str, Drawing | None]] = [
         ("Held-out gold (mean, 95% interval)", _gold(records)),
-        ("Frozen value of the answers in training", _lines(records.policy_steps, {"value/last": "last token", "value/mean": "mean"})),
-        ("KL to the reference (nats per token)", _lines(records.policy_steps, {"kl/per_token": "engine log-probs", "kl/learner_per_token": "learner log-probs"})),
+        (
+            "Frozen value of the answers in training",
+            _lines(records.policy_steps, {"value/last": "last token", "value/mean": "mean"}),
+        ),
+        (
+            "KL to the reference (nats per token)",
+            _lines(records.policy_steps, {"kl/per_token": "engine log-probs", "kl/learner_per_token": "learner log-probs"}),
+        ),
         ("Seconds of each stage", _stacked_seconds(records.policy_steps)),
         ("Answer length (tokens)", _lines(records.policy_steps, {"answer/tokens": "tokens"})),
         ("Entropy (nats per token)", _lines(records.policy_steps, {"policy/entropy": "entropy"})),

@@ -97,7 +97,8 @@ def where_the_time_went(records: RunRecords) -> list[dict[str, Any]]:
 def _coloured(tokens: list[str], numbers: list[float]) -> list[dict[str, Any]]:
     scale = max((abs(number) for number in numbers), default=1.0) or 1.0
     return [
-        {"text": token, "number": number, "colour": _diverging(number / scale)} for token, number in zip(tokens, numbers, strict=True)
+        {"text": token, "number": number, "colour": _diverging(number / scale)}
+        for token, number in zip(tokens, numbers, strict=True)
     ]
 
 

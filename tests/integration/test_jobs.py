@@ -68,7 +68,9 @@ def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueR
     return build(ValueRecipe, tree)
 
 
-def policy_recipe(model: Path, value_model: str, prompts: tuple[Path, Path], folder: Path, name: str, **policy: Any) -> PolicyRecipe:
+def policy_recipe(
+    model: Path, value_model: str, prompts: tuple[Path, Path], folder: Path, name: str, **policy: Any
+) -> PolicyRecipe:
     tree = {
         "run": {"name": name, "output_dir": str(folder), "seed": 5},
         "model": {"path": str(model), "attention": "eager"},
@@ -162,15 +164,17 @@ def test_policy_training_improves_what_the_frozen_value_sees(first_run: tuple[di
 def test_result_names_every_figure(first_run: tuple[dict[str, Any], Path, list[Event]]) -> None:
     result, folder, _ = first_run
     wanted = {
-        "gold_before", "gold_after", "gold_after_ci95", "win_rate", "kl_per_token", "gvm_pair_accuracy_mean", "gvm_pair_accuracy_last",
-        "seconds_total", "seconds_per_step", "peak_memory_gb", "logprob_gap_mean", "seed",
+        "gold_before", "gold_after", "gold_after_ci95", "win_rate", "kl_per_token", "gvm_pair_accuracy_mean",
+        "gvm_pair_accuracy_last", "seconds_total", "seconds_per_step", "peak_memory_gb", "logprob_gap_mean", "seed",
     }  # fmt: skip
     assert wanted <= set(result)
     assert json.loads((folder / "result.json").read_text()) == result
     assert 0 < result["peak_memory_gb"] < 20
 
 
-def test_the_policy_folder_loads_as_an_ordinary_model(first_run: tuple[dict[str, Any], Path, list[Event]], tiny_model: Path) -> None:
+def test_the_policy_folder_loads_as_an_ordinary_model(
+    first_run: tuple[dict[str, Any], Path, list[Event]], tiny_model: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     trained = AutoModelForCausalLM.from_pretrained(first_run[0]["policy"])
@@ -217,7 +221,11 @@ def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(
 
 
 def test_evaluation_of_a_saved_policy_and_the_report(
-    first_run: tuple[dict[str, Any], Path, list[Event]], tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path], tmp_path: Path
+    first_run: tuple[dict[str, Any], Path, list[Event]],
+    tiny_model: Path,
+    value: dict[str, Any],
+    prompts: tuple[Path, Path],
+    tmp_path: Path,
 ) -> None:
     result, folder, _ = first_run
     recipe = policy_recipe(tiny_model, value["value_model"], prompts, tmp_path, "eval")
@@ -250,7 +258,17 @@ def test_the_command_line_trains_in_a_ray_of_its_own(tiny_model: Path, pairs: Pa
         f'[run]\nname = "cli"\noutput_dir = "{tmp_path}"\n[model]\npath = "{tiny_model}"\n[value]\npairs_per_step = 16\n'
         f'[value.data]\nsource = "{pairs}"\nlimit = 48\n[value.learner]\nlearning_rate = 1e-3\n'
     )
-    command = [sys.executable, "-m", "dvpo_ray.cli", "value", "train", str(recipe), "--json", "--set", "value.learner.dtype=float32"]
+    command = [
+        sys.executable,
+        "-m",
+        "dvpo_ray.cli",
+        "value",
+        "train",
+        str(recipe),
+        "--json",
+        "--set",
+        "value.learner.dtype=float32",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]

@@ -56,7 +56,8 @@ def rollouts(ray: ClusterSection, tiny_model: Path) -> Iterator[RolloutPool]:
 def requests(count: int, prompt_tokens: int = 6, seed: int = 0) -> list[GenerationRequest]:
     rng = np.random.default_rng(seed)
     return [
-        GenerationRequest(f"r{seed}-{i}", tuple(int(t) for t in rng.integers(2, 300, prompt_tokens + i % 3)), seed=100 + i) for i in range(count)
+        GenerationRequest(f"r{seed}-{i}", tuple(int(t) for t in rng.integers(2, 300, prompt_tokens + i % 3)), seed=100 + i)
+        for i in range(count)
     ]
 
 
@@ -130,7 +131,9 @@ def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: Rollo
     publisher.close()
 
 
-def test_damaged_weights_are_refused_and_the_old_ones_keep_serving(rollouts: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused_and_the_old_ones_keep_serving(
+    rollouts: RolloutPool, tiny_model: Path, tmp_path: Path
+) -> None:
     a, b = weights_of(tiny_model, 1.0), weights_of(tiny_model, 1.3)
     publisher = WeightPublisher(tmp_path, a)
     rollouts.sync(publisher.publish(10, a.items()))
@@ -146,7 +149,9 @@ def test_damaged_weights_are_refused_and_the_old_ones_keep_serving(rollouts: Rol
     publisher.close()
 
 
-def test_an_update_cut_half_way_fences_the_engine_until_a_full_one(rollouts: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_update_cut_half_way_fences_the_engine_until_a_full_one(
+    rollouts: RolloutPool, tiny_model: Path, tmp_path: Path
+) -> None:
     """A payload that is whole by its digest but holds a tensor of the wrong shape fails inside the engine."""
     a = weights_of(tiny_model, 1.0)
     name = "model.layers.0.mlp.down_proj.weight"
@@ -214,7 +219,9 @@ def reference_step(folder: Path, config: PolicyTraining) -> tuple[dict[str, torc
     return {name: p.detach() for name, p in model.named_parameters()}, norm
 
 
-def test_a_scorer_without_value_model_gives_reference_log_probs(rollouts: RolloutPool, ray: ClusterSection, tiny_model: Path) -> None:
+def test_a_scorer_without_value_model_gives_reference_log_probs(
+    rollouts: RolloutPool, ray: ClusterSection, tiny_model: Path
+) -> None:
     config = settings()
     pool = ScorerPool(str(tiny_model), None, MODEL, config.scorer, 1.0, ray)
     pool.wait_ready()

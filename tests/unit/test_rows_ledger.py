@@ -46,7 +46,7 @@ def test_every_prompt_once_per_epoch_and_reproducible(count: int, per_step: int,
     assert again.admit(3 % (2 * count)) == steps[3 % (2 * count)]
     rows = [request for step in steps for request in step]
     assert len({r.row_id for r in rows}) == len(rows)
-    epoch = [r.prompt_ids for r in rows[:: answers]][:count]
+    epoch = [r.prompt_ids for r in rows[::answers]][:count]
     assert sorted(epoch) == sorted(p.prompt_ids for p in prompts(count))
 
 

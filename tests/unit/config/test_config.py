@@ -35,7 +35,12 @@ def test_overrides_by_dotted_path(recipe: Path) -> None:
     config = load_recipe(
         PolicyRecipe,
         recipe,
-        ["policy.learner.learning_rate=3e-6", "run.name=try-2", "policy.kl.control={type='adaptive', target=3.0}", "policy.steps=7"],
+        [
+            "policy.learner.learning_rate=3e-6",
+            "run.name=try-2",
+            "policy.kl.control={type='adaptive', target=3.0}",
+            "policy.steps=7",
+        ],
     )
     assert config.policy.learner.learning_rate == 3e-6
     assert config.run.name == "try-2"
@@ -51,7 +56,10 @@ def test_changing_a_type_drops_the_old_ones_settings() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("policy.learner.lerning_rate=1e-6", r"policy\.learner\.lerning_rate: unknown key; did you mean 'policy\.learner\.learning_rate'"),
+        (
+            "policy.learner.lerning_rate=1e-6",
+            r"policy\.learner\.lerning_rate: unknown key; did you mean 'policy\.learner\.learning_rate'",
+        ),
         ("policy.advantage.lamda=0.9", r"did you mean 'policy\.advantage\.lam'"),
         ("policy.steps=0", r"policy\.steps: .*greater than or equal to 1; got 0"),
         ("policy.steps=3.5", r"policy\.steps: "),
@@ -103,7 +111,8 @@ def test_every_field_is_described(kind: type) -> None:
 
 @pytest.mark.parametrize("module", ["dvpo_ray.config", "dvpo_ray.data", "dvpo_ray.cli", "dvpo_ray.rows", "dvpo_ray.errors"])
 def test_light_layers_stay_light(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'actors', 'jobs') if m in sys.modules])"
+    heavy = ("torch", "ray", "vllm", "deepspeed", "transformers", "actors", "jobs")
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "[]"
 

@@ -67,7 +67,9 @@ def test_bad_pairs(row: dict[str, Any], reason: Reason) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"prompt": "Hi"}, {"prompt": [USER]}, {"question": "Hi"}, {"turns": ["Hi", "More"]}], ids=["string", "chat", "question", "turns"]
+    "row",
+    [{"prompt": "Hi"}, {"prompt": [USER]}, {"question": "Hi"}, {"turns": ["Hi", "More"]}],
+    ids=["string", "chat", "question", "turns"],
 )
 def test_prompt_formats(row: dict[str, Any]) -> None:
     assert parse_prompt(row) == (Message("user", "Hi"),)

@@ -43,7 +43,16 @@ def load(source: str, tokenizer: Any, letters: Path | None = None, **options: An
 
 
 def test_every_reason_reaches_the_dead_letters_with_file_and_line(tmp_path: Path, tokenizer: Any) -> None:
-    rows = [pair(0), "{broken", "[1]", pair(3, chosen=""), pair(4, rejected="good 4"), pair(5, id="x"), pair(6, id="x"), pair(7, chosen="y" * 99)]
+    rows = [
+        pair(0),
+        "{broken",
+        "[1]",
+        pair(3, chosen=""),
+        pair(4, rejected="good 4"),
+        pair(5, id="x"),
+        pair(6, id="x"),
+        pair(7, chosen="y" * 99),
+    ]
     source = write(tmp_path / "pairs.jsonl", rows)
     Path(source).write_bytes(Path(source).read_bytes() + b'{"prompt": "\xff"}\n')
     pairs, counts = load(source, tokenizer, tmp_path / "dead.jsonl")
@@ -75,7 +84,12 @@ def test_any_bytes_are_either_kept_or_dead_letters(content: bytes, tokenizer: An
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-@given(row=st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "id"]), st.recursive(st.none() | st.text(max_size=9) | st.integers(), st.lists)))
+@given(
+    row=st.dictionaries(
+        st.sampled_from(["prompt", "chosen", "rejected", "id"]),
+        st.recursive(st.none() | st.text(max_size=9) | st.integers(), st.lists),
+    )
+)
 def test_any_json_object_is_either_kept_or_a_dead_letter(row: dict[str, Any], tokenizer: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _, counts = load(write(Path(folder) / "rows.jsonl", [row]), tokenizer)

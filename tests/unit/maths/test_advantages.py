@@ -54,7 +54,11 @@ def test_released_identity(tokens: int, lam: float, seed: int) -> None:
     found = dvpo_released(q, zero, torch.ones(4, tokens), lam, whiten_values=False)
     v = q[:, :-1]
     expected = torch.stack(
-        [-v[:, t] + (1 - lam) * sum((lam ** (j - t - 1) * v[:, j] for j in range(t + 1, tokens)), torch.zeros(4)) for t in range(tokens)], 1
+        [
+            -v[:, t] + (1 - lam) * sum((lam ** (j - t - 1) * v[:, j] for j in range(t + 1, tokens)), torch.zeros(4))
+            for t in range(tokens)
+        ],
+        1,
     )
     assert torch.allclose(found, expected, atol=1e-6)
 

@@ -98,7 +98,11 @@ def sealed(tmp_path: Path, tiny_model: Path, tokenizer: Any) -> Path:
     model = new_value_model(tiny_model, "eager", torch.float32)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    facts = {"base_model": "tiny", "tokenizer_sha256": tokenizer_hash(tokenizer), "chat_template_sha256": template_hash(tokenizer)}
+    facts = {
+        "base_model": "tiny",
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "chat_template_sha256": template_hash(tokenizer),
+    }
     numbers = {"data_sha256": "0", "pairs": 2, "target": {"type": "mc"}, "value_mean": 0.0, "value_std": 1.0, "held_out_pairs": 1}
     seal(tmp_path, **facts, **numbers, held_out_accuracy={"mean": 1.0, "last": 1.0})
     return tmp_path

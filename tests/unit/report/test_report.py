@@ -15,14 +15,40 @@ from dvpo_ray.report import write_report
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     stages = {f"seconds/{stage}": 1.0 for stage in ("rollout", "score", "learn", "sync")}
-    keys = ("value/last", "value/mean", "kl/per_token", "kl/learner_per_token", "answer/tokens", "policy/entropy", "gap/abs_log_prob", "optimizer/grad_norm")
+    keys = (
+        "value/last",
+        "value/mean",
+        "kl/per_token",
+        "kl/learner_per_token",
+        "answer/tokens",
+        "policy/entropy",
+        "gap/abs_log_prob",
+        "optimizer/grad_norm",
+    )
     steps = [{"step": i, "time": i, "seconds/step": 5.0, **stages, **dict.fromkeys(keys, 0.5)} for i in range(3)]
-    gold = [{"step": i, "eval/gold": g, "eval/gold_ci95_low": g - 0.1, "eval/gold_ci95_high": g + 0.1} for i, g in ((0, 0.2), (3, 0.7))]
+    gold = [
+        {"step": i, "eval/gold": g, "eval/gold_ci95_low": g - 0.1, "eval/gold_ci95_high": g + 0.1}
+        for i, g in ((0, 0.2), (3, 0.7))
+    ]
     rows = [
-        {"step": step, "prompt": "<b>sea</b>", "answer": answer, "gold": 0.5, "tokens": ["Blue", " <sea>"], "values": [0.0, 0.4, 0.8], "advantages": [0.4, -0.2]}
+        {
+            "step": step,
+            "prompt": "<b>sea</b>",
+            "answer": answer,
+            "gold": 0.5,
+            "tokens": ["Blue", " <sea>"],
+            "values": [0.0, 0.4, 0.8],
+            "advantages": [0.4, -0.2],
+        }
         for step, answer in ((0, "before answer"), (3, "after answer"))
     ]
-    result = {"gold_before": 0.2, "gold_before_ci95": [0.1, 0.3], "gold_after": 0.7123, "gold_after_ci95": [0.6, 0.8], "win_rate": 0.9}
+    result = {
+        "gold_before": 0.2,
+        "gold_before_ci95": [0.1, 0.3],
+        "gold_after": 0.7123,
+        "gold_after_ci95": [0.6, 0.8],
+        "win_rate": 0.9,
+    }
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps + gold))
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "result.json").write_text(json.dumps(result))
