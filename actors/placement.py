@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import RunError
 
+EMBEDDED_FOLDER = "DVPO_EMBEDDED_RAY"
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 
 
@@ -43,15 +45,19 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(prefix="dvpo-ray-") as folder:
         start_embedded(cluster, folder)
+        os.environ[EMBEDDED_FOLDER] = folder
         try:
             yield
         finally:
+            del os.environ[EMBEDDED_FOLDER]
             ray.shutdown()
 
 
 def start_embedded(cluster: ClusterSection, folder: str) -> None:
     """Start a Ray of our own on this machine: loopback only, small, its files in ``folder``."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Only holders of this machine's token may talk to it. Said aloud, because Ray warns when it chooses this by itself.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Actors import this very package, whether it is installed or run from a checkout.
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
@@ -68,6 +74,21 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
     if TOKEN_FILE.exists():
         # Ray writes the cluster's token readable for everyone on the machine.
         TOKEN_FILE.chmod(0o600)
+
+
+def keep_logs(target: Path) -> None:
+    """Copy what the actors of an embedded Ray wrote to ``target``; on a cluster the logs stay with Ray.
+
+    For runs that fail: an embedded Ray takes its logs along when it stops.
+    """
+    folder = os.environ.get(EMBEDDED_FOLDER)
+    if folder is None:
+        return
+    logs = Path(folder) / "session_latest" / "logs"
+    target.mkdir(parents=True, exist_ok=True)
+    for log in sorted([*logs.glob("worker-*.out"), *logs.glob("worker-*.err")]):
+        if log.stat().st_size:
+            shutil.copy(log, target)
 
 
 def actor_environment(threads: int) -> dict[str, str]:

@@ -33,11 +33,17 @@ def actor_errors(who: str, doing: str) -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, DvpoError):
             raise error.cause from error
-        raise ActorFailedError(f"{who} failed while {doing}: {error.cause!r}\n{error}") from error
+        raise ActorFailedError(f"{who} failed while {doing}: {error.cause!r}") from error
     except RayActorError as error:
-        raise ActorFailedError(f"{who} died while {doing}: {error}") from error
+        raise ActorFailedError(f"{who} died while {doing}: {_first_and_last_line(error)}") from error
     except RayError as error:
-        raise ActorFailedError(f"{who}: Ray failed while {doing}: {error}") from error
+        raise ActorFailedError(f"{who}: Ray failed while {doing}: {_first_and_last_line(error)}") from error
+
+
+def _first_and_last_line(error: RayError) -> str:
+    """What Ray says happened and why, without the table between."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else repr(error)
 
 
 def get(refs: Any, timeout: float, who: str, doing: str) -> Any:

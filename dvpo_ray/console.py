@@ -47,13 +47,13 @@ def progress(as_json: bool) -> Iterator[Listener]:
         task = bar.add_task("starting", total=None)
 
         def show(event: Event) -> None:
-            if event.kind == "step" and "seconds/step" in event.metrics:
+            if event.kind == "step":
                 bar.update(task, completed=event.step, total=event.total, description=headline(event.metrics))
             elif event.kind == "phase":
                 bar.console.print(f"[bold cyan]•[/] {event.text}")
                 bar.reset(task, total=None, description="working")
-            elif event.metrics:
-                bar.console.print(f"  {headline(event.metrics)}")
+            else:
+                bar.console.print(f"  after {event.step} steps: {headline(event.metrics)}")
 
         yield show
 
@@ -111,5 +111,6 @@ def _print_json(event: Event) -> None:
 def _print_plain(event: Event) -> None:
     if event.kind == "phase":
         print(event.text, file=sys.stderr, flush=True)
-    elif event.metrics:
-        print(f"  {event.step}/{event.total}  {headline(event.metrics)}", file=sys.stderr, flush=True)
+    else:
+        where = f"{event.step}/{event.total}" if event.kind == "step" else f"after {event.step} steps:"
+        print(f"  {where}  {headline(event.metrics)}", file=sys.stderr, flush=True)

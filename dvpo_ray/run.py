@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dvpo_ray.config import Recipe, dump_resolved
-from dvpo_ray.errors import ConfigError
+from dvpo_ray.errors import ConfigError, RunError
 from dvpo_ray.rows import StepResult
 from dvpo_ray.tracking import Trackers
 
@@ -21,11 +21,12 @@ METRICS = "metrics.jsonl"
 CONFIG = "config.json"
 RESULT = "result.json"
 TIMELINE = "timeline.json"
+LOGS = "logs"
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth showing: ``kind`` is ``phase``, ``step`` or ``note``."""
+    """Something worth showing: ``kind`` is ``phase``, ``step`` or ``evaluation``."""
 
     kind: str
     text: str
@@ -59,12 +60,12 @@ class Run:
         """Record one step."""
         yield StepRecord(self, step)
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics, to the file and every tracker."""
+    def log(self, step: int, metrics: dict[str, float], kind: str = "step") -> None:
+        """One line of metrics, to the file and every tracker; ``step`` counts from 0, an evaluation's is the steps before it."""
         self._metrics.write(json.dumps({"step": step, "time": round(time.time() - self.began, 3)} | metrics) + "\n")
         self._metrics.flush()
         self._trackers.log(step, metrics)
-        self.listener(Event("step", "", step + 1, self.total_steps, metrics))
+        self.listener(Event(kind, "", step + (kind == "step"), self.total_steps, metrics))
 
     def add_span(self, name: str, start: float, end: float, **facts: Any) -> None:
         """A span of the timeline, in seconds since the epoch; Chrome-trace format, opens in Perfetto."""
@@ -74,6 +75,15 @@ class Run:
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file into the folder."""
         return write_json(self.folder / name, content)
+
+    @contextmanager
+    def failures(self, keep_logs: Callable[[Path], None]) -> Iterator[None]:
+        """When a run fails inside the block, keep its logs in the run's folder and say so in the error."""
+        try:
+            yield
+        except RunError as error:
+            keep_logs(self.folder / LOGS)
+            raise type(error)(f"{error}\nlogs: {self.folder / LOGS}") from error
 
     def close(self) -> None:
         """Write the timeline and close all files."""

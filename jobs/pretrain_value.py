@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.placement import ray_session
+from actors.placement import keep_logs, ray_session
 from actors.pool import Gang, value_gang
 from dvpo_ray import cli
 from dvpo_ray.config import ValueRecipe
@@ -41,16 +41,18 @@ def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None)
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
-        with MemoryMonitor(os.getpid()) as memory, ray_session(recipe.cluster):
+        with MemoryMonitor(os.getpid()) as memory, ray_session(recipe.cluster), run.failures(keep_logs):
             gang = value_gang(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
-            gang.wait_ready()
-            _train(gang, train, target, recipe, run)
-            run.phase("measuring pair accuracy on held-out prompts")
-            accuracy = evaluate_pairs(gang, held_out)
-            run.phase("saving and sealing the value model")
-            target_folder = (folder / VALUE_MODEL).resolve()
-            gang.call("save", str(target_folder), doing="saving the value model")
-            gang.stop()
+            try:
+                gang.wait_ready()
+                _train(gang, train, target, recipe, run)
+                run.phase("measuring pair accuracy on held-out prompts")
+                accuracy = evaluate_pairs(gang, held_out)
+                run.phase("saving and sealing the value model")
+                target_folder = (folder / VALUE_MODEL).resolve()
+                gang.call("save", str(target_folder), doing="saving the value model")
+            finally:
+                gang.stop()
         _seal(target_folder, base, train, target, held_out, accuracy)
         result = {
             "value_model": str(target_folder),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.placement import ray_session
+from actors.placement import keep_logs, ray_session
 from actors.pool import PolicyLearner, RolloutPool, ScorerPool
 from dvpo_ray import cli
 from dvpo_ray.config import PolicyRecipe
@@ -92,7 +92,7 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run)
     policy, cluster, seed = recipe.policy, recipe.cluster, recipe.run.seed
     folder, model = str(base.folder), recipe.model
     publish_folder = SHARED_MEMORY / f"dvpo-{recipe.run.name}-{uuid.uuid4().hex[:8]}"
-    with ray_session(cluster):
+    with ray_session(cluster), run.failures(keep_logs):
         run.phase(
             f"starting {policy.rollout.actors} rollout actor(s), {policy.scorer.actors} scorer(s), "
             f"{policy.learner.ranks} learner rank(s)"
@@ -130,7 +130,7 @@ def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) ->
     run.add_span("evaluate", began, time.time(), step=step)
     with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
-    run.log(step, {f"eval/{name}": value for name, value in evaluation.summary().items()})
+    run.log(step, {f"eval/{name}": value for name, value in evaluation.summary().items()}, "evaluation")
     return evaluation
 
 

@@ -248,6 +248,7 @@ def test_a_killed_learner_ends_the_run_with_its_name_and_leaves_nothing(
     with pytest.raises(ActorFailedError, match="learner rank died while training step 2"):
         train_policy(recipe, kill_after_second_step)
     assert len(metrics(tmp_path / "killed")) == 2, "what was known is kept"
+    assert list((tmp_path / "killed" / "logs").glob("worker-*")), "the actors' logs are kept"
     assert published_folders("killed") == []
 
 
