@@ -156,6 +156,25 @@ def prepare_folder(recipe: Recipe) -> Path:
             )
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"'{folder}' is not a run folder (no {CONFIG}); it is not replaced")
+        inside = [text for text in _strings(recipe.model_dump(exclude={"run"})) if _lies_in(text, folder)]
+        if inside:
+            raise ConfigError(
+                f"replacing run '{folder}' would delete '{inside[0]}', which this run needs: choose another run.name"
+            )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    """All strings of a plain tree of settings."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _strings(value)
+
+
+def _lies_in(text: str, folder: Path) -> bool:
+    path = Path(text)
+    return path.exists() and folder.resolve() in path.resolve().parents

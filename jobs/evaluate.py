@@ -12,7 +12,7 @@ import torch
 
 from actors.placement import ray_session
 from actors.pool import RolloutPool, ScorerPool
-from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.data import DeadLetters, load_pairs, template_hash, tokenizer_hash
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluator
@@ -22,7 +22,7 @@ from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.models.folder import check_model_folder
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import check_fits, load_value_model, read_seal
-from dvpo_ray.run import RESULT, Event, Listener, prepare_folder, write_json
+from dvpo_ray.run import CONFIG, RESULT, Event, Listener, prepare_folder, write_json
 from jobs.setup import base_model, read_evaluation_prompts, read_prompts
 
 TOKEN_BUDGET = 8192
@@ -58,7 +58,7 @@ def evaluate_value(folder: Path, data: str, max_prompt_tokens: int, max_answer_t
 
 
 def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listener = lambda event: None) -> dict[str, Any]:
-    """Answer the recipe's held-out prompts with a policy; KL is against the recipe's model."""
+    """Answer the recipe's held-out prompts with a policy; KL is against the recipe's model. Writes to ``run.name`` + ``-eval``."""
     section = recipe.policy.evaluation
     if section is None:
         raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
@@ -67,7 +67,9 @@ def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listene
     value_folder = Path(recipe.policy.value_model or "").resolve()
     check_fits(read_seal(value_folder), tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
     model = str(base.folder if policy is None else check_model_folder(policy).resolve())
-    folder = prepare_folder(recipe)
+    run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-eval"})
+    folder = prepare_folder(recipe.model_copy(update={"run": run}))
+    (folder / CONFIG).write_text(dump_resolved(recipe))
     trained_on = read_prompts(recipe.policy.data, base.tokenizer, folder)
     prompts = read_evaluation_prompts(section, recipe.policy.data, base.tokenizer, folder, trained_on)
     evaluator = Evaluator(

@@ -11,7 +11,7 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.driver import train
-from dvpo_ray.errors import ConfigError, FrozenValueChangedError
+from dvpo_ray.errors import ActorFailedError, ConfigError, FrozenValueChangedError
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.run import Run
 from tests.fakes import FakeStages
@@ -69,3 +69,23 @@ def test_an_earlier_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a run folder"):
         Run(config.model_copy(update={"run": section}), 1)
     assert (foreign / "thesis.txt").read_text() == "precious"
+
+
+def test_a_run_never_deletes_what_it_needs(tmp_path: Path) -> None:
+    run_driver(recipe(tmp_path), FakeStages())
+    needed = tmp_path / "r" / "value-model"
+    needed.mkdir()
+    config = recipe(tmp_path, value_model=str(needed))
+    section = config.run.model_copy(update={"overwrite": True})
+    with pytest.raises(ConfigError, match="would delete '.*value-model', which this run needs"):
+        Run(config.model_copy(update={"run": section}), 1)
+    assert needed.is_dir()
+
+
+def test_a_failed_run_keeps_logs_and_names_them(tmp_path: Path) -> None:
+    run = Run(recipe(tmp_path), 3)
+    kept: list[Path] = []
+    with pytest.raises(ActorFailedError, match=r"(?s)learner-0 died.*logs: .*r/logs"), run.failures(kept.append):
+        raise ActorFailedError("learner-0 died")
+    run.close()
+    assert kept == [tmp_path / "r" / "logs"]
