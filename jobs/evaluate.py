@@ -58,7 +58,7 @@ def evaluate_value(folder: Path, data: str, max_prompt_tokens: int, max_answer_t
 
 
 def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listener = lambda event: None) -> dict[str, Any]:
-    """Answer the recipe's held-out prompts with a policy; KL is against the recipe's model. Writes to ``run.name`` + ``-eval``."""
+    """Answer the recipe's held-out prompts with a policy; KL is against its model. Writes to ``run.name`` + ``-eval``."""
     section = recipe.policy.evaluation
     if section is None:
         raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
