@@ -17,6 +17,9 @@ from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.models.folder import write_manifest, written_atomically
 
 
+SHARED_MEMORY_OPERATOR = "deepspeed_shm_comm"
+
+
 def join_process_group(rank: int, world: int, address: str, port: int, threads: int) -> torch.device:
     """Set up this process as one rank; returns its device. Environment and threads are set here and nowhere else."""
     use_cuda = torch.cuda.is_available()
@@ -31,6 +34,8 @@ def join_process_group(rank: int, world: int, address: str, port: int, threads: 
     torch.set_num_threads(threads or os.cpu_count() or 1)
     import deepspeed
 
+    # DeepSpeed would compile a C++ operator for inference collectives, which training never calls: no compiler is needed.
+    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OPERATOR] = False
     deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", verbose=False)
     return torch.device("cuda", 0) if use_cuda else torch.device("cpu")
 

@@ -73,6 +73,7 @@ class PolicyLearnerRank(Rank):
         weights = self.publish(step + 1)
         metrics |= {"seconds/update": trained - began, "seconds/publish": time.monotonic() - trained}
         metrics["loss/skipped_updates"] = float(self.skipped)
+        self.release_free_memory()
         return StepResult(step, weights, scored.row_ids, metrics)
 
     def publish(self, version: int) -> PublishedWeights:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
+
+GROWTH_ALLOWED = 1.1
 
 
 class Rank:
@@ -28,6 +32,7 @@ class Rank:
         self.seed = seed
         self.device = torch.device("cpu")
         self.tokenizer: Any = None
+        self._lean_bytes = 0
         self.engine: TrainingEngine
 
     def rendezvous(self) -> tuple[str, int]:
@@ -52,6 +57,20 @@ class Rank:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def release_free_memory(self) -> None:
+        """Give freed memory back to the kernel when the process has grown a tenth beyond its size after the first step.
+
+        The allocator keeps what it has (``actors.placement.actor_environment``), and micro-batches of ever new shapes leave holes in
+        it. Only on CPU, and only now and then: fresh pages are costly.
+        """
+        if self.device.type != "cpu":
+            return
+        size = psutil.Process().memory_info().rss
+        if self._lean_bytes == 0:
+            self._lean_bytes = size
+        elif size > GROWTH_ALLOWED * self._lean_bytes:
+            ctypes.CDLL(None).malloc_trim(0)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -61,6 +61,7 @@ class ValueLearnerRank(Rank):
                     sums["value/mean"] += float(values.mean()) * len(answers)
             metrics = {name: value / (2 * len(pairs)) for name, value in all_reduce(sums).items()}
             metrics |= self._apply(math.isfinite(metrics["loss/value"]), epoch)
+        self.release_free_memory()
         return metrics
 
     def values(self, answers: Sequence[LabelledAnswer]) -> dict[int, np.ndarray]:
