@@ -16,7 +16,6 @@ from torch import Tensor
 from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.models.folder import write_manifest, written_atomically
 
-
 SHARED_MEMORY_OPERATOR = "deepspeed_shm_comm"
 
 

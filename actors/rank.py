@@ -61,16 +61,17 @@ class Rank:
     def release_free_memory(self) -> None:
         """Give freed memory back to the kernel when the process has grown a tenth beyond its size after the first step.
 
-        The allocator keeps what it has (``actors.placement.actor_environment``), and micro-batches of ever new shapes leave holes in
-        it. Only on CPU, and only now and then: fresh pages are costly.
+        The allocator keeps what it has (``actors.placement.actor_environment``), and micro-batches of ever new shapes leave
+        holes in it. Only with CPU learners on glibc, and only now and then: fresh pages are costly.
         """
-        if self.device.type != "cpu":
+        libc = ctypes.CDLL(None)
+        if self.device.type != "cpu" or not hasattr(libc, "malloc_trim"):
             return
         size = psutil.Process().memory_info().rss
         if self._lean_bytes == 0:
             self._lean_bytes = size
         elif size > GROWTH_ALLOWED * self._lean_bytes:
-            ctypes.CDLL(None).malloc_trim(0)
+            libc.malloc_trim(0)
 
     @property
     def dtype(self) -> torch.dtype:
