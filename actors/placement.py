@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -56,8 +57,8 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
 def start_embedded(cluster: ClusterSection, folder: str) -> None:
     """Start a Ray of our own on this machine: loopback only, small, its files in ``folder``."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Only holders of this machine's token may talk to it. Said aloud, because Ray warns when it chooses this by itself.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Ray turns token authentication on by itself, which is what we want, and warns of it.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Actors import this very package, whether it is installed or run from a checkout.
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
