@@ -181,3 +181,20 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError("power cut")
     assert (target / "a").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_log_prob_and_its_gradient_equal_the_built_in_ones(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_reader, "CACHED_LOGITS", 3 * 50)  # blocks of three rows, the last one short
+    torch.manual_seed(0)
+    logits = (torch.randn(8, 50) * 4).requires_grad_()
+    targets, upstream = torch.randint(0, 50, (8,)), torch.randn(8)
+    log_prob, entropy = token_reader.TokenLogProb.apply(logits, targets, temperature, True)
+    (found,) = torch.autograd.grad((log_prob * upstream).sum(), logits)
+    log_p = torch.log_softmax(logits / temperature, -1)
+    expected = log_p.gather(1, targets[:, None]).squeeze(1)
+    (wanted,) = torch.autograd.grad((expected * upstream).sum(), logits)
+    assert torch.allclose(log_prob, expected, atol=1e-5)
+    assert torch.allclose(entropy, -(log_p.exp() * log_p).sum(-1), atol=1e-5)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert not entropy.requires_grad
