@@ -17,7 +17,7 @@ from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_gro
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
 
-GROWTH_ALLOWED = 1.1
+GROWTH_ALLOWED = 1.15
 
 
 class Rank:
@@ -59,7 +59,7 @@ class Rank:
             dist.destroy_process_group()
 
     def release_free_memory(self) -> None:
-        """Give freed memory back to the kernel when the process has grown a tenth beyond its size after the first step.
+        """Give freed memory back to the kernel when the process has grown by a seventh beyond its size after the first step.
 
         The allocator keeps what it has (``actors.placement.actor_environment``), and micro-batches of ever new shapes leave
         holes in it. Only with CPU learners on glibc, and only now and then: fresh pages are costly.
