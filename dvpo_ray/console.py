@@ -74,12 +74,12 @@ def headline(metrics: dict[str, float]) -> str:
 
 
 def show_result(result: dict[str, Any]) -> None:
-    """The closing table, on standard output."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    known = [(label, result[key]) for key, label in SHOWN_KEYS if key in result]
-    for label, value in known or list(result.items()):
-        table.add_row(label, _format(value))
-    Console(soft_wrap=True).print(table)
+    """The closing figures, on standard output, one a line; paths are never cut."""
+    known = [(label, result[key]) for key, label in SHOWN_KEYS if key in result] or list(result.items())
+    width = max(len(label) for label, _ in known)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for label, value in known:
+        console.print(f"{label:<{width}}  {_format(value)}")
 
 
 def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
@@ -90,7 +90,7 @@ def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
         table.add_row(f"[{colours[check['status']]}]{check['status']}[/]", check["name"], check["found"], check["remedy"])
-    Console(soft_wrap=True).print(table)
+    Console().print(table)
 
 
 def _format(value: Any) -> str:
