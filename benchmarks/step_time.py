@@ -39,10 +39,11 @@ def peer_python() -> Path:
     return python
 
 
-def measure_trl(steps: int) -> dict[str, Any]:
-    """TRL's step time and peak memory."""
+def measure_trl(steps: int, weights: str) -> dict[str, Any]:
+    """TRL's step time and peak memory; ``weights`` is the type of its two trained models."""
     command = [str(peer_python()), str(Path(__file__).with_name("trl_ppo.py"))]
     command += ["--model", str(resolve_model("smollm2-135m-instruct")), "--prompts", str(PROMPTS), "--steps", str(steps)]
+    command += ["--weights", weights]
     command += ["--monitor", str(ROOT / "dvpo_ray" / "memory.py"), "--output", str(RUNS / "trl")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -93,20 +94,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--trl-steps", type=int, default=4)
     arguments = parser.parse_args()
-    ours, peer = measure_dvpo(arguments.steps), measure_trl(arguments.trl_steps)
-    speed = peer["seconds_per_step"] / ours["seconds_per_step"]
-    memory = ours["peak_memory_gb"] / peer["peak_memory_gb"]
-    rows = [
-        ["dvpo_ray (bf16)", ours["seconds_per_step"], ours["peak_memory_gb"]],
-        ["TRL 1.10 PPO (bf16)", peer["seconds_per_step"], peer["peak_memory_gb"]],
-        ["ratio", f"{speed:.2f} times faster", f"{memory:.2f} of TRL's"],
-    ]
+    ours = measure_dvpo(arguments.steps)
+    peers = {weights: measure_trl(arguments.trl_steps, weights) for weights in ("float32", "bfloat16")}
+    rows: list[list[Any]] = [["dvpo_ray", ours["seconds_per_step"], ours["peak_memory_gb"], "", ""]]
+    for weights, peer in peers.items():
+        speed = peer["seconds_per_step"] / ours["seconds_per_step"]
+        memory = ours["peak_memory_gb"] / peer["peak_memory_gb"]
+        name = f"TRL 1.10 PPO, {weights} weights"
+        rows.append([name, peer["seconds_per_step"], peer["peak_memory_gb"], f"{speed:.2f}", f"{memory:.2f}"])
     body = "32 prompts, one answer of at most 40 tokens each, one epoch, SmolLM2-135M-Instruct; "
-    body += "median of the steps after the first.\n\n"
-    body += table(["", "seconds per step", "peak memory, GB (PSS)"], rows)
+    body += "median of the steps after the first. All compute in bfloat16. Like this project, TRL with float32 weights updates "
+    body += "a float32 copy of what it trains; with bfloat16 weights it has none, and rounds small updates away.\n\n"
+    body += table(["", "seconds per step", "peak memory, GB (PSS)", "times slower than ours", "our memory to its"], rows)
     parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in ours["parts"].items())
     body += f"\nOur step by part: {parts}; {ours['tokens']:.1f} tokens an answer (TRL pads to 40).\n"
-    body += f"TRL's steps: {', '.join(f'{s:.1f}' for s in peer['steps'])} s; settings {json.dumps(peer['settings'])}.\n"
+    for weights, peer in peers.items():
+        body += f"TRL's steps with {weights} weights: {', '.join(f'{s:.1f}' for s in peer['steps'])} s.\n"
     write_section("step_time", "Step time and memory against TRL's PPO trainer", "python -m benchmarks.step_time", body)
     print(body)
 

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--answer-tokens", type=int, default=40)
+    parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32", help="of the two trained models")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", default="trl-output")
     arguments = parser.parse_args()
@@ -80,15 +81,17 @@ def load_monitor(path: Path) -> Any:
 
 
 def build_trainer(arguments: argparse.Namespace) -> Any:
-    """TRL's PPO trainer: one epoch, one mini-batch, bfloat16."""
+    """TRL's PPO trainer: one epoch, one mini-batch, bfloat16 arithmetic; the two frozen models in bfloat16."""
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, padding_side="left")
-    dtype = torch.bfloat16
-    policy, reference = (AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype) for _ in range(2))
-    options = {"num_labels": 1, "dtype": dtype}
-    value, reward = (AutoModelForSequenceClassification.from_pretrained(arguments.model, **options) for _ in range(2))
+    trained, frozen = {"dtype": getattr(torch, arguments.weights)}, {"dtype": torch.bfloat16}
+    policy, reference = (AutoModelForCausalLM.from_pretrained(arguments.model, **options) for options in (trained, frozen))
+    value, reward = (
+        AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=1, **options)
+        for options in (trained, frozen)
+    )
     with gzip.open(arguments.prompts, "rt", encoding="utf-8") as stream:
         prompts = [json.loads(line)["prompt"] for line in stream][: arguments.batch * (arguments.steps + 1)]
     rows = [

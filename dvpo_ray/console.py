@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -98,7 +99,8 @@ def _format(value: Any) -> str:
         return f"{value:.3f}"
     if isinstance(value, list | tuple) and all(isinstance(item, float) for item in value):
         return " to ".join(f"{item:.3f}" for item in value)
-    return str(value)
+    text = str(value)
+    return text.removeprefix(f"{Path.cwd()}/")
 
 
 def _print_json(event: Event) -> None:
