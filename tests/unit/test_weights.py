@@ -20,7 +20,7 @@ def filled(value: float) -> dict[str, torch.Tensor]:
 
 
 def test_versions_are_safetensors_and_equal_content_has_equal_digest(tmp_path: Path) -> None:
-    publisher = WeightPublisher(tmp_path, LAYOUT)
+    publisher = WeightPublisher(tmp_path, LAYOUT, slots=2)
     published = [publisher.publish(version, filled(value).items()) for version, value in ((1, 1.0), (2, 2.0), (3, 1.0))]
     assert len({p.path for p in published}) == 2
     assert published[0].sha256 == published[2].sha256 != published[1].sha256
