@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,3 +20,5 @@ def ray() -> Iterator[ClusterSection]:
         yield cluster
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
     assert not alive, f"processes left behind: {alive}"
+    published = list(Path("/dev/shm").glob("dvpo-*"))
+    assert not published, f"published weights left behind: {published}"
