@@ -17,7 +17,8 @@ from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_gro
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
 
-GROWTH_ALLOWED = 1.15
+GROWTH_ALLOWED = 1.1
+STEPS_BETWEEN_TRIMS = 4
 
 
 class Rank:
@@ -33,6 +34,7 @@ class Rank:
         self.device = torch.device("cpu")
         self.tokenizer: Any = None
         self._lean_bytes = 0
+        self._steps_kept = 0
         self.engine: TrainingEngine
 
     def rendezvous(self) -> tuple[str, int]:
@@ -59,7 +61,7 @@ class Rank:
             dist.destroy_process_group()
 
     def release_free_memory(self) -> None:
-        """Give freed memory back to the kernel when the process has grown by a seventh beyond its size after the first step.
+        """Give freed memory back to the kernel when the process has grown a tenth beyond its size after the first step.
 
         The allocator keeps what it has (``actors.placement.actor_environment``), and micro-batches of ever new shapes leave
         holes in it. Only with CPU learners on glibc, and only now and then: fresh pages are costly.
@@ -67,11 +69,13 @@ class Rank:
         libc = ctypes.CDLL(None)
         if self.device.type != "cpu" or not hasattr(libc, "malloc_trim"):
             return
+        self._steps_kept += 1
         size = psutil.Process().memory_info().rss
         if self._lean_bytes == 0:
             self._lean_bytes = size
-        elif size > GROWTH_ALLOWED * self._lean_bytes:
+        elif size > GROWTH_ALLOWED * self._lean_bytes and self._steps_kept >= STEPS_BETWEEN_TRIMS:
             libc.malloc_trim(0)
+            self._steps_kept = 0
 
     @property
     def dtype(self) -> torch.dtype:
