@@ -15,7 +15,6 @@ from actors.deepspeed_engine import TrainingEngine, all_reduce
 from actors.rank import Rank
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
-from dvpo_ray.errors import NonFiniteUpdateError
 from dvpo_ray.learning.batching import share_rows
 from dvpo_ray.learning.policy_update import PreparedBatch, TokenBatch, loss, mean_metrics, mini_batch_rows, prepare
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
@@ -40,7 +39,6 @@ class PolicyLearnerRank(Rank):
         self.policy = policy
         self.publish_folder = Path(publish_folder)
         self.publisher: WeightPublisher | None = None
-        self.skipped = 0
 
     def start(self, address: str, port: int) -> int:
         """Join the gang and load the policy; returns this process's id."""
@@ -117,25 +115,8 @@ class PolicyLearnerRank(Rank):
                 sums[name] = sums.get(name, 0.0) + float(value)
         metrics = mean_metrics(all_reduce(sums), tokens)
         t2 = time.monotonic()
-        metrics |= self._apply(finite=math.isfinite(metrics["loss/policy"]))
+        metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"]))
         return metrics | seconds | {"seconds/optimizer": time.monotonic() - t2}
-
-    def _apply(self, finite: bool) -> dict[str, float]:
-        if finite:
-            norm, rate = self.engine.apply()
-            finite = math.isfinite(norm)
-            if finite:
-                self.skipped = 0
-                return {"optimizer/grad_norm": norm, "optimizer/learning_rate": rate}
-        else:
-            self.engine.discard()
-        self.skipped += 1
-        if self.skipped > self.config.max_skipped_updates:
-            raise NonFiniteUpdateError(
-                f"{self.skipped} updates in a row had a loss or gradient that was not finite and were withheld; "
-                "lower learner.learning_rate or look at the rows in metrics.jsonl"
-            )
-        return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
 
     def _micro_loss(
         self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float
@@ -160,7 +141,7 @@ class PolicyLearnerRank(Rank):
             with torch.no_grad():
                 flat, _ = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
             if group:
-                parts = np.split(flat.float().cpu().numpy(), np.cumsum(batch.response_lengths)[:-1])
+                parts = Ragged(flat.float().cpu().numpy(), batch.response_lengths).rows()
                 found |= dict(zip(group, parts, strict=True))
         if self.world > 1:
             gathered: list[dict[int, np.ndarray]] = [{} for _ in range(self.world)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import socket
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
 from dvpo_ray.config.sections import LearnerSection, ModelSection
+from dvpo_ray.errors import NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
 
 GROWTH_ALLOWED = 1.1
@@ -33,6 +35,7 @@ class Rank:
         self.seed = seed
         self.device = torch.device("cpu")
         self.tokenizer: Any = None
+        self.skipped = 0
         self._lean_bytes = 0
         self._steps_kept = 0
         self.engine: TrainingEngine
@@ -59,6 +62,27 @@ class Rank:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def apply_update(self, finite: bool) -> dict[str, float]:
+        """Take the optimizer step, or withhold it when the loss or the gradient is not finite; returns its metrics.
+
+        Raises:
+            NonFiniteUpdateError: more than ``learner.max_skipped_updates`` in a row had to be withheld.
+        """
+        if finite:
+            norm, rate = self.engine.apply()
+            if math.isfinite(norm):
+                self.skipped = 0
+                return {"optimizer/grad_norm": norm, "optimizer/learning_rate": rate}
+        else:
+            self.engine.discard()
+        self.skipped += 1
+        if self.skipped > self.config.max_skipped_updates:
+            raise NonFiniteUpdateError(
+                f"{self.skipped} updates in a row had a loss or gradient that was not finite and were withheld; "
+                "lower learner.learning_rate or look at the rows in metrics.jsonl"
+            )
+        return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
 
     def release_free_memory(self) -> None:
         """Give freed memory back to the kernel when the process has grown a tenth beyond its size after the first step.

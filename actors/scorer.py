@@ -81,12 +81,12 @@ class ScorerActor:
     ) -> None:
         prompts = [answers[i].prompt_ids for i in group]
         batch = pad_sequences(prompts, [answers[i].response_ids for i in group], self._pad_id, self._device)
-        ends = np.cumsum(batch.response_lengths)[:-1]
         log_probs, _ = self._reference(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
-        value_ends = np.cumsum(batch.response_lengths + 1)[:-1]
         if self._value is None:
             flat = np.zeros(batch.with_prompt_end.numel(), dtype=np.float32)
         else:
             flat = self._value(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
-        for i, q, p in zip(group, np.split(flat, value_ends), np.split(log_probs.cpu().numpy(), ends), strict=True):
+        value_rows = Ragged(flat, batch.response_lengths + 1).rows()
+        log_prob_rows = Ragged(log_probs.cpu().numpy(), batch.response_lengths).rows()
+        for i, q, p in zip(group, value_rows, log_prob_rows, strict=True):
             values[i], ref_log_probs[i] = q, p

@@ -15,12 +15,12 @@ from actors.rank import Rank
 from dvpo_ray.config.algorithms import TargetConfig
 from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import ModelSection
-from dvpo_ray.errors import NonFiniteUpdateError
 from dvpo_ray.learning import value_update
 from dvpo_ray.learning.batching import SequenceBatch, share_rows
 from dvpo_ray.learning.value_update import LabelledAnswer
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import new_value_model
+from dvpo_ray.rows import Ragged
 
 
 class ValueLearnerRank(Rank):
@@ -32,7 +32,6 @@ class ValueLearnerRank(Rank):
         super().__init__(rank, world, model_folder, model, value.learner, seed)
         self.value = value
         self.total_steps = total_steps
-        self.skipped = 0
 
     def start(self, address: str, port: int) -> int:
         """Join the gang and grow the value model from the base model; returns this process's id."""
@@ -51,7 +50,7 @@ class ValueLearnerRank(Rank):
         batches = [[answer for i in group for answer in pairs[i]] for group in groups]
         goals: list[Tensor | None] = [None] * len(batches)
         metrics: dict[str, float] = {}
-        for epoch in range(self.value.inner_epochs):
+        for _ in range(self.value.inner_epochs):
             sums = {"loss/value": 0.0, "value/mean": 0.0}
             for number, answers in enumerate(batches):
                 total, goals[number], values = self._loss(answers, goals[number], target)
@@ -60,7 +59,7 @@ class ValueLearnerRank(Rank):
                     sums["loss/value"] += float(total.detach())
                     sums["value/mean"] += float(values.mean()) * len(answers)
             metrics = {name: value / (2 * len(pairs)) for name, value in all_reduce(sums).items()}
-            metrics |= self._apply(math.isfinite(metrics["loss/value"]), epoch)
+            metrics |= self.apply_update(finite=math.isfinite(metrics["loss/value"]))
         self.release_free_memory()
         return metrics
 
@@ -74,7 +73,7 @@ class ValueLearnerRank(Rank):
             with torch.no_grad():
                 flat = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end).float().cpu().numpy()
             if group:
-                found |= dict(zip(group, np.split(flat, np.cumsum(batch.response_lengths + 1)[:-1]), strict=True))
+                found |= dict(zip(group, Ragged(flat, batch.response_lengths + 1).rows(), strict=True))
         return found
 
     def save(self, folder: str) -> None:
@@ -98,19 +97,6 @@ class ValueLearnerRank(Rank):
             labels = torch.tensor([answer.label for answer in answers], device=self.device)
             goals = value_update.targets(values, batch.response_lengths, labels, target)
         return value_update.loss(values, goals, batch.response_lengths, target), goals, values.detach()
-
-    def _apply(self, finite: bool, epoch: int) -> dict[str, float]:
-        if finite:
-            norm, rate = self.engine.apply()
-            if math.isfinite(norm):
-                self.skipped = 0
-                return {"optimizer/grad_norm": norm, "optimizer/learning_rate": rate}
-        else:
-            self.engine.discard()
-        self.skipped += 1
-        if self.skipped > self.config.max_skipped_updates:
-            raise NonFiniteUpdateError(f"{self.skipped} value updates in a row were not finite; lower learner.learning_rate")
-        return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
 
     def _pad(self, answers: Sequence[LabelledAnswer]) -> SequenceBatch:
         return self.pad([a.prompt_ids for a in answers], [a.response_ids for a in answers])

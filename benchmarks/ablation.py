@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import PLOTS, ROOT, RUNS, dvpo, finished, table, write_section
+from benchmarks.common import PLOTS, ROOT, RUNS, finished, table, train, write_section
 from benchmarks.seeds import demo
 from dvpo_ray.config import PipelineRecipe, load_recipe
 
@@ -28,30 +28,11 @@ def arm(kind: str, seed: int) -> Path:
         return RUNS / f"demo-seed-{seed}" / "policy"
     folder = RUNS / f"{kind}-seed-{seed}"
     if finished(folder) is None:
-        recipe = RUNS / f"{folder.name}.toml"
-        _write_recipe(recipe, kind, seed, value_model, folder)
-        dvpo("policy", "train", str(recipe))
+        settings = load_recipe(PipelineRecipe, "demo").policy_recipe(str(value_model))
+        tree: dict[str, Any] = settings.model_dump(mode="json", exclude_none=True)
+        tree["policy"]["advantage"] = {"type": kind}
+        train("policy", tree, folder, seed)
     return folder
-
-
-def _write_recipe(path: Path, kind: str, seed: int, value_model: Path, folder: Path) -> None:
-    """The demo's policy half with another estimator, as a recipe file."""
-    settings = load_recipe(PipelineRecipe, "demo", [f"run.seed={seed}"]).policy_recipe(str(value_model))
-    tree: dict[str, Any] = settings.model_dump(mode="json", exclude_none=True)
-    tree["run"] = {"name": folder.name, "output_dir": str(folder.parent), "seed": seed, "overwrite": True}
-    tree["policy"]["advantage"] = {"type": kind}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_toml(tree))
-
-
-def to_toml(tree: dict[str, Any], prefix: str = "") -> str:
-    """A plain tree of settings as TOML."""
-    plain = [f"{key} = {json.dumps(value)}" for key, value in tree.items() if not isinstance(value, dict)]
-    text = (f"[{prefix}]\n" if prefix and plain else "") + "\n".join(plain) + "\n"
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            text += to_toml(value, f"{prefix}.{key}" if prefix else key)
-    return text
 
 
 def plot(folders: dict[str, list[Path]], path: Path) -> None:

@@ -29,6 +29,25 @@ def dvpo(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "dvpo_ray.cli", *arguments], check=True, cwd=ROOT, env=environment)
 
 
+def train(kind: str, tree: dict[str, Any], folder: Path, seed: int = 0) -> None:
+    """Run ``dvpo value|policy train`` on a tree of settings, kept as a recipe file beside the run's folder."""
+    run = {"name": folder.name, "output_dir": str(folder.parent), "seed": seed, "overwrite": True}
+    recipe = folder.parent / f"{folder.name}.toml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(to_toml(tree | {"run": run}))
+    dvpo(kind, "train", str(recipe))
+
+
+def to_toml(tree: dict[str, Any], prefix: str = "") -> str:
+    """A plain tree of settings as TOML."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    text = (f"[{prefix}]\n" if prefix and plain else "") + "\n".join(plain) + "\n"
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            text += to_toml(value, f"{prefix}.{key}" if prefix else key)
+    return text
+
+
 def finished(folder: Path) -> dict[str, Any] | None:
     """The result of a run that ended well, or None: this is how benchmarks resume."""
     result = folder / "result.json"

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation import to_toml
-from benchmarks.common import ROOT, RUNS, dvpo, table, write_section
+from benchmarks.common import ROOT, RUNS, table, train, write_section
 from dvpo_ray.config import PipelineRecipe, load_recipe
 from dvpo_ray.models.packaged import cache_dir, resolve_model
 
@@ -57,7 +56,7 @@ def value_model() -> Path:
     folder = RUNS / "step-time" / "value"
     if not (folder / "result.json").is_file():
         settings = load_recipe(PipelineRecipe, "demo", ["value.data.limit=32"]).value_recipe()
-        _train("value", settings.model_dump(mode="json", exclude_none=True), folder)
+        train("value", settings.model_dump(mode="json", exclude_none=True), folder)
     return folder / "value-model"
 
 
@@ -67,7 +66,7 @@ def measure_dvpo(steps: int) -> dict[str, Any]:
     settings = load_recipe(PipelineRecipe, "demo", [f"policy.steps={steps}"]).policy_recipe(str(value_model()))
     tree = settings.model_dump(mode="json", exclude_none=True)
     del tree["policy"]["evaluation"]
-    _train("policy", tree, folder)
+    train("policy", tree, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
     result = json.loads((folder / "result.json").read_text())
     parts = {name: statistics.median(line[f"seconds/{name}"] for line in lines) for name in PARTS}
@@ -78,14 +77,6 @@ def measure_dvpo(steps: int) -> dict[str, Any]:
         "parts": parts,
         "tokens": tokens,
     }
-
-
-def _train(kind: str, tree: dict[str, Any], folder: Path) -> None:
-    tree["run"] = {"name": folder.name, "output_dir": str(folder.parent), "overwrite": True}
-    recipe = folder.parent / f"{kind}.toml"
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(to_toml(tree))
-    dvpo(kind, "train", str(recipe))
 
 
 def main() -> None:

@@ -102,7 +102,9 @@ class Evaluator:
         order = {row_id: i for i, row_id in enumerate(scored.row_ids)}
         scored = scored.take([order[request.row_id] for request in self._requests])
         prompts = [self._prompts[r.row_id.removeprefix("eval/").rpartition("/")[0]] for r in self._requests]
-        texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in scored.response_ids.rows()]
+        response_ids, values = scored.response_ids.rows(), scored.values.rows()
+        log_probs, ref_log_probs = scored.log_probs.rows(), scored.ref_log_probs.rows()
+        texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in response_ids]
         golds = self._gold([p.prompt_text for p in prompts], texts) if self._gold else [None] * len(texts)
         token_advantages = self._advantages(scored)
         answers = [
@@ -112,10 +114,10 @@ class Evaluator:
                 prompt=prompts[i].prompt_text,
                 answer=texts[i],
                 gold=golds[i],
-                kl=float((scored.log_probs.rows()[i] - scored.ref_log_probs.rows()[i]).sum()),
+                kl=float((log_probs[i] - ref_log_probs[i]).sum()),
                 finish_reason=scored.finish_reasons[i],
-                tokens=[self._tokenizer.decode([token]) for token in scored.response_ids.rows()[i]],
-                values=[round(float(q), 4) for q in scored.values.rows()[i]],
+                tokens=[self._tokenizer.decode([token]) for token in response_ids[i]],
+                values=[round(float(q), 4) for q in values[i]],
                 advantages=[round(float(a), 4) for a in token_advantages[i]],
             )
             for i in range(len(scored))

@@ -31,10 +31,12 @@ class Ledger:
         """The requests of one step: row id ``step/prompt/answer`` and a seed of its own for each."""
         first = step * self._prompts_per_step
         requests = []
+        orders: dict[int, np.ndarray] = {}
         for slot in range(first, first + self._prompts_per_step):
             epoch, offset = divmod(slot, len(self._prompts))
-            order = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompts))
-            prompt = self._prompts[int(order[offset])]
+            if epoch not in orders:
+                orders[epoch] = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompts))
+            prompt = self._prompts[int(orders[epoch][offset])]
             for answer in range(self._answers_per_prompt):
                 row_id = f"{step}/{slot}:{prompt.row_id}/{answer}"
                 seed = int(np.random.default_rng((self._seed, slot, answer)).integers(2**31))

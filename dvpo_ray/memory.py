@@ -11,17 +11,12 @@ INTERVAL_S = 1.0
 GROWTH = 1.01
 
 
-def tree_pss_bytes(root: int) -> int:
-    """Proportional set size of a process and all its descendants, in bytes (Linux).
+def tree_pss_by_process(root: int) -> dict[str, int]:
+    """Proportional set size in bytes of a process and all its descendants (Linux), those of one name added up.
 
     PSS splits shared pages among the processes that map them, so the sum counts every page once. Processes that end while
     being read count 0.
     """
-    return sum(tree_pss_by_process(root).values())
-
-
-def tree_pss_by_process(root: int) -> dict[str, int]:
-    """Proportional set size in bytes by process name, processes of one name added up."""
     found: dict[str, int] = {}
     for pid in _members(root):
         name = _name(pid)

@@ -22,6 +22,7 @@ from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.models.folder import check_model_folder
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import check_fits, load_value_model, read_seal
+from dvpo_ray.rows import Ragged
 from dvpo_ray.run import CONFIG, RESULT, Event, Listener, prepare_folder, write_json
 from jobs.setup import base_model, read_evaluation_prompts, read_prompts
 
@@ -106,6 +107,6 @@ def _values(
         batch = pad_sequences([prompts[i] for i in group], [answers[i] for i in group], pad_id, device)
         with torch.inference_mode():
             flat = reader(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
-        for i, q in zip(group, np.split(flat, np.cumsum(batch.response_lengths + 1)[:-1]), strict=True):
+        for i, q in zip(group, Ragged(flat, batch.response_lengths + 1).rows(), strict=True):
             found[i] = q
     return found

@@ -47,11 +47,12 @@ def prepare(
     flat = to_flat(white_bt, mask_bt).numpy()
     log_ratio_bt = (mu_bt - ref_bt) * mask_bt
     raw = to_flat(raw_bt, mask_bt)
+    value_rows = scored.values.rows()
     cut = sum(reason == "length" for reason in scored.finish_reasons) / len(scored)
     metrics = {
         "value/mean": float(to_flat(q_bt[:, 1:], mask_bt).mean()),
-        "value/last": float(np.mean([row[-1] for row in scored.values.rows()])),
-        "value/prompt": float(np.mean([row[0] for row in scored.values.rows()])),
+        "value/last": float(np.mean([row[-1] for row in value_rows])),
+        "value/prompt": float(np.mean([row[0] for row in value_rows])),
         "advantage/mean": float(raw.mean()),
         "advantage/std": float(raw.std(unbiased=False)),
         "kl/per_token": float(log_ratio_bt.sum() / mask_bt.sum()),
