@@ -106,13 +106,18 @@ class TrainingEngine:
         with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self._config.zero_stage == 3):
             yield iter(model.named_parameters())
 
-    def save_pretrained(self, folder: Path, tokenizer: Any, extra: dict[str, object] | None = None) -> None:
-        """Write an ordinary Hugging Face folder (rank 0 writes, all ranks take part), with a manifest when ``extra`` is given."""
+    def save_pretrained(self, folder: Path, base: Path, extra: dict[str, object] | None = None) -> None:
+        """Write an ordinary Hugging Face folder with the tokenizer of ``base``, and a manifest when ``extra`` is given.
+
+        Rank 0 writes, all ranks take part.
+        """
+        from transformers import AutoTokenizer
+
         with self.full_weights():
             if dist.get_rank() == 0:
                 with written_atomically(folder) as temporary:
                     self.engine.module.model.save_pretrained(temporary)
-                    tokenizer.save_pretrained(temporary)
+                    AutoTokenizer.from_pretrained(base).save_pretrained(temporary)
                     if extra is not None:
                         write_manifest(temporary, extra)
 

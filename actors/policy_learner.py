@@ -87,7 +87,7 @@ class PolicyLearnerRank(Rank):
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as an ordinary Hugging Face folder with a manifest."""
-        self.engine.save_pretrained(Path(folder), self.tokenizer, facts)
+        self.engine.save_pretrained(Path(folder), Path(self.model_folder), facts)
 
     def stop(self) -> None:
         """Leave the gang and remove published files."""

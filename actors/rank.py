@@ -7,7 +7,6 @@ import math
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import psutil
@@ -34,7 +33,6 @@ class Rank:
         self.config = learner
         self.seed = seed
         self.device = torch.device("cpu")
-        self.tokenizer: Any = None
         self.skipped = 0
         self._lean_bytes = 0
         self._steps_kept = 0
@@ -51,11 +49,8 @@ class Rank:
 
     def join(self, address: str, port: int) -> int:
         """Join the process group; returns this process's id."""
-        from transformers import AutoTokenizer
-
         self.device = join_process_group(self.rank, self.world, address, port, self.config.cpu_threads)
         torch.manual_seed(self.seed)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.model_folder)
         return os.getpid()
 
     def leave(self) -> None:
@@ -119,5 +114,4 @@ class Rank:
 
     def pad(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> SequenceBatch:
         """Right-padded tensors on this rank's device."""
-        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        return pad_sequences(prompts, responses, pad_id, self.device)
+        return pad_sequences(prompts, responses, self.device)

@@ -32,13 +32,10 @@ class ScorerActor:
         self._temperature = temperature
         self._reference: Any = None
         self._value: Any = None
-        self._pad_id = 0
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def start(self) -> str:
         """Load and verify both models; returns the value model's parameter hash."""
-        from transformers import AutoTokenizer
-
         torch.set_num_threads(self._config.cpu_threads or os.cpu_count() or 1)
         base, value = self._folders
         dtype = getattr(torch, self._config.dtype)
@@ -49,8 +46,6 @@ class ScorerActor:
         if value is not None:
             read_seal(value)
             self._value = freeze(ValueReader(load_value_model(value, *options))).to(self._device)
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return self.parameter_hash()
 
     def parameter_hash(self) -> str:
@@ -80,7 +75,7 @@ class ScorerActor:
         self, answers: Sequence[Answer], group: list[int], values: list[np.ndarray], ref_log_probs: list[np.ndarray]
     ) -> None:
         prompts = [answers[i].prompt_ids for i in group]
-        batch = pad_sequences(prompts, [answers[i].response_ids for i in group], self._pad_id, self._device)
+        batch = pad_sequences(prompts, [answers[i].response_ids for i in group], self._device)
         log_probs, _ = self._reference(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
         if self._value is None:
             flat = np.zeros(batch.with_prompt_end.numel(), dtype=np.float32)

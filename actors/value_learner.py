@@ -78,7 +78,7 @@ class ValueLearnerRank(Rank):
 
     def save(self, folder: str) -> None:
         """Write the value model as an ordinary Hugging Face token classifier."""
-        self.engine.save_pretrained(Path(folder), self.tokenizer)
+        self.engine.save_pretrained(Path(folder), Path(self.model_folder))
 
     def stop(self) -> None:
         """Leave the gang."""

@@ -1,5 +1,6 @@
 """One training step, this project against TRL's PPO trainer: same model, prompts, batch and answer length, one after the other.
 
+This project is measured before and after its peers, because the speed of a shared machine drifts; the mean of both counts.
 TRL runs in an environment of its own, made on first use from requirements-trl.txt.
 """
 
@@ -22,6 +23,8 @@ from dvpo_ray.models.packaged import cache_dir, resolve_model
 REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
 PROMPTS = ROOT / "dvpo_ray" / "demo" / "data" / "train_prompts.jsonl.gz"
 PARTS = ("rollout", "score", "learn", "sync")
+# Type of the trained models' weights, and rows in one backward pass (the batch has 32).
+PEERS = (("float32", 32), ("float32", 8), ("bfloat16", 8))
 
 
 def peer_python() -> Path:
@@ -38,11 +41,11 @@ def peer_python() -> Path:
     return python
 
 
-def measure_trl(steps: int, weights: str) -> dict[str, Any]:
-    """TRL's step time and peak memory; ``weights`` is the type of its two trained models."""
+def measure_trl(steps: int, weights: str, micro_batch: int) -> dict[str, Any]:
+    """TRL's step time and peak memory, with one of ``PEERS``."""
     command = [str(peer_python()), str(Path(__file__).with_name("trl_ppo.py"))]
     command += ["--model", str(resolve_model("smollm2-135m-instruct")), "--prompts", str(PROMPTS), "--steps", str(steps)]
-    command += ["--weights", weights]
+    command += ["--weights", weights, "--micro-batch", str(micro_batch)]
     command += ["--monitor", str(ROOT / "dvpo_ray" / "memory.py"), "--output", str(RUNS / "trl")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -85,22 +88,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--trl-steps", type=int, default=4)
     arguments = parser.parse_args()
-    ours = measure_dvpo(arguments.steps)
-    peers = {weights: measure_trl(arguments.trl_steps, weights) for weights in ("float32", "bfloat16")}
-    rows: list[list[Any]] = [["dvpo_ray", ours["seconds_per_step"], ours["peak_memory_gb"], "", ""]]
-    for weights, peer in peers.items():
-        speed = peer["seconds_per_step"] / ours["seconds_per_step"]
-        memory = ours["peak_memory_gb"] / peer["peak_memory_gb"]
-        name = f"TRL 1.10 PPO, {weights} weights"
-        rows.append([name, peer["seconds_per_step"], peer["peak_memory_gb"], f"{speed:.2f}", f"{memory:.2f}"])
+    before = measure_dvpo(arguments.steps)
+    peers = {f"{weights} weights, micro-batch {size}": measure_trl(arguments.trl_steps, weights, size) for weights, size in PEERS}
+    after = measure_dvpo(arguments.steps)
+    seconds = statistics.mean([before["seconds_per_step"], after["seconds_per_step"]])
+    memory = max(before["peak_memory_gb"], after["peak_memory_gb"])
+    rows: list[list[Any]] = [["dvpo_ray", seconds, memory, "", ""]]
+    for name, peer in peers.items():
+        ratios = f"{peer['seconds_per_step'] / seconds:.2f}", f"{memory / peer['peak_memory_gb']:.2f}"
+        rows.append([f"TRL 1.10 PPO, {name}", peer["seconds_per_step"], peer["peak_memory_gb"], *ratios])
     body = "32 prompts, one answer of at most 40 tokens each, one epoch, SmolLM2-135M-Instruct; "
     body += "median of the steps after the first. All compute in bfloat16. Like this project, TRL with float32 weights updates "
-    body += "a float32 copy of what it trains; with bfloat16 weights it has none, and rounds small updates away.\n\n"
+    body += "a float32 copy of what it trains; with bfloat16 weights it has none, and rounds small updates away. "
+    body += "Its micro-batch is the number of rows in one backward pass.\n\n"
     body += table(["", "seconds per step", "peak memory, GB (PSS)", "times slower than ours", "our memory to its"], rows)
-    parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in ours["parts"].items())
-    body += f"\nOur step by part: {parts}; {ours['tokens']:.1f} tokens an answer (TRL pads to 40).\n"
-    for weights, peer in peers.items():
-        body += f"TRL's steps with {weights} weights: {', '.join(f'{s:.1f}' for s in peer['steps'])} s.\n"
+    for when, ours in {"before": before, "after": after}.items():
+        parts = ", ".join(f"{name} {value:.2f} s" for name, value in ours["parts"].items())
+        body += f"\nOur step {when} TRL's: {ours['seconds_per_step']:.2f} s ({parts}; {ours['tokens']:.1f} tokens an answer, "
+        body += "TRL pads to 40)."
+    body += "\n\n"
+    lists = [f"{name}: {', '.join(f'{s:.1f}' for s in peer['steps'])} s" for name, peer in peers.items()]
+    body += f"TRL's steps, {'; '.join(lists)}.\n"
     write_section("step_time", "Step time and memory against TRL's PPO trainer", "python -m benchmarks.step_time", body)
     print(body)
 

@@ -45,7 +45,7 @@ def evaluate_value(folder: Path, data: str, max_prompt_tokens: int, max_answer_t
     reader = freeze(ValueReader(load_value_model(folder, torch.bfloat16, "sdpa"))).to(device)
     prompts = [np.asarray(p.prompt_ids) for p in pairs for _ in range(2)]
     answers = [np.asarray(ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
-    values = _values(reader, prompts, answers, int(tokenizer.eos_token_id), device)
+    values = _values(reader, prompts, answers, device)
     chosen, rejected = values[0::2], values[1::2]
     keys = [p.prompt_key for p in pairs]
     return {
@@ -98,13 +98,11 @@ def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listene
     return result
 
 
-def _values(
-    reader: ValueReader, prompts: list[np.ndarray], answers: list[np.ndarray], pad_id: int, device: str
-) -> list[np.ndarray]:
+def _values(reader: ValueReader, prompts: list[np.ndarray], answers: list[np.ndarray], device: str) -> list[np.ndarray]:
     found: list[np.ndarray] = [np.empty(0)] * len(prompts)
     lengths = [p.size + a.size for p, a in zip(prompts, answers, strict=True)]
     for group in micro_batches(lengths, max(TOKEN_BUDGET, *lengths)):
-        batch = pad_sequences([prompts[i] for i in group], [answers[i] for i in group], pad_id, device)
+        batch = pad_sequences([prompts[i] for i in group], [answers[i] for i in group], device)
         with torch.inference_mode():
             flat = reader(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
         for i, q in zip(group, Ragged(flat, batch.response_lengths + 1).rows(), strict=True):

@@ -80,9 +80,13 @@ class SequenceBatch:
 
 
 def pad_sequences(
-    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], pad_id: int, device: torch.device | str = "cpu"
+    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], device: torch.device | str = "cpu", pad_id: int = 0
 ) -> SequenceBatch:
-    """Build a SequenceBatch from ragged rows. A model with causal attention never sees the right padding."""
+    """Build a SequenceBatch from ragged rows.
+
+    Any id of the vocabulary will do for padding: it is masked, it stands to the right of all a causal model reads, and no
+    position of it is asked for.
+    """
     lengths = [p.size + r.size for p, r in zip(prompts, responses, strict=True)]
     width = max(lengths)
     ids = np.full((len(lengths), width), pad_id, dtype=np.int64)

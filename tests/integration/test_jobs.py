@@ -6,8 +6,9 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from jobs.train_policy import train_policy
 
 pytestmark = pytest.mark.integration
 STEPS = 6
+FirstRun = tuple[dict[str, Any], Path, list[Event]]
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -68,7 +70,11 @@ def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueR
     return build(ValueRecipe, tree)
 
 
-def policy_recipe(
+class MakePolicyRecipe(Protocol):
+    def __call__(self, folder: Path, name: str, **policy: Any) -> PolicyRecipe: ...
+
+
+def policy_recipe_of(
     model: Path, value_model: str, prompts: tuple[Path, Path], folder: Path, name: str, **policy: Any
 ) -> PolicyRecipe:
     tree = {
@@ -100,12 +106,16 @@ def value(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def first_run(
-    tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], Path, list[Event]]:
+def policy_recipe(tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path]) -> MakePolicyRecipe:
+    """Makes a recipe of policy training with the value model above; keywords replace parts of ``[policy]``."""
+    return partial(policy_recipe_of, tiny_model, value["value_model"], prompts)
+
+
+@pytest.fixture(scope="module")
+def first_run(policy_recipe: MakePolicyRecipe, tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
     """A whole policy run: its result, its folder, and what was shown meanwhile."""
     folder, events = tmp_path_factory.mktemp("policy"), []
-    result = train_policy(policy_recipe(tiny_model, value["value_model"], prompts, folder, "first"), events.append)
+    result = train_policy(policy_recipe(folder, "first"), events.append)
     return result, folder / "first", events
 
 
@@ -147,7 +157,7 @@ def test_value_eval_repeats_the_sealed_accuracy(value: dict[str, Any], pairs: Pa
     assert found["accuracy"]["mean"] >= 0.9
 
 
-def test_policy_training_improves_what_the_frozen_value_sees(first_run: tuple[dict[str, Any], Path, list[Event]]) -> None:
+def test_policy_training_improves_what_the_frozen_value_sees(first_run: FirstRun) -> None:
     result, folder, events = first_run
     lines = metrics(folder)
     steps = [line for line in lines if "seconds/step" in line]
@@ -161,7 +171,7 @@ def test_policy_training_improves_what_the_frozen_value_sees(first_run: tuple[di
     assert [event.step for event in events if "seconds/step" in event.metrics] == list(range(1, STEPS + 1))
 
 
-def test_result_names_every_figure(first_run: tuple[dict[str, Any], Path, list[Event]]) -> None:
+def test_result_names_every_figure(first_run: FirstRun) -> None:
     result, folder, _ = first_run
     wanted = {
         "gold_before", "gold_after", "gold_after_ci95", "win_rate", "kl_per_token", "gvm_pair_accuracy_mean",
@@ -172,9 +182,7 @@ def test_result_names_every_figure(first_run: tuple[dict[str, Any], Path, list[E
     assert 0 < result["peak_memory_gb"] < 20
 
 
-def test_the_policy_folder_loads_as_an_ordinary_model(
-    first_run: tuple[dict[str, Any], Path, list[Event]], tiny_model: Path
-) -> None:
+def test_the_policy_folder_loads_as_an_ordinary_model(first_run: FirstRun, tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     trained = AutoModelForCausalLM.from_pretrained(first_run[0]["policy"])
@@ -183,14 +191,8 @@ def test_the_policy_folder_loads_as_an_ordinary_model(
     assert max(moved) > 1e-3
 
 
-def test_a_run_repeats_by_its_seed(
-    first_run: tuple[dict[str, Any], Path, list[Event]],
-    tiny_model: Path,
-    value: dict[str, Any],
-    prompts: tuple[Path, Path],
-    tmp_path: Path,
-) -> None:
-    recipe = policy_recipe(tiny_model, value["value_model"], prompts, tmp_path, "again", steps=3, evaluation=None)
+def test_a_run_repeats_by_its_seed(first_run: FirstRun, policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    recipe = policy_recipe(tmp_path, "again", steps=3, evaluation=None)
     train_policy(recipe)
     steps = [line for line in metrics(first_run[1]) if "seconds/step" in line]
     for a, b in zip(steps, [line for line in metrics(tmp_path / "again") if "seconds/step" in line], strict=False):
@@ -198,13 +200,8 @@ def test_a_run_repeats_by_its_seed(
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), (a["step"], key)
 
 
-def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(
-    tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
     recipe = policy_recipe(
-        tiny_model,
-        value["value_model"],
-        prompts,
         tmp_path,
         "inner",
         steps=2,
@@ -221,14 +218,10 @@ def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(
 
 
 def test_evaluation_of_a_saved_policy_and_the_report(
-    first_run: tuple[dict[str, Any], Path, list[Event]],
-    tiny_model: Path,
-    value: dict[str, Any],
-    prompts: tuple[Path, Path],
-    tmp_path: Path,
+    first_run: FirstRun, policy_recipe: MakePolicyRecipe, tmp_path: Path
 ) -> None:
     result, folder, _ = first_run
-    recipe = policy_recipe(tiny_model, value["value_model"], prompts, tmp_path, "eval")
+    recipe = policy_recipe(tmp_path, "eval")
     found = evaluate_policy(recipe, Path(result["policy"]))
     assert found["gold"] == pytest.approx(result["gold_after"], abs=1e-6)
     assert found["kl_per_token"] == pytest.approx(result["kl_per_token"], abs=1e-4)
@@ -237,14 +230,12 @@ def test_evaluation_of_a_saved_policy_and_the_report(
     assert not re.search(r"""(src|href)=["']?https?:""", page), "the page must not load anything from elsewhere"
 
 
-def test_a_killed_learner_ends_the_run_with_its_name_and_leaves_nothing(
-    tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_killed_learner_ends_the_run_with_its_name_and_leaves_nothing(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
     def kill_after_second_step(event: Event) -> None:
         if event.step == 2 and "seconds/step" in event.metrics:
             ray_module.kill(ray_module.get_actor("learner-0"))
 
-    recipe = policy_recipe(tiny_model, value["value_model"], prompts, tmp_path, "killed", evaluation=None)
+    recipe = policy_recipe(tmp_path, "killed", evaluation=None)
     with pytest.raises(ActorFailedError, match="learner rank died while training step 2"):
         train_policy(recipe, kill_after_second_step)
     assert len(metrics(tmp_path / "killed")) == 2, "what was known is kept"

@@ -76,7 +76,7 @@ def log_probs_of(weights: dict[str, torch.Tensor], folder: Path, answers: list[A
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-    batch = pad_sequences([a.prompt_ids for a in answers], [a.response_ids for a in answers], 1)
+    batch = pad_sequences([a.prompt_ids for a in answers], [a.response_ids for a in answers])
     with torch.inference_mode():
         flat, _ = PolicyReader(model)(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
     return np.split(flat.numpy(), np.cumsum(batch.response_lengths)[:-1])
@@ -207,7 +207,7 @@ def reference_step(folder: Path, config: PolicyTraining) -> tuple[dict[str, torc
     scored = scored_batch([5, 9, 3, 12, 7, 1], seed=1)
     prepared, _ = prepare(scored, config.advantage, config.kl, 0.1)
     model = load_policy(folder, torch.float32, "eager")
-    batch = pad_sequences(scored.prompt_ids.rows(), scored.response_ids.rows(), 1)
+    batch = pad_sequences(scored.prompt_ids.rows(), scored.response_ids.rows())
     log_probs, entropy = PolicyReader(model)(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
     tokens = TokenBatch.of(prepared, list(range(len(scored))), None, "cpu")
     total, _ = loss(log_probs, entropy, tokens, config.ppo, config.kl, 0.1)

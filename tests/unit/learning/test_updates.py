@@ -39,7 +39,7 @@ def test_shares_are_fair(lengths: list[int], ranks: int) -> None:
 
 
 def test_positions_by_hand() -> None:
-    batch = pad_sequences([np.array([5, 6]), np.array([7])], [np.array([8]), np.array([9, 10, 11])], pad_id=0)
+    batch = pad_sequences([np.array([5, 6]), np.array([7])], [np.array([8]), np.array([9, 10, 11])])
     assert batch.input_ids.tolist() == [[5, 6, 8, 0], [7, 9, 10, 11]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     # row 0: the token before 8 stands at 1; row 1 (offset 4): those before 9, 10, 11 at 4, 5, 6

@@ -33,7 +33,7 @@ def sequences(shared: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def test_log_probs_equal_a_plain_forward_of_each_row(policy: Any) -> None:
     prompts, responses = sequences(0)
-    batch = pad_sequences(prompts, responses, 1)
+    batch = pad_sequences(prompts, responses)
     found, entropy = PolicyReader(policy, 0.7)(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
     expected, entropies = [], []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -46,7 +46,7 @@ def test_log_probs_equal_a_plain_forward_of_each_row(policy: Any) -> None:
 
 
 def test_a_shared_beginning_changes_neither_values_nor_gradients(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = pad_sequences(*sequences(20), 1)
+    batch = pad_sequences(*sequences(20))
     assert token_reader.shared_prefix(batch.input_ids, batch.before_response) == 20
     reader = PolicyReader(policy)
     results = []
@@ -62,14 +62,14 @@ def test_a_shared_beginning_changes_neither_values_nor_gradients(policy: Any, mo
 
 def test_the_shared_beginning_ends_before_any_wanted_position() -> None:
     same = [np.arange(2, 30)] * 3
-    batch = pad_sequences(same, [np.array([7])] * 3, 1)
+    batch = pad_sequences(same, [np.array([7])] * 3)
     assert token_reader.shared_prefix(batch.input_ids, batch.before_response) == 27
 
 
 def test_a_new_value_model_says_zero_everywhere_and_reads_q0_to_qT(tiny_model: Path) -> None:
     model = new_value_model(tiny_model, "eager", torch.float32)
     reader = ValueReader(model.eval())
-    batch = pad_sequences(*sequences(0), 1)
+    batch = pad_sequences(*sequences(0))
     values = reader(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
     assert values.shape == (1 + 9 + 4 + 6 + 4,)
     assert not values.any()
@@ -85,12 +85,23 @@ def test_padding_and_prompt_length_of_others_do_not_change_values(tiny_model: Pa
     torch.nn.init.normal_(model.score.weight)
     reader = freeze(ValueReader(model))
     prompts, responses = sequences(0)
-    together = pad_sequences(prompts, responses, 1)
-    alone = pad_sequences(prompts[:1], responses[:1], 1)
+    together = pad_sequences(prompts, responses)
+    alone = pad_sequences(prompts[:1], responses[:1])
     with torch.no_grad():
         a = reader(together.input_ids, together.attention_mask, together.with_prompt_end)[:2]
         b = reader(alone.input_ids, alone.attention_mask, alone.with_prompt_end)
     assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_id_used_for_padding_does_not_matter(tiny_model: Path) -> None:
+    reader = PolicyReader(load_policy(tiny_model, torch.float32, "eager"))
+    gradients = []
+    for pad_id in (0, 7):
+        batch = pad_sequences(*sequences(0), pad_id=pad_id)
+        reader.zero_grad()
+        reader(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)[0].sum().backward()
+        gradients.append([p.grad.clone() for p in reader.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.fixture
