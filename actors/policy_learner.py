@@ -17,6 +17,7 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import share_rows
 from dvpo_ray.learning.policy_update import PreparedBatch, TokenBatch, loss, mean_metrics, mini_batch_rows, prepare
+from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from dvpo_ray.rows import PublishedWeights, Ragged, ScoredBatch, StepResult
 from dvpo_ray.weights import WeightPublisher
@@ -59,7 +60,9 @@ class PolicyLearnerRank(Rank):
         began = time.monotonic()
         scored = ScoredBatch.concat(batches)
         scored = scored.take(sorted(range(len(scored)), key=lambda i: scored.row_ids[i]))
-        prepared, metrics = prepare(scored, self.policy.advantage, self.policy.kl, beta)
+        scored, dropped = keep_fresh(scored, step, self.policy.off_policy)
+        prepared, metrics = prepare(scored, step, self.policy.advantage, self.policy.kl, beta)
+        metrics |= staleness_metrics(scored, step, len(dropped))
         ppo = self.policy.ppo
         old = None
         if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
@@ -72,7 +75,7 @@ class PolicyLearnerRank(Rank):
         metrics |= {"seconds/update": trained - began, "seconds/publish": time.monotonic() - trained}
         metrics["loss/skipped_updates"] = float(self.skipped)
         self.release_free_memory()
-        return StepResult(step, weights, scored.row_ids, metrics)
+        return StepResult(step, weights, scored.row_ids, metrics, dropped)
 
     def publish(self, version: int) -> PublishedWeights:
         """Write the weights for the engines (rank 0 writes, all ranks take part in gathering)."""
@@ -125,7 +128,7 @@ class PolicyLearnerRank(Rank):
         batch = self.pad(*self._sequences(prepared.scored, rows))
         log_probs, entropy = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
         tokens = TokenBatch.of(prepared, rows, old, self.device)
-        total, parts = loss(log_probs, entropy, tokens, self.policy.ppo, self.policy.kl, beta)
+        total, parts = loss(log_probs, entropy, tokens, self.policy.ppo, self.policy.kl, self.policy.off_policy, beta)
         if group:
             return total, parts
         return total * 0.0, {name: value * 0.0 for name, value in parts.items()}

@@ -23,7 +23,9 @@ MAX_BATCHED_TOKENS = 4096
 class RolloutActor:
     """Holds one AsyncLLM engine. All methods run on the actor's event loop.
 
-    The engine is fenced (refuses to generate) from the moment an update begins until its checksum is known.
+    Answers under way when an update begins pause and go on with the new weights; each token carries the version that sampled
+    it. New requests wait for the update. The engine is fenced (refuses to generate) after an update that failed, until one
+    succeeds.
     """
 
     def __init__(self, model: str, config: RolloutSection, seed: int, trust_remote_code: bool = False) -> None:
@@ -33,6 +35,7 @@ class RolloutActor:
         self._trust_remote_code = trust_remote_code
         self._engine: Any = None
         self._fence: str | None = "the engine has not started"
+        self._updating = asyncio.Lock()
         self._version = 0
         self._update_s = 0.0
 
@@ -83,8 +86,9 @@ class RolloutActor:
             ActorFailedError: an answer missed its deadline; the message names its row.
             WeightSyncError: the engine is fenced.
         """
-        if self._fence:
-            raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
+        async with self._updating:
+            if self._fence:
+                raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
         tasks = [asyncio.create_task(self._answer(request)) for request in requests]
         try:
             for finished in asyncio.as_completed(tasks):
@@ -99,6 +103,10 @@ class RolloutActor:
         A payload that fails verification is refused before the engine is touched. A failure after that leaves the engine
         fenced until a full update succeeds.
         """
+        async with self._updating:
+            return await self._update(weights)
+
+    async def _update(self, weights: PublishedWeights) -> str:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         started = time.monotonic()

@@ -1,6 +1,7 @@
-"""The driver: one step is one line an arrow.
+"""The driver: rows flow one way, weights flow back once a step.
 
 prompts --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner (DeepSpeed) --> weights back to rollouts
+\______________ the feed, up to max_staleness steps ahead ________/
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import FrozenValueChangedError
+from dvpo_ray.feed import Feed
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.maths.kl_control import next_coefficient
 from dvpo_ray.run import Run
@@ -34,20 +36,20 @@ def train(
     sealed = stages.scorers.value_hash()
     kl = KlControl(config.kl.control, config.rollout.rows_per_step)
     every = config.evaluation.every if config.evaluation else 0
-    for step in range(config.steps):
-        with run.step(step) as record:
-            requests = ledger.admit(step)
-            answers = record.stream("rollout", stages.rollouts.generate(requests))
-            scored = record.drain("score", stages.scorers.score(answers))
+    with Feed(stages, ledger, run, config.steps, lead=config.off_policy.max_staleness) as feed:
+        for step in range(config.steps):
+            record, scored = feed.take(step)
             with record.span("learn"):
                 result = stages.learner.step(step, kl.beta, scored)
             with record.span("sync"):
                 checksum = stages.rollouts.sync(result.weights)
             ledger.trained_rows(result.row_ids)
+            ledger.dead_letter_rows(result.dropped_ids)
             kl.observe(result.metrics["kl/per_answer"])
             record.commit(result, ledger.check(), checksum)
-        if every and (step + 1) % every == 0 and step + 1 < config.steps:
-            evaluate(step + 1)
+            if every and (step + 1) % every == 0 and step + 1 < config.steps:
+                evaluate(step + 1)
+            feed.trained(step + 1)
     found = stages.scorers.value_hash()
     if found != sealed:
         raise FrozenValueChangedError(f"value model parameters changed during the run: {sealed[:16]}... became {found[:16]}...")

@@ -46,3 +46,7 @@ class FrozenValueChangedError(RunError):
 
 class NonFiniteUpdateError(RunError):
     """Loss or gradient was NaN or infinite too many times in a row."""
+
+
+class StaleRowsError(RunError):
+    """Answers are older than the run allows, or newer than they can be."""

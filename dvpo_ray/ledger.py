@@ -55,6 +55,13 @@ class Ledger:
         self._in_flight -= set(ids)
         self.trained += len(ids)
 
+    def dead_letter_rows(self, row_ids: Iterable[str]) -> None:
+        """Take rows off the books that were given up."""
+        ids = set(row_ids)
+        assert ids <= self._in_flight, f"rows given up that are not in flight: {sorted(ids - self._in_flight)[:3]}"
+        self._in_flight -= ids
+        self.dead_lettered += len(ids)
+
     def check(self) -> dict[str, int]:
         """The invariant, and the counts for the record."""
         in_flight = len(self._in_flight)

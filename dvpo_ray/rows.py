@@ -148,9 +148,13 @@ class PublishedWeights:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one learner step did. ``metrics`` are plain floats; ``row_ids`` the rows trained, in no particular order."""
+    """What one learner step did.
+
+    ``metrics`` are plain floats; ``row_ids`` the rows trained and ``dropped_ids`` those found too old, in no particular order.
+    """
 
     step: int
     weights: PublishedWeights
     row_ids: tuple[str, ...]
     metrics: dict[str, float] = field(default_factory=dict)
+    dropped_ids: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import ConfigError, RunError
 from dvpo_ray.rows import StepResult
+from dvpo_ray.timeline import Timeline
 from dvpo_ray.tracking import Trackers
 
 T = TypeVar("T")
@@ -47,7 +48,8 @@ class Run:
         self.total_steps = total_steps
         self.listener = listener
         self.began = time.time()
-        self.spans: list[dict[str, Any]] = []
+        self.timeline = Timeline(self.began)
+        self.committed = 0.0
         self._trackers = Trackers(recipe.tracking, self.folder, recipe.run.name, json.loads(dump_resolved(recipe)))
         self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
 
@@ -55,10 +57,9 @@ class Run:
         """Say what happens now."""
         self.listener(Event("phase", text))
 
-    @contextmanager
-    def step(self, step: int) -> Iterator[StepRecord]:
-        """Record one step."""
-        yield StepRecord(self, step)
+    def record(self, step: int, lane: int = 0) -> StepRecord:
+        """The record of one step; steps whose spans overlap have different lanes."""
+        return StepRecord(self, step, lane)
 
     def log(self, step: int, metrics: dict[str, float], kind: str = "step") -> None:
         """One line of metrics, to the file and every tracker; ``step`` counts from 0, an evaluation's is the steps before it."""
@@ -66,11 +67,6 @@ class Run:
         self._metrics.flush()
         self._trackers.log(step, metrics)
         self.listener(Event(kind, "", step + (kind == "step"), self.total_steps, metrics))
-
-    def add_span(self, name: str, start: float, end: float, **facts: Any) -> None:
-        """A span of the timeline, in seconds since the epoch; Chrome-trace format, opens in Perfetto."""
-        micro = {"ts": round((start - self.began) * 1e6), "dur": round((end - start) * 1e6)}
-        self.spans.append({"name": name, "ph": "X", "pid": 0, "tid": name, "cat": "stage", **micro, "args": facts})
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file into the folder."""
@@ -87,17 +83,18 @@ class Run:
 
     def close(self) -> None:
         """Write the timeline and close all files."""
-        self.write_json(TIMELINE, {"traceEvents": self.spans})
+        self.write_json(TIMELINE, self.timeline.chrome_trace())
         self._metrics.close()
         self._trackers.close()
 
 
 class StepRecord:
-    """Spans and metrics of one step."""
+    """Spans and metrics of one step, from its first request to its commit."""
 
-    def __init__(self, run: Run, step: int) -> None:
+    def __init__(self, run: Run, step: int, lane: int) -> None:
         self._run = run
         self._step = step
+        self._lane = lane
         self._began = time.time()
         self._seconds: dict[str, float] = {}
         self._streamed = self._began
@@ -123,16 +120,19 @@ class StepRecord:
         return drained
 
     def commit(self, result: StepResult, books: dict[str, int], checksum: str) -> None:
-        """Write the step's metrics."""
+        """Write the step's metrics. Its time is that since the step before it was committed: steps may overlap."""
+        now = time.time()
         seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
-        seconds["seconds/step"] = time.time() - self._began
+        seconds["seconds/step"] = now - max(self._began, self._run.committed)
+        self._run.committed = now
         seconds["speed/answer_tokens_per_s"] = result.metrics.get("answer/total_tokens", 0.0) / seconds["seconds/step"]
         metrics = result.metrics | seconds | {name: float(value) for name, value in books.items()}
         self._run.log(self._step, metrics | {"weights/version": float(result.weights.version)})
 
     def _add(self, name: str, start: float, end: float) -> None:
         self._seconds[name] = end - start
-        self._run.add_span(name, start, end, step=self._step)
+        track = f"{name} {self._lane}" if self._lane else name
+        self._run.timeline.add(name, start, end, track, step=self._step)
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -116,7 +116,7 @@ def _train(gang: Gang, train: list[EncodedPair], target: TargetConfig, recipe: V
             began = time.time()
             pairs = [labelled(train[i]) for i in order[first : first + size]]
             metrics = gang.call("step", pairs, target, doing=f"value step {step}")[0]
-            run.add_span("value learn", began, time.time(), step=step)
+            run.timeline.add("value learn", began, time.time(), step=step)
             run.log(step, metrics | {"seconds/step": time.time() - began})
             step += 1
 

@@ -67,7 +67,7 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
             loop_began = time.time()
             train(policy, stages, ledger, run, evaluate)
-            loop_seconds = time.time() - loop_began
+            loop_ended = time.time()
             evaluate(policy.steps)
             run.phase("saving the policy")
             saved = (run.folder / POLICY).resolve()
@@ -76,7 +76,8 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
         result |= {
             "policy": str(saved),
             "seconds_total": time.time() - began,
-            "seconds_training": loop_seconds,
+            "seconds_training": loop_ended - loop_began,
+            "idle_share": {name: round(share, 3) for name, share in run.timeline.idle_shares(loop_began, loop_ended).items()},
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
         }
@@ -127,7 +128,7 @@ def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) ->
     run.phase(f"answering held-out prompts after {step} steps")
     began = time.time()
     evaluation = evaluator.run(step, stages.rollouts, stages.scorers)
-    run.add_span("evaluate", began, time.time(), step=step)
+    run.timeline.add("evaluate", began, time.time(), step=step)
     with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
     run.log(step, {f"eval/{name}": value for name, value in evaluation.summary().items()}, "evaluation")

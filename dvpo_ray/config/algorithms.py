@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from dvpo_ray.config.base import Section
 
@@ -104,6 +104,38 @@ class PpoUpdateSection(Section):
     old_log_probs: Literal["learner", "engine"] = Field(
         "learner", description="Denominator of the ratio: the learner's own log-probs (starts at exactly 1) or the engine's."
     )
+
+
+class OffPolicySection(Section):
+    """Training on answers that older weights generated."""
+
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Steps by which a token's weights may be older than those being trained; generation runs so far ahead. "
+        "0 is exactly on-policy.",
+    )
+    correction: Literal["truncated_is", "masked_is", "none"] = Field(
+        "truncated_is",
+        description="Loss weight of tokens of older weights: the probability ratio of trained to sampling weights, cut at "
+        "`max_weight`; the same but 0 outside `1/max_weight..max_weight`; or 1.",
+    )
+    max_weight: float = Field(2.0, gt=1, description="Largest importance weight of a token.")
+    over_limit: Literal["drop", "mask", "correct"] = Field(
+        "drop",
+        description="Answers with tokens older than `max_staleness`: drop them (counted), leave the old tokens out of the loss, "
+        "or train on them with `correction`.",
+    )
+
+    @model_validator(mode="after")
+    def _validate_correction(self) -> Self:
+        if self.over_limit == "correct" and self.correction == "none":
+            raise ValueError(
+                "over_limit = 'correct' with correction = 'none' would train on tokens of any age as they are: "
+                "choose a correction, or over_limit = 'drop' or 'mask'"
+            )
+        return self
 
 
 class TdTarget(Section):

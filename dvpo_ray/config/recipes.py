@@ -10,6 +10,7 @@ from dvpo_ray.config.algorithms import (
     AdvantageConfig,
     DvpoGae,
     KlSection,
+    OffPolicySection,
     PpoUpdateSection,
     TargetConfig,
     TdTarget,
@@ -79,6 +80,9 @@ class PolicyTraining(Section):
     advantage: AdvantageConfig = Field(default_factory=DvpoGae, description="Advantage estimator.")
     kl: KlSection = Field(default_factory=lambda: KlSection(), description="KL control.")
     ppo: PpoUpdateSection = Field(default_factory=lambda: PpoUpdateSection(), description="Clipped update.")
+    off_policy: OffPolicySection = Field(
+        default_factory=lambda: OffPolicySection(), description="How far generation may run ahead of training."
+    )
     evaluation: EvaluationSection | None = Field(None, description="Held-out evaluation before and after training.")
 
     @model_validator(mode="after")
@@ -101,6 +105,11 @@ class PolicyTraining(Section):
         if rollout.rows_per_step % self.ppo.mini_batches:
             raise ValueError(
                 f"ppo.mini_batches ({self.ppo.mini_batches}) does not divide the {rollout.rows_per_step} answers of a step"
+            )
+        if self.off_policy.max_staleness and self.ppo.old_log_probs == "engine" and self.off_policy.correction != "none":
+            raise ValueError(
+                "ppo.old_log_probs = 'engine' already puts the sampling weights into the ratio, off_policy.correction would do "
+                "it again: take ppo.old_log_probs = 'learner' or off_policy.correction = 'none'"
             )
         return self
 

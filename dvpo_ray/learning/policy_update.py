@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dvpo_ray.algorithms import advantages
-from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, PpoUpdateSection
+from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, OffPolicySection, PpoUpdateSection
 from dvpo_ray.learning.batching import to_flat, to_padded
+from dvpo_ray.learning.staleness import ages, token_weights
 from dvpo_ray.maths.losses import clipped_policy_loss, kl_k3, kl_rewards
 from dvpo_ray.maths.masked import moments, whiten
 from dvpo_ray.rows import Ragged, ScoredBatch
@@ -23,16 +24,17 @@ from dvpo_ray.rows import Ragged, ScoredBatch
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """Scored rows with their advantages (ragged, T_i per row), whitened over the whole step."""
+    """Scored rows with their advantages, whitened over the whole step, and their tokens' ages (ragged, T_i per row)."""
 
     scored: ScoredBatch
     advantages: Ragged
+    ages: Ragged
 
 
 def prepare(
-    scored: ScoredBatch, advantage: AdvantageConfig, kl: KlSection, beta: float
+    scored: ScoredBatch, version: int, advantage: AdvantageConfig, kl: KlSection, beta: float
 ) -> tuple[PreparedBatch, dict[str, float]]:
-    """Advantages of all rows of a step, and metrics.
+    """Advantages and ages of all rows of a step that trains weights ``version``, and metrics.
 
     Every rank sees all rows of the step (they are small), so the whitening is exact over the global batch without a
     collective. The KL reward is measured under the engine's log-probs: those of the distribution that was sampled.
@@ -62,7 +64,7 @@ def prepare(
         "answer/total_tokens": float(lengths.sum()),
         "answer/cut_share": cut,
     }
-    return PreparedBatch(scored, Ragged(flat, lengths)), metrics
+    return PreparedBatch(scored, Ragged(flat, lengths), ages(scored, version)), metrics
 
 
 def mini_batch_rows(rows: int, mini_batches: int, seed: tuple[int, ...]) -> list[np.ndarray]:
@@ -78,6 +80,7 @@ class TokenBatch:
     engine_log_probs: Tensor
     ref_log_probs: Tensor
     advantages: Tensor
+    ages: Tensor
     old_log_probs: Tensor | None
 
     @classmethod
@@ -91,12 +94,19 @@ class TokenBatch:
             flat(prepared.scored.log_probs),
             flat(prepared.scored.ref_log_probs),
             flat(prepared.advantages),
+            flat(prepared.ages),
             None if old is None else flat(old),
         )
 
 
 def loss(
-    log_probs: Tensor, entropy: Tensor, tokens: TokenBatch, ppo: PpoUpdateSection, kl: KlSection, beta: float
+    log_probs: Tensor,
+    entropy: Tensor,
+    tokens: TokenBatch,
+    ppo: PpoUpdateSection,
+    kl: KlSection,
+    off_policy: OffPolicySection,
+    beta: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss summed over N tokens, and sums for metrics (each a scalar tensor, to be divided by the token count).
 
@@ -106,7 +116,8 @@ def loss(
     old = tokens.engine_log_probs if ppo.old_log_probs == "engine" else tokens.old_log_probs
     if old is None:
         old = current
-    total, clipped = clipped_policy_loss(log_probs, old, tokens.advantages, ppo.clip_range)
+    weights = token_weights(old, tokens.engine_log_probs, tokens.ages, off_policy)
+    total, clipped = clipped_policy_loss(log_probs, old, tokens.advantages, ppo.clip_range, weights)
     if kl.placement == "loss":
         total = total + beta * kl_k3(log_probs, tokens.ref_log_probs).sum()
     gap = current - tokens.engine_log_probs
@@ -117,6 +128,7 @@ def loss(
         "policy/entropy": entropy.sum(),
         "gap/abs_log_prob": gap.abs().sum(),
         "gap/kl_k3": (torch.expm1(gap) - gap).sum(),
+        "staleness/weight": torch.ones_like(current).sum() if weights is None else weights.sum(),
         "kl/learner_per_token": (current - tokens.ref_log_probs).sum(),
     }
     return total, sums

@@ -25,14 +25,20 @@ def kl_k3(log_probs: Tensor, other_log_probs: Tensor) -> Tensor:
     return torch.expm1(d) - d
 
 
-def clipped_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
+def clipped_policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """PPO's clipped objective, negated and summed (Schulman et al. 2017, arXiv 1707.06347, eq. 7).
+
+    With ``weights`` it is the decoupled objective (Hilton et al. 2022, arXiv 2110.00641, eq. 4): the ratio is taken to the
+    policy that training started from, the weight corrects from the one that sampled.
 
     Args:
         log_probs: of the current policy, with gradient [N].
-        old_log_probs: of the policy that sampled [N].
+        old_log_probs: of the policy before the update [N].
         advantages: [N].
         clip_range: epsilon.
+        weights: a factor for each token's term, without gradient [N]; none is 1.
 
     Returns:
         The loss sum (scalar) and which tokens were clipped [N], bool.
@@ -41,7 +47,20 @@ def clipped_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Te
     ratio = torch.exp(log_probs - old_log_probs)
     plain = ratio * advantages
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
-    return -torch.minimum(plain, clipped).sum(), clipped < plain
+    terms = torch.minimum(plain, clipped)
+    return -(terms if weights is None else weights * terms).sum(), clipped < plain
+
+
+def importance_weights(log_probs: Tensor, sampling_log_probs: Tensor, max_weight: float, mask: bool = False) -> Tensor:
+    """pi(y) / mu(y), cut at ``max_weight``, or with ``mask`` 0 where it lies outside 1/max_weight..max_weight; no gradient [N].
+
+    Cutting bounds the variance at the price of a bias (Espeholt et al. 2018, arXiv 1802.01561, the weight rho of eq. 1).
+    """
+    check_same_shape(log_probs=log_probs, sampling_log_probs=sampling_log_probs)
+    ratio = torch.exp(log_probs.detach() - sampling_log_probs)
+    if mask:
+        return ratio * ((ratio <= max_weight) & (ratio >= 1 / max_weight))
+    return ratio.clamp(max=max_weight)
 
 
 def value_loss(q_bt: Tensor, targets_bt: Tensor, mask_bt: Tensor) -> Tensor:

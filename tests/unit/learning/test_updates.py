@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dvpo_ray.algorithms import estimator_names
-from dvpo_ray.config.algorithms import BtTarget, DvpoGae, FixedKl, KlSection, McTarget, PpoUpdateSection, TdTarget
+from dvpo_ray.config.algorithms import (
+    BtTarget,
+    DvpoGae,
+    FixedKl,
+    KlSection,
+    McTarget,
+    OffPolicySection,
+    PpoUpdateSection,
+    TdTarget,
+)
 from dvpo_ray.learning import policy_update, value_update
 from dvpo_ray.learning.batching import micro_batches, pad_sequences, share_rows, to_flat, to_padded
 from dvpo_ray.rows import Ragged
@@ -60,11 +69,11 @@ def test_ragged_to_padded_and_back_with_gradient() -> None:
 
 def test_prepare_whitens_over_the_global_batch_and_ignores_row_order() -> None:
     scored = scored_batch([7, 1, 12, 4])
-    prepared, metrics = policy_update.prepare(scored, DvpoGae(), KL, beta=0.1)
+    prepared, metrics = policy_update.prepare(scored, 0, DvpoGae(), KL, beta=0.1)
     assert abs(prepared.advantages.flat.mean()) < 1e-6
     assert prepared.advantages.flat.std() == pytest.approx(1, abs=1e-5)
     order = [2, 0, 3, 1]
-    other, _ = policy_update.prepare(scored.take(order), DvpoGae(), KL, beta=0.1)
+    other, _ = policy_update.prepare(scored.take(order), 0, DvpoGae(), KL, beta=0.1)
     for row, i in zip(other.advantages.rows(), order, strict=True):
         assert np.allclose(row, prepared.advantages.rows()[i], atol=1e-6)
     assert metrics["answer/tokens"] == 6
@@ -80,34 +89,36 @@ def test_prepare_by_hand() -> None:
             "ref_log_probs": Ragged.of([[-2.0]], np.float32),
         }
     )
-    prepared, _ = policy_update.prepare(scored, DvpoGae(whitening="none"), KL, beta=0.1)
+    prepared, _ = policy_update.prepare(scored, 0, DvpoGae(whitening="none"), KL, beta=0.1)
     # k = -0.1 * (-1 + 2) = -0.1;  A = -0.1 + 0.9 - 0.2 = 0.6
     assert prepared.advantages.flat.tolist() == pytest.approx([0.6])
     in_loss = KL.model_copy(update={"placement": "loss"})
-    prepared, _ = policy_update.prepare(scored, DvpoGae(whitening="none"), in_loss, beta=0.1)
+    prepared, _ = policy_update.prepare(scored, 0, DvpoGae(whitening="none"), in_loss, beta=0.1)
     assert prepared.advantages.flat.tolist() == pytest.approx([0.7])
 
 
 def test_loss_gradient_of_the_first_pass_is_the_policy_gradient() -> None:
     """With the old policy equal to the current one the ratio is 1 and d loss / d log pi = -A."""
-    prepared, _ = policy_update.prepare(scored_batch([3, 2]), DvpoGae(), KL, beta=0.1)
+    prepared, _ = policy_update.prepare(scored_batch([3, 2]), 0, DvpoGae(), KL, beta=0.1)
     log_probs = torch.randn(5, requires_grad=True)
     tokens = policy_update.TokenBatch.of(prepared, [0, 1], None, "cpu")
-    total, sums = policy_update.loss(log_probs, torch.zeros(5), tokens, PpoUpdateSection(), KL, 0.1)
+    total, sums = policy_update.loss(log_probs, torch.zeros(5), tokens, PpoUpdateSection(), KL, OffPolicySection(), 0.1)
     total.backward()
     assert torch.allclose(log_probs.grad, -torch.from_numpy(prepared.advantages.flat))
     assert float(sums["ppo/clip_share"]) == 0 == float(sums["ppo/approx_kl"])
 
 
 def test_kl_in_the_loss_pulls_towards_the_reference() -> None:
-    prepared, _ = policy_update.prepare(scored_batch([4]), DvpoGae(), KL, beta=0.0)
+    prepared, _ = policy_update.prepare(scored_batch([4]), 0, DvpoGae(), KL, beta=0.0)
     tokens = policy_update.TokenBatch.of(prepared, [0], None, "cpu")
     settings = KL.model_copy(update={"placement": "loss"})
     gradients = []
     for beta in (0.0, 0.5):
         log_probs = tokens.ref_log_probs.clone() + 0.3
         log_probs.requires_grad_(True)
-        policy_update.loss(log_probs, torch.zeros(4), tokens, PpoUpdateSection(), settings, beta)[0].backward()
+        policy_update.loss(log_probs, torch.zeros(4), tokens, PpoUpdateSection(), settings, OffPolicySection(), beta)[
+            0
+        ].backward()
         gradients.append(log_probs.grad)
     # d/dx of beta * (exp(ref - x) - 1 - ref + x) = beta * (1 - exp(-0.3))
     assert torch.allclose(gradients[1] - gradients[0], torch.full((4,), 0.5 * (1 - np.exp(-0.3))).float(), atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dvpo_ray.maths.kl_control import next_coefficient
-from dvpo_ray.maths.losses import bradley_terry_loss, clipped_policy_loss, kl_k3, kl_rewards, value_loss
+from dvpo_ray.maths.losses import bradley_terry_loss, clipped_policy_loss, importance_weights, kl_k3, kl_rewards, value_loss
 from dvpo_ray.maths.masked import masked_mean, moments, whiten
 from dvpo_ray.maths.statistics import aggregate_values, bootstrap_ci95, win_rate
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
@@ -68,6 +68,31 @@ def test_clipped_loss_by_hand() -> None:
     # ratios 1.5, 1.5, .75: min(1.5, 1.2) = 1.2;  min(-1.5, -1.2) = -1.5;  min(-1.5, -1.6) = -1.6
     assert float(total) == pytest.approx(-(1.2 - 1.5 - 1.6), abs=1e-6)
     assert clipped.tolist() == [True, False, True]
+
+
+def test_weighted_clipped_loss_by_hand() -> None:
+    log_probs = torch.log(torch.tensor([0.6, 0.6, 0.3]))
+    old = torch.log(torch.tensor([0.4, 0.4, 0.4]))
+    weights = torch.tensor([0.5, 1.0, 0.0])
+    total, _ = clipped_policy_loss(log_probs, old, torch.tensor([1.0, -1.0, -2.0]), 0.2, weights)
+    assert float(total) == pytest.approx(-(0.5 * 1.2 - 1.5), abs=1e-6)
+
+
+def test_importance_weights_by_hand() -> None:
+    trained = torch.log(torch.tensor([0.8, 0.3, 0.1, 0.4])).requires_grad_(True)
+    sampled = torch.log(torch.tensor([0.2, 0.2, 0.4, 0.4]))
+    # ratios 4, 1.5, .25, 1
+    cut = importance_weights(trained, sampled, 2.0)
+    assert cut.tolist() == pytest.approx([2, 1.5, 0.25, 1])
+    assert importance_weights(trained, sampled, 2.0, mask=True).tolist() == pytest.approx([0, 1.5, 0, 1])
+    assert not cut.requires_grad, "a weight is no path for the gradient"
+
+
+def test_importance_weights_correct_the_mean_of_another_policy() -> None:
+    """Uncut weights turn a mean under the sampling policy into one under the trained policy."""
+    pi, mu, f = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.5, 0.3]), torch.tensor([1.0, -2.0, 5.0])
+    weights = importance_weights(pi.log(), mu.log(), max_weight=100.0)
+    assert float((mu * weights * f).sum()) == pytest.approx(float((pi * f).sum()))
 
 
 def test_kl_estimates_by_hand() -> None:

@@ -1,0 +1,173 @@
+"""The feed: order of work, how far ahead it runs, versions under random interleavings, and failures."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.algorithms import OffPolicySection
+from dvpo_ray.config.loading import build
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.driver import train
+from dvpo_ray.errors import ActorFailedError
+from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
+from dvpo_ray.ledger import Ledger
+from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights, Ragged, ScoredBatch, StepResult
+from dvpo_ray.run import Run
+
+STEPS = 8
+
+
+class InterleavedStages:
+    """An engine whose tokens take the weights of the moment, in threads that are made to take turns at random."""
+
+    def __init__(self, config: OffPolicySection, seed: int, missed_syncs: bool = False, fail_at: int | None = None) -> None:
+        self.rollouts = self.scorers = self.learner = self
+        self.config = config
+        self.served = 0
+        self.trained: list[ScoredBatch] = []
+        self.begun: list[int] = []
+        self._random = random.Random(seed)
+        self._turn = threading.Lock()
+        self._missed_syncs = missed_syncs
+        self._fail_at = fail_at
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Answer]:
+        """Answers in random order; with ``missed_syncs`` one of them comes from an engine that lags behind."""
+        step = int(requests[0].row_id.split("/")[0])
+        with self._turn:
+            self.begun.append(step)
+            order = self._random.sample(list(requests), len(requests))
+        if step == self._fail_at:
+            raise ActorFailedError(f"rollout-0 died while generating step {step}")
+        for request in order:
+            tokens = []
+            for _ in range(3):
+                with self._turn:
+                    lag = self._random.randint(0, 3) if self._missed_syncs and request is order[0] else 0
+                    tokens.append(max(0, self.served - lag))
+            ids = np.array([1, 2, 3], dtype=np.int32)
+            yield Answer(request.row_id, ids[:1], ids, np.zeros(3, np.float32), np.array(tokens, np.int32), "stop")
+
+    def score(self, answers: Iterable[Answer]) -> Iterator[ScoredBatch]:
+        """One batch an answer, with values of 0."""
+        for answer in answers:
+            three, four = Ragged.of([[0.0] * 3], np.float32), Ragged.of([[0.0] * 4], np.float32)
+            prompt, ids = Ragged.of([answer.prompt_ids], np.int32), Ragged.of([answer.response_ids], np.int32)
+            versions = Ragged.of([answer.versions], np.int32)
+            yield ScoredBatch((answer.row_id,), prompt, ids, three, versions, four, three, ("stop",))
+
+    def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
+        """Handles are the data."""
+        return list(handles)
+
+    def value_hash(self) -> str:
+        """Always the same."""
+        return "sealed"
+
+    def step(self, step: int, beta: float, scored: Sequence[ScoredBatch]) -> StepResult:
+        """Keeps what the real gate lets through."""
+        kept, dropped = keep_fresh(ScoredBatch.concat(scored), step, self.config)
+        self.trained.append(kept)
+        metrics = {"kl/per_answer": 0.0} | staleness_metrics(kept, step, len(dropped))
+        return StepResult(step, PublishedWeights(step + 1, "", "", 0), kept.row_ids, metrics, dropped)
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Saves nothing."""
+
+    def sync(self, weights: PublishedWeights) -> str:
+        """Serves the new version from now on."""
+        with self._turn:
+            self.served = weights.version
+        return "checksum"
+
+
+def run_driver(tmp_path: Path, stages: InterleavedStages) -> Ledger:
+    tree = {
+        "run": {"output_dir": str(tmp_path), "name": "r", "overwrite": True},
+        "tracking": {"tensorboard": False},
+        "policy": {
+            "steps": STEPS,
+            "value_model": "g",
+            "data": {"source": "x"},
+            "rollout": {"prompts_per_step": 4},
+            "off_policy": stages.config.model_dump(),
+        },
+    }
+    config = build(PolicyRecipe, tree)
+    ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
+    run = Run(config, STEPS)
+    try:
+        train(config.policy, stages, ledger, run)
+    finally:
+        run.close()
+    return ledger
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_token_is_older_than_allowed(tmp_path: Path, limit: int, seed: int) -> None:
+    stages = InterleavedStages(OffPolicySection(max_staleness=limit), seed)
+    ledger = run_driver(tmp_path, stages)
+    for step, batch in enumerate(stages.trained):
+        assert len(batch) == 4, "nothing is dropped when no engine lags"
+        assert step - limit <= batch.versions.flat.min() <= batch.versions.flat.max() <= step
+    assert ledger.check() == {
+        "ledger/admitted": 4 * STEPS,
+        "ledger/trained": 4 * STEPS,
+        "ledger/dead_lettered": 0,
+        "ledger/in_flight": 0,
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_an_engine_that_missed_syncs_are_dropped_and_counted(tmp_path: Path, seed: int) -> None:
+    stages = InterleavedStages(OffPolicySection(max_staleness=2), seed, missed_syncs=True)
+    ledger = run_driver(tmp_path, stages)
+    for step, batch in enumerate(stages.trained):
+        assert step - batch.versions.flat.min() <= 2
+    books = ledger.check()
+    assert books["ledger/trained"] + books["ledger/dead_lettered"] == 4 * STEPS
+    assert books["ledger/dead_lettered"] > 0
+    assert books["ledger/trained"] == sum(len(batch) for batch in stages.trained)
+
+
+def test_without_staleness_a_step_begins_when_the_one_before_is_done(tmp_path: Path) -> None:
+    stages = InterleavedStages(OffPolicySection(), 0)
+    run_driver(tmp_path, stages)
+    assert stages.begun == list(range(STEPS))
+    assert all(set(batch.versions.flat.tolist()) == {step} for step, batch in enumerate(stages.trained))
+
+
+def test_generation_runs_ahead_while_the_learner_works(tmp_path: Path) -> None:
+    """With a lead of 2 the first step's training sees that two more have begun."""
+    stages = InterleavedStages(OffPolicySection(max_staleness=2), 0)
+    ahead = threading.Event()
+    generate, step = stages.generate, stages.step
+
+    def announce(requests: Sequence[GenerationRequest]) -> Iterator[Answer]:
+        yield from generate(requests)
+        if requests[0].row_id.startswith("2/"):
+            ahead.set()
+
+    def learn(number: int, beta: float, scored: Sequence[ScoredBatch]) -> StepResult:
+        assert number != 0 or ahead.wait(timeout=10), "step 2 was not generated while step 0 was trained"
+        return step(number, beta, scored)
+
+    stages.generate, stages.step = announce, learn
+    run_driver(tmp_path, stages)
+    assert len(stages.trained) == STEPS
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_a_failure_of_a_step_ahead_ends_the_run_at_that_step(tmp_path: Path, limit: int) -> None:
+    stages = InterleavedStages(OffPolicySection(max_staleness=limit), 0, fail_at=3)
+    with pytest.raises(ActorFailedError, match="died while generating step 3"):
+        run_driver(tmp_path, stages)
+    assert len(stages.trained) == 3, "what came before is trained"
