@@ -217,6 +217,19 @@ def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(policy_recipe: MakePoli
     assert published_folders("inner") == []
 
 
+def test_generation_ahead_of_training_stays_within_its_limit(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    recipe = policy_recipe(tmp_path, "ahead", off_policy={"max_staleness": 2})
+    result = train_policy(recipe)
+    steps = [line for line in metrics(tmp_path / "ahead") if "seconds/step" in line]
+    assert len(steps) == STEPS
+    assert max(line["staleness/max"] for line in steps) in (1, 2), "generation ran ahead, but no further than allowed"
+    assert [line["staleness/dropped_rows"] for line in steps] == [0] * STEPS
+    assert all(0 < line["staleness/weight"] <= 2 for line in steps)
+    assert steps[-1]["ledger/in_flight"] == 0 and steps[-1]["ledger/trained"] == 16 * STEPS
+    assert result["gold_after"] > result["gold_before"]
+    assert set(result["idle_share"]) >= {"rollout", "score", "learn", "sync"}
+
+
 def test_evaluation_of_a_saved_policy_and_the_report(
     first_run: FirstRun, policy_recipe: MakePolicyRecipe, tmp_path: Path
 ) -> None:

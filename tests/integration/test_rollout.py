@@ -169,6 +169,28 @@ def test_an_update_cut_half_way_fences_the_engine_until_a_full_one(
     good.close()
 
 
+def test_answers_under_way_go_on_with_the_new_weights(rollouts: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+    """Every token's version is right: its log-prob is the one of the weights it names, given all tokens before it."""
+    weights = {30: weights_of(tiny_model, 1.0), 31: weights_of(tiny_model, 1.3)}
+    publisher = WeightPublisher(tmp_path, weights[30])
+    rollouts.sync(publisher.publish(30, weights[30].items()))
+    asked = requests(320, seed=8)
+    stream = rollouts.generate(asked)
+    handles = [next(stream)]
+    rollouts.sync(publisher.publish(31, weights[31].items()))
+    handles += list(stream)
+    answers = ray_module.get(handles, timeout=120)
+    publisher.close()
+    assert sorted(answer.row_id for answer in answers) == sorted(request.row_id for request in asked)
+    spanning = [answer for answer in answers if set(answer.versions.tolist()) == {30, 31}]
+    assert spanning, "no answer was under way during the update"
+    for version, tensors in weights.items():
+        expected = log_probs_of(tensors, tiny_model, spanning)
+        for answer, log_probs in zip(spanning, expected, strict=True):
+            sampled = answer.versions == version
+            assert np.abs(answer.log_probs - log_probs)[sampled].max() <= 1e-3
+
+
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
 def test_learner_ranks_and_zero_stages_take_the_same_step(
     ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int
