@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import share_rows
 from dvpo_ray.learning.policy_update import PreparedBatch, TokenBatch, loss, mean_metrics, mini_batch_rows, prepare
-from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
+from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_metrics
+from dvpo_ray.learning.streaming import OpenStep
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from dvpo_ray.rows import PublishedWeights, Ragged, ScoredBatch, StepResult
 from dvpo_ray.weights import WeightPublisher
@@ -40,6 +42,8 @@ class PolicyLearnerRank(Rank):
         self.policy = policy
         self.publish_folder = Path(publish_folder)
         self.publisher: WeightPublisher | None = None
+        self._open: OpenStep | None = None
+        self._scale: Tensor | None = None
 
     def start(self, address: str, port: int) -> int:
         """Join the gang and load the policy; returns this process's id."""
@@ -56,26 +60,54 @@ class PolicyLearnerRank(Rank):
 
         Raises:
             NonFiniteUpdateError: too many updates in a row had to be withheld.
+            StaleRowsError: all rows are older than allowed.
         """
         began = time.monotonic()
-        scored = ScoredBatch.concat(batches)
-        scored = scored.take(sorted(range(len(scored)), key=lambda i: scored.row_ids[i]))
+        scored = _in_order(ScoredBatch.concat(batches))
         scored, dropped = keep_fresh(scored, step, self.policy.off_policy)
+        check_some_left(len(scored), len(dropped), step, self.policy.off_policy)
         prepared, metrics = prepare(scored, step, self.policy.advantage, self.policy.kl, beta)
-        metrics |= staleness_metrics(scored, step, len(dropped))
         ppo = self.policy.ppo
         old = None
         if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
             old = self._log_probs(scored)
         for epoch in range(ppo.inner_epochs):
             for rows in mini_batch_rows(len(scored), ppo.mini_batches, seed=(self.seed, step, epoch)):
-                metrics |= self._update(prepared, rows, old, beta)
-        trained = time.monotonic()
-        weights = self.publish(step + 1)
-        metrics |= {"seconds/update": trained - began, "seconds/publish": time.monotonic() - trained}
-        metrics["loss/skipped_updates"] = float(self.skipped)
-        self.release_free_memory()
-        return StepResult(step, weights, scored.row_ids, metrics, dropped)
+                sums = self._backward(prepared, rows, old, beta, last=True)
+                metrics |= self._take_step(sums, int(scored.response_ids.lengths[rows].sum()))
+        return self._close(step, scored, dropped, metrics, began)
+
+    def accumulate(self, step: int, beta: float, batch: ScoredBatch) -> None:
+        """Take in some of a step's rows, and add up the gradients of those that fill micro-batches.
+
+        The first step of a run only collects: there is no earlier step whose advantages give the scale.
+        """
+        if self._open is None:
+            waits = self.policy.advantage.whitening == "scale" and self._scale is None
+            self._open = OpenStep(step, sys.maxsize if waits else self.world * self.config.token_budget)
+        kept, dropped = keep_fresh(batch, step, self.policy.off_policy)
+        self._open.dropped += dropped
+        ready = self._open.add(kept)
+        if ready is not None:
+            self._add_up(self._open, ready, beta, last=False)
+
+    def finish(self, step: int, beta: float) -> StepResult:
+        """Train on what is left of the rows given to ``accumulate`` and take the optimizer step.
+
+        Raises:
+            NonFiniteUpdateError, StaleRowsError: as ``step``.
+        """
+        opened, self._open = self._open, None
+        assert opened is not None and opened.step == step, f"step {step} is not open"
+        rest, dropped = opened.rest(), tuple(opened.dropped)
+        check_some_left(0 if rest is None else len(rest), len(dropped), step, self.policy.off_policy)
+        assert rest is not None
+        self._add_up(opened, rest, beta, last=True)
+        scored = _in_order(opened.rows())
+        prepared, metrics = prepare(scored, step, self.policy.advantage, self.policy.kl, beta)
+        metrics |= self._take_step(opened.sums, scored.tokens)
+        self._scale = prepared.moments
+        return self._close(step, scored, dropped, metrics, opened.began)
 
     def publish(self, version: int) -> PublishedWeights:
         """Write the weights for the engines (rank 0 writes, all ranks take part in gathering)."""
@@ -98,28 +130,58 @@ class PolicyLearnerRank(Rank):
             self.publisher.close()
         self.leave()
 
-    def _update(self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float) -> dict[str, float]:
-        """One optimizer step on one mini-batch; returns its metrics, equal on all ranks."""
+    def _add_up(self, opened: OpenStep, scored: ScoredBatch, beta: float, last: bool) -> None:
+        """Add the gradients of some rows of an open step."""
+        prepared, _ = prepare(scored, opened.step, self.policy.advantage, self.policy.kl, beta, self._scale)
+        for name, value in self._backward(prepared, np.arange(len(scored)), None, beta, last).items():
+            opened.sums[name] = opened.sums.get(name, 0.0) + value
+
+    def _backward(
+        self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float, last: bool
+    ) -> dict[str, float]:
+        """Add the gradients of some rows; returns this rank's sums over tokens, and seconds."""
         scored = prepared.scored
         lengths = scored.prompt_ids.lengths + scored.response_ids.lengths
         mine = [int(rows[i]) for i in share_rows([int(lengths[r]) for r in rows], self.world)[self.rank]]
-        tokens = float(scored.response_ids.lengths[rows].sum())
+        normaliser = self._normaliser(int(scored.response_ids.lengths[rows].sum()))
         groups = self.plan(mine, lengths)
-        sums: dict[str, float] = {}
-        seconds = {"seconds/forward": 0.0, "seconds/backward": 0.0}
+        sums = {"seconds/forward": 0.0, "seconds/backward": 0.0}
         for number, group in enumerate(groups):
             t0 = time.monotonic()
             total, parts = self._micro_loss(prepared, group, old, beta)
             t1 = time.monotonic()
-            self.engine.backward(total / tokens, last=number == len(groups) - 1)
-            seconds["seconds/forward"] += t1 - t0
-            seconds["seconds/backward"] += time.monotonic() - t1
+            self.engine.backward(total / normaliser, last=last and number == len(groups) - 1)
+            sums["seconds/forward"] += t1 - t0
+            sums["seconds/backward"] += time.monotonic() - t1
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        metrics = mean_metrics(all_reduce(sums), tokens)
-        t2 = time.monotonic()
+        return sums
+
+    def _normaliser(self, tokens: int) -> float:
+        """What the summed loss of one optimizer step is divided by."""
+        if self.policy.ppo.loss_normaliser == "tokens":
+            return float(tokens)
+        return self.policy.rollout.rows_per_step * self.policy.rollout.max_new_tokens / self.policy.ppo.mini_batches
+
+    def _take_step(self, sums: dict[str, float], tokens: int) -> dict[str, float]:
+        """The optimizer step on the gradients added up; returns its metrics, equal on all ranks but for the seconds."""
+        seconds = {name: value for name, value in sums.items() if name.startswith("seconds/")}
+        metrics = mean_metrics(all_reduce({name: value for name, value in sums.items() if name not in seconds}), tokens)
+        began = time.monotonic()
         metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"]))
-        return metrics | seconds | {"seconds/optimizer": time.monotonic() - t2}
+        return metrics | seconds | {"seconds/optimizer": time.monotonic() - began}
+
+    def _close(
+        self, step: int, scored: ScoredBatch, dropped: tuple[str, ...], metrics: dict[str, float], began: float
+    ) -> StepResult:
+        """Publish the new weights and sum the step up."""
+        trained = time.monotonic()
+        weights = self.publish(step + 1)
+        metrics |= staleness_metrics(scored, step, len(dropped))
+        metrics |= {"seconds/update": trained - began, "seconds/publish": time.monotonic() - trained}
+        metrics["loss/skipped_updates"] = float(self.skipped)
+        self.release_free_memory()
+        return StepResult(step, weights, scored.row_ids, metrics, dropped)
 
     def _micro_loss(
         self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float
@@ -155,3 +217,8 @@ class PolicyLearnerRank(Rank):
     @staticmethod
     def _sequences(scored: ScoredBatch, rows: list[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         return scored.prompt_ids.take(rows).rows(), scored.response_ids.take(rows).rows()
+
+
+def _in_order(scored: ScoredBatch) -> ScoredBatch:
+    """Rows sorted by id: answers arrive in any order, training must not depend on it."""
+    return scored.take(sorted(range(len(scored)), key=lambda i: scored.row_ids[i]))

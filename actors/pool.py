@@ -148,21 +148,22 @@ class ScorerPool:
         return self._same(get(self._starting, self._cluster.start_timeout_s, "a scorer", "loading its models"))
 
     def score(self, answers: Iterable[Handle]) -> Iterator[Handle]:
-        """Scored-batch handles; a batch is sent as soon as ``rows_per_call`` answers are there."""
-        pending: list[Handle] = []
+        """Scored-batch handles, each as soon as its ``rows_per_call`` answers are there and sent off."""
         waiting: list[Handle] = []
         for answer in answers:
             waiting.append(answer)
             if len(waiting) == self._config.rows_per_call:
-                pending.append(self._send(waiting))
+                yield self._send(waiting)
                 waiting = []
         if waiting:
-            pending.append(self._send(waiting))
-        for handle in pending:
-            ready, _ = ray.wait([handle], timeout=self._cluster.call_timeout_s, fetch_local=False)
-            if not ready:
-                raise ActorFailedError(f"a scorer did not finish scoring within {self._cluster.call_timeout_s} s")
-            yield handle
+            yield self._send(waiting)
+
+    def wait(self, handles: Sequence[Handle]) -> None:
+        """Wait until these batches are scored."""
+        timeout = self._cluster.call_timeout_s
+        _, late = ray.wait(list(handles), num_returns=len(handles), timeout=timeout, fetch_local=False)
+        if late:
+            raise ActorFailedError(f"{len(late)} of {len(handles)} batches were not scored within {timeout} s")
 
     def fetch(self, handles: Iterable[Handle]) -> list[ScoredBatch]:
         """The scored rows behind handles."""
@@ -232,6 +233,7 @@ class PolicyLearner(Gang):
         publish_folder: str,
     ) -> None:
         learner = policy.learner
+        self._streaming = policy.streaming
         environment = actor_environment(learner.cpu_threads)
         actors = [
             start_actor(PolicyLearnerRank, f"learner-{i}", environment, 1.0 if learner.ranks > 1 else 0.3).remote(
@@ -241,9 +243,15 @@ class PolicyLearner(Gang):
         ]
         super().__init__(actors, cluster)
 
-    def step(self, step: int, beta: float, scored: Sequence[Handle]) -> StepResult:
-        """One training step on all ranks; rank 0 speaks for them."""
-        return self.call("step", step, beta, *scored, doing=f"training step {step}")[0]
+    def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
+        """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""
+        doing = f"training step {step}"
+        if not self._streaming:
+            return self.call("step", step, beta, *scored, doing=doing)[0]
+        given = [actor.accumulate.remote(step, beta, batch) for batch in scored for actor in self.actors]
+        # Should a rank fail while it accumulates, its error says more than that of a step it never began.
+        get(given, self._cluster.call_timeout_s, "a learner rank", doing)
+        return self.call("finish", step, beta, doing=doing)[0]
 
     def publish(self, version: int) -> PublishedWeights:
         """Write the current weights for the engines."""

@@ -36,7 +36,7 @@ def train(
     sealed = stages.scorers.value_hash()
     kl = KlControl(config.kl.control, config.rollout.rows_per_step)
     every = config.evaluation.every if config.evaluation else 0
-    with Feed(stages, ledger, run, config.steps, lead=config.off_policy.max_staleness) as feed:
+    with Feed(stages, ledger, run, config.steps, config.off_policy.max_staleness, config.streaming) as feed:
         for step in range(config.steps):
             record, scored = feed.take(step)
             with record.span("learn"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -18,16 +21,19 @@ class Feed:
 
     Step n begins when step ``n - lead`` is about to be trained, so its oldest token is of weights ``n - lead``: no token is
     ever more than ``lead`` steps old when it is trained. With ``lead`` 0 a step begins when the one before is done.
+
+    When ``streaming``, a step's batches are handed on as they are sent to be scored, else when all are scored.
     """
 
-    def __init__(self, stages: Stages, ledger: Ledger, run: Run, steps: int, lead: int) -> None:
+    def __init__(self, stages: Stages, ledger: Ledger, run: Run, steps: int, lead: int, streaming: bool) -> None:
         self._stages = stages
         self._ledger = ledger
         self._run = run
         self._steps = steps
         self._lead = lead
+        self._streaming = streaming
         self._begun = 0
-        self._under_way: dict[int, tuple[StepRecord, Future[list[Handle]]]] = {}
+        self._under_way: dict[int, tuple[StepRecord, SimpleQueue[Handle | _End]]] = {}
         self._threads = ThreadPoolExecutor(lead + 1, thread_name_prefix="feed")
 
     def __enter__(self) -> Self:
@@ -38,10 +44,11 @@ class Feed:
         # After a failure threads may still wait for actors; they end with an error when the actors are taken down.
         self._threads.shutdown(wait=error is None, cancel_futures=True)
 
-    def take(self, step: int) -> tuple[StepRecord, Sequence[Handle]]:
-        """Wait for the scored rows of ``step``; raises what went wrong with them."""
-        record, rows = self._under_way.pop(step)
-        return record, rows.result()
+    def take(self, step: int) -> tuple[StepRecord, Iterator[Handle]]:
+        """Wait for the first batch of ``step``; returns all, as they come. Raises what went wrong with them."""
+        record, queue = self._under_way.pop(step)
+        batches = _until_end(queue)
+        return record, chain([next(batches)], batches)
 
     def trained(self, steps: int) -> None:
         """``steps`` steps are trained and their weights served: begin all that may begin now."""
@@ -49,8 +56,35 @@ class Feed:
             step, self._begun = self._begun, self._begun + 1
             requests = self._ledger.admit(step)
             record = self._run.record(step, step % (self._lead + 1))
-            self._under_way[step] = record, self._threads.submit(self._collect, record, requests)
+            queue: SimpleQueue[Handle | _End] = SimpleQueue()
+            self._under_way[step] = record, queue
+            self._threads.submit(self._collect, record, requests, queue)
 
-    def _collect(self, record: StepRecord, requests: Sequence[GenerationRequest]) -> list[Handle]:
-        answers = record.stream("rollout", self._stages.rollouts.generate(requests))
-        return record.drain("score", self._stages.scorers.score(answers))
+    def _collect(self, record: StepRecord, requests: Sequence[GenerationRequest], queue: SimpleQueue[Handle | _End]) -> None:
+        try:
+            sent = []
+            for batch in self._stages.scorers.score(record.stream("rollout", self._stages.rollouts.generate(requests))):
+                sent.append(batch)
+                if self._streaming:
+                    queue.put(batch)
+            with record.span("score"):
+                self._stages.scorers.wait(sent)
+            for batch in [] if self._streaming else sent:
+                queue.put(batch)
+            queue.put(_End())
+        except BaseException as error:
+            queue.put(_End(error))
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a step's batches, and what went wrong if it is not a good one."""
+
+    error: BaseException | None = None
+
+
+def _until_end(queue: SimpleQueue[Handle | _End]) -> Iterator[Handle]:
+    while not isinstance(batch := queue.get(), _End):
+        yield batch
+    if batch.error is not None:
+        raise batch.error

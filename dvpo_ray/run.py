@@ -97,7 +97,6 @@ class StepRecord:
         self._lane = lane
         self._began = time.time()
         self._seconds: dict[str, float] = {}
-        self._streamed = self._began
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -108,16 +107,8 @@ class StepRecord:
 
     def stream(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Pass items on as they come; the span ends with the last one."""
-        start = time.time()
-        yield from items
-        self._streamed = time.time()
-        self._add(name, start, self._streamed)
-
-    def drain(self, name: str, items: Iterable[T]) -> list[T]:
-        """Wait for all items; the span is what remains after the stream before it ended."""
-        drained = list(items)
-        self._add(name, self._streamed, time.time())
-        return drained
+        with self.span(name):
+            yield from items
 
     def commit(self, result: StepResult, books: dict[str, int], checksum: str) -> None:
         """Write the step's metrics. Its time is that since the step before it was committed: steps may overlap."""

@@ -33,6 +33,10 @@ class Scorers(Protocol):
         """Waits for answers; a batch is sent off as soon as it is full, the last one when answers end."""
         ...
 
+    def wait(self, handles: Sequence[Handle]) -> None:
+        """Waits until these batches are scored; raises ActorFailedError when a scorer misses its deadline."""
+        ...
+
     def fetch(self, handles: Iterable[Handle]) -> list[ScoredBatch]:
         """The data behind handles."""
         ...
@@ -45,8 +49,8 @@ class Scorers(Protocol):
 class Learner(Protocol):
     """Trains the policy."""
 
-    def step(self, step: int, beta: float, scored: Sequence[Handle]) -> StepResult:
-        """Waits for scored batches; returns after the update, with the weights published."""
+    def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
+        """Waits for scored batches as they come; returns after the update, with the weights published."""
         ...
 
     def save(self, folder: str, facts: dict[str, object]) -> None:

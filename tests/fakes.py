@@ -50,6 +50,9 @@ class FakeStages:
         self.calls.append("score")
         yield rows
 
+    def wait(self, handles: Sequence[list[str]]) -> None:
+        """Everything is scored at once."""
+
     def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
         """Handles are the data."""
         return list(handles)
@@ -58,7 +61,7 @@ class FakeStages:
         """The next hash of the list given."""
         return next(self._hashes)
 
-    def step(self, step: int, beta: float, scored: Sequence[list[str]]) -> StepResult:
+    def step(self, step: int, beta: float, scored: Iterable[list[str]]) -> StepResult:
         """Trains nothing; reports a KL of 12 nats an answer."""
         self.calls.append("learn")
         self.betas.append(beta)

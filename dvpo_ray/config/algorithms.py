@@ -101,6 +101,11 @@ class PpoUpdateSection(Section):
     clip_range: float = Field(0.2, gt=0, lt=1, description="PPO clip range epsilon of the probability ratio.")
     inner_epochs: int = Field(1, ge=1, description="Passes over a step's answers.")
     mini_batches: int = Field(1, ge=1, description="Optimizer steps of one pass.")
+    loss_normaliser: Literal["tokens", "limit"] = Field(
+        "tokens",
+        description="The summed loss is divided by the answer tokens there are, or by those there could be (answers x "
+        "rollout.max_new_tokens), which does not change with the answers' lengths.",
+    )
     old_log_probs: Literal["learner", "engine"] = Field(
         "learner", description="Denominator of the ratio: the learner's own log-probs (starts at exactly 1) or the engine's."
     )

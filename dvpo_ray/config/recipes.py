@@ -83,6 +83,10 @@ class PolicyTraining(Section):
     off_policy: OffPolicySection = Field(
         default_factory=lambda: OffPolicySection(), description="How far generation may run ahead of training."
     )
+    streaming: bool = Field(
+        False,
+        description="Add up gradients as answers are scored, while others are still generated, not when all are there.",
+    )
     evaluation: EvaluationSection | None = Field(None, description="Held-out evaluation before and after training.")
 
     @model_validator(mode="after")
@@ -106,6 +110,15 @@ class PolicyTraining(Section):
             raise ValueError(
                 f"ppo.mini_batches ({self.ppo.mini_batches}) does not divide the {rollout.rows_per_step} answers of a step"
             )
+        if self.streaming:
+            needed = [
+                (self.ppo.inner_epochs * self.ppo.mini_batches == 1, "ppo.inner_epochs = 1 and ppo.mini_batches = 1"),
+                (self.ppo.loss_normaliser == "limit", "ppo.loss_normaliser = 'limit'"),
+                (self.advantage.whitening != "full", "advantage.whitening = 'scale' or 'none'"),
+            ]
+            missing = [what for given, what in needed if not given]
+            if missing:
+                raise ValueError(f"streaming works on answers before all are known: it needs {', '.join(missing)}")
         if self.off_policy.max_staleness and self.ppo.old_log_probs == "engine" and self.off_policy.correction != "none":
             raise ValueError(
                 "ppo.old_log_probs = 'engine' already puts the sampling weights into the ratio, off_policy.correction would do "

@@ -24,20 +24,30 @@ from dvpo_ray.rows import Ragged, ScoredBatch
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """Scored rows with their advantages, whitened over the whole step, and their tokens' ages (ragged, T_i per row)."""
+    """Scored rows with their whitened advantages and their tokens' ages (ragged, T_i per row).
+
+    ``moments`` [3] are those of the advantages before whitening (``dvpo_ray.maths.masked.moments``).
+    """
 
     scored: ScoredBatch
     advantages: Ragged
     ages: Ragged
+    moments: Tensor
 
 
 def prepare(
-    scored: ScoredBatch, version: int, advantage: AdvantageConfig, kl: KlSection, beta: float
+    scored: ScoredBatch,
+    version: int,
+    advantage: AdvantageConfig,
+    kl: KlSection,
+    beta: float,
+    known: Tensor | None = None,
 ) -> tuple[PreparedBatch, dict[str, float]]:
-    """Advantages and ages of all rows of a step that trains weights ``version``, and metrics.
+    """Advantages and ages of rows of a step that trains weights ``version``, and metrics.
 
     Every rank sees all rows of the step (they are small), so the whitening is exact over the global batch without a
-    collective. The KL reward is measured under the engine's log-probs: those of the distribution that was sampled.
+    collective. When only some of the step's rows are there, ``known`` gives the moments to whiten by [3]. The KL reward is
+    measured under the engine's log-probs: those of the distribution that was sampled.
     """
     lengths = scored.response_ids.lengths
     q_bt, _ = to_padded(scored.values.flat, lengths + 1)
@@ -45,7 +55,8 @@ def prepare(
     ref_bt, _ = to_padded(scored.ref_log_probs.flat, lengths)
     k_bt = kl_rewards(mu_bt, ref_bt, beta if kl.placement == "reward" else 0.0) * mask_bt
     raw_bt = advantages(advantage, q_bt, k_bt, mask_bt)
-    white_bt = whiten(raw_bt, mask_bt, moments(raw_bt, mask_bt), advantage.whitening)
+    sums = moments(raw_bt, mask_bt)
+    white_bt = whiten(raw_bt, mask_bt, sums if known is None else known, advantage.whitening)
     flat = to_flat(white_bt, mask_bt).numpy()
     log_ratio_bt = (mu_bt - ref_bt) * mask_bt
     raw = to_flat(raw_bt, mask_bt)
@@ -64,7 +75,7 @@ def prepare(
         "answer/total_tokens": float(lengths.sum()),
         "answer/cut_share": cut,
     }
-    return PreparedBatch(scored, Ragged(flat, lengths), ages(scored, version)), metrics
+    return PreparedBatch(scored, Ragged(flat, lengths), ages(scored, version), sums), metrics
 
 
 def mini_batch_rows(rows: int, mini_batches: int, seed: tuple[int, ...]) -> list[np.ndarray]:

@@ -29,22 +29,26 @@ def ages(scored: ScoredBatch, version: int) -> Ragged:
 
 
 def keep_fresh(scored: ScoredBatch, version: int, config: OffPolicySection) -> tuple[ScoredBatch, tuple[str, ...]]:
-    """The rows to train on, and the ids of those dropped because a token of theirs is over the limit.
-
-    Raises:
-        StaleRowsError: no row would be left.
-    """
+    """The rows to train on, and the ids of those dropped because a token of theirs is over the limit."""
     limit = config.max_staleness
     oldest = np.array([row.max() for row in ages(scored, version).rows()])
     if config.over_limit != "drop" or oldest.max() <= limit:
         return scored, ()
     kept = [i for i, age in enumerate(oldest) if age <= limit]
+    return scored.take(kept), tuple(scored.row_ids[i] for i in range(len(scored)) if oldest[i] > limit)
+
+
+def check_some_left(kept: int, dropped: int, step: int, config: OffPolicySection) -> None:
+    """A step needs rows to train on.
+
+    Raises:
+        StaleRowsError: all rows of the step were dropped.
+    """
     if not kept:
         raise StaleRowsError(
-            f"all {len(scored)} answers of step {version} hold tokens {int(oldest.min())} or more steps old, the limit is "
-            f"{limit}: raise off_policy.max_staleness, or choose off_policy.over_limit = 'correct'"
+            f"all {dropped} answers of step {step} hold tokens more than {config.max_staleness} steps old: raise "
+            "off_policy.max_staleness, or choose off_policy.over_limit = 'correct'"
         )
-    return scored.take(kept), tuple(scored.row_ids[i] for i in range(len(scored)) if oldest[i] > limit)
 
 
 def token_weights(log_probs: Tensor, sampling_log_probs: Tensor, age: Tensor, config: OffPolicySection) -> Tensor | None:

@@ -217,6 +217,23 @@ def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(policy_recipe: MakePoli
     assert published_folders("inner") == []
 
 
+def test_streaming_trains_while_answers_come(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    recipe = policy_recipe(
+        tmp_path,
+        "streaming",
+        streaming=True,
+        advantage={"whitening": "scale"},
+        ppo={"loss_normaliser": "limit"},
+        scorer={"dtype": "float32", "rows_per_call": 4},
+        learner={"dtype": "float32", "learning_rate": 5e-3, "token_budget": 128},
+    )
+    result = train_policy(recipe)
+    steps = [line for line in metrics(tmp_path / "streaming") if "seconds/step" in line]
+    assert [line["ledger/trained"] for line in steps] == [16 * n for n in range(1, STEPS + 1)]
+    assert all(line["staleness/max"] == 0 for line in steps)
+    assert result["gold_after"] > result["gold_before"]
+
+
 def test_generation_ahead_of_training_stays_within_its_limit(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
     recipe = policy_recipe(tmp_path, "ahead", off_policy={"max_staleness": 2})
     result = train_policy(recipe)

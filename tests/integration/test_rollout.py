@@ -28,8 +28,10 @@ from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights
 from dvpo_ray.weights import WeightPublisher
+from tests.fakes import scored_batch
 
 pytestmark = pytest.mark.integration
+ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
 MODEL = ModelSection(path="tiny", attention="eager")
 
 
@@ -199,17 +201,39 @@ def test_learner_ranks_and_zero_stages_take_the_same_step(
     config = settings()
     learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 256})
     config = config.model_copy(update={"learner": learner})
-    from tests.fakes import scored_batch
-
     gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0, publish_folder=str(tmp_path / "w"))
     gang.wait_ready()
     try:
-        batches = [ray_module.put(scored_batch([5, 9, 3, 12, 7, 1], seed=1))]
+        batches = [ray_module.put(scored_batch(ANSWER_LENGTHS, seed=1))]
         result = gang.step(0, 0.1, batches)
         tensors = published_tensors(result.weights)
         expected = reference_step(tiny_model, config)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
         for name, tensor in tensors.items():
+            assert torch.allclose(tensor, expected[0][name], atol=2e-5), name
+    finally:
+        gang.stop()
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2)])
+def test_rows_that_stream_in_take_the_same_step(
+    ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int
+) -> None:
+    """Gradients added up while batches come, in any order, give the weights of all rows at once."""
+    config = settings()
+    learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 24})
+    ppo = config.ppo.model_copy(update={"loss_normaliser": "limit"})
+    advantage = config.advantage.model_copy(update={"whitening": "none"})
+    config = config.model_copy(update={"learner": learner, "ppo": ppo, "advantage": advantage, "streaming": True})
+    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0, publish_folder=str(tmp_path / "w"))
+    gang.wait_ready()
+    try:
+        scored = scored_batch(ANSWER_LENGTHS, seed=1)
+        result = gang.step(0, 0.1, (ray_module.put(scored.take(rows)) for rows in ([4], [2, 0], [5], [1, 3])))
+        expected = reference_step(tiny_model, config)
+        assert sorted(result.row_ids) == sorted(scored.row_ids)
+        assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
+        for name, tensor in published_tensors(result.weights).items():
             assert torch.allclose(tensor, expected[0][name], atol=2e-5), name
     finally:
         gang.stop()
@@ -224,16 +248,16 @@ def published_tensors(weights: PublishedWeights) -> dict[str, torch.Tensor]:
 def reference_step(folder: Path, config: PolicyTraining) -> tuple[dict[str, torch.Tensor], float]:
     """The same step in plain torch: whole batch, no micro-batches, no DeepSpeed."""
     from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
-    from tests.fakes import scored_batch
 
-    scored = scored_batch([5, 9, 3, 12, 7, 1], seed=1)
-    prepared, _ = prepare(scored, config.advantage, config.kl, 0.1)
+    scored = scored_batch(ANSWER_LENGTHS, seed=1)
+    prepared, _ = prepare(scored, 0, config.advantage, config.kl, 0.1)
     model = load_policy(folder, torch.float32, "eager")
     batch = pad_sequences(scored.prompt_ids.rows(), scored.response_ids.rows())
     log_probs, entropy = PolicyReader(model)(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
     tokens = TokenBatch.of(prepared, list(range(len(scored))), None, "cpu")
-    total, _ = loss(log_probs, entropy, tokens, config.ppo, config.kl, 0.1)
-    (total / scored.tokens).backward()
+    total, _ = loss(log_probs, entropy, tokens, config.ppo, config.kl, config.off_policy, 0.1)
+    limit = config.rollout.rows_per_step * config.rollout.max_new_tokens
+    (total / (scored.tokens if config.ppo.loss_normaliser == "tokens" else limit)).backward()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.learner.grad_clip))
     learner = config.learner
     optimizer = torch.optim.AdamW(model.parameters(), lr=learner.learning_rate, betas=learner.betas, weight_decay=0.0)

@@ -63,6 +63,9 @@ class InterleavedStages:
             versions = Ragged.of([answer.versions], np.int32)
             yield ScoredBatch((answer.row_id,), prompt, ids, three, versions, four, three, ("stop",))
 
+    def wait(self, handles: Sequence[ScoredBatch]) -> None:
+        """Everything is scored at once."""
+
     def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
         """Handles are the data."""
         return list(handles)
@@ -71,9 +74,9 @@ class InterleavedStages:
         """Always the same."""
         return "sealed"
 
-    def step(self, step: int, beta: float, scored: Sequence[ScoredBatch]) -> StepResult:
+    def step(self, step: int, beta: float, scored: Iterable[ScoredBatch]) -> StepResult:
         """Keeps what the real gate lets through."""
-        kept, dropped = keep_fresh(ScoredBatch.concat(scored), step, self.config)
+        kept, dropped = keep_fresh(ScoredBatch.concat(list(scored)), step, self.config)
         self.trained.append(kept)
         metrics = {"kl/per_answer": 0.0} | staleness_metrics(kept, step, len(dropped))
         return StepResult(step, PublishedWeights(step + 1, "", "", 0), kept.row_ids, metrics, dropped)
@@ -88,7 +91,7 @@ class InterleavedStages:
         return "checksum"
 
 
-def run_driver(tmp_path: Path, stages: InterleavedStages) -> Ledger:
+def run_driver(tmp_path: Path, stages: InterleavedStages, **policy: object) -> Ledger:
     tree = {
         "run": {"output_dir": str(tmp_path), "name": "r", "overwrite": True},
         "tracking": {"tensorboard": False},
@@ -98,7 +101,8 @@ def run_driver(tmp_path: Path, stages: InterleavedStages) -> Ledger:
             "data": {"source": "x"},
             "rollout": {"prompts_per_step": 4},
             "off_policy": stages.config.model_dump(),
-        },
+        }
+        | policy,
     }
     config = build(PolicyRecipe, tree)
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
@@ -156,13 +160,42 @@ def test_generation_runs_ahead_while_the_learner_works(tmp_path: Path) -> None:
         if requests[0].row_id.startswith("2/"):
             ahead.set()
 
-    def learn(number: int, beta: float, scored: Sequence[ScoredBatch]) -> StepResult:
+    def learn(number: int, beta: float, scored: Iterable[ScoredBatch]) -> StepResult:
         assert number != 0 or ahead.wait(timeout=10), "step 2 was not generated while step 0 was trained"
         return step(number, beta, scored)
 
     stages.generate, stages.step = announce, learn
     run_driver(tmp_path, stages)
     assert len(stages.trained) == STEPS
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_streaming_hands_batches_on_while_others_are_generated(tmp_path: Path, streaming: bool) -> None:
+    """When streaming, the last answer of a step is not generated before the learner has its first."""
+    stages = InterleavedStages(OffPolicySection(), 0)
+    learning = threading.Event()
+    generate, step = stages.generate, stages.step
+    overlapped = []
+
+    def hold_the_last(requests: Sequence[GenerationRequest]) -> Iterator[Answer]:
+        answers = list(generate(requests))
+        yield from answers[:-1]
+        overlapped.append(learning.wait(timeout=10) if streaming else learning.is_set())
+        yield answers[-1]
+
+    def learn(number: int, beta: float, scored: Iterable[ScoredBatch]) -> StepResult:
+        batches = []
+        for batch in scored:
+            learning.set()
+            batches.append(batch)
+        learning.clear()
+        return step(number, beta, batches)
+
+    stages.generate, stages.step = hold_the_last, learn
+    given: dict[str, object] = {"ppo": {"loss_normaliser": "limit"}, "advantage": {"whitening": "scale"}}
+    run_driver(tmp_path, stages, streaming=streaming, **given)
+    assert overlapped == [streaming] * STEPS
+    assert [len(batch) for batch in stages.trained] == [4] * STEPS
 
 
 @pytest.mark.parametrize("limit", [0, 2])
