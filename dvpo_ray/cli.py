@@ -102,6 +102,31 @@ def report(
 
 
 @app.command()
+def plan(
+    recipe: RecipeArg,
+    devices: Annotated[str, typer.Option(help="COUNTxNAME, for example 8xA100-80GB, or cpu:CORES:MEMORY_GB.")],
+    kind: KindArg = "policy",
+    model: Annotated[Path | None, typer.Option(help="Folder with config.json; default: the recipe's model.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A policy run on one such device, to take measured speeds from.")] = None,
+    answer_tokens: Annotated[float | None, typer.Option(help="Mean answer; default: half the limit, or the run's.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Memory, step time, bottleneck and best split of a recipe on given devices, without starting anything."""
+
+    def work() -> dict[str, Any]:
+        settings = load_recipe(_kind(kind), recipe, overrides)
+        found = importlib.import_module("dvpo_ray.planning.report").describe(settings, devices, model, run, answer_tokens)
+        if not as_json:
+            importlib.import_module("dvpo_ray.console").show_plan(found)
+        if found["problems"]:
+            raise UserInputError("this recipe does not fit: " + "; ".join(found["problems"]))
+        return found if as_json else {}
+
+    _guard(work, as_json)
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: versions, engine build, cores, memory, shared memory, Ray."""
 

@@ -94,6 +94,44 @@ def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
     Console().print(table)
 
 
+def show_plan(plan: dict[str, Any]) -> None:
+    """Memory, time, advice."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{plan['parameters'] / 1e6:.0f} M parameters on {plan['devices']}\n")
+    memory = Table("process", "how many", "GB each", "most of it", box=None, padding=(0, 2, 0, 0))
+    for process in plan["processes"]:
+        largest = sorted(process["parts"].items(), key=lambda part: -part[1])[:2]
+        parts = ", ".join(f"{name} {gb:.2f}" for name, gb in largest)
+        memory.add_row(process["name"], str(process["count"]), f"{process['gb']:.2f}", parts)
+    console.print(memory)
+    console.print(f"\nall processes: {plan['total_gb']:.1f} GB\n")
+    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in plan["seconds"].items())
+    console.print(f"a step: {plan['step_seconds']:.2f} s ({stages}); slowest stage: {plan['bottleneck']}")
+    if plan["simulated_step_seconds"] is not None:
+        idle = ", ".join(f"{name} {share:.0%}" for name, share in plan["idle"].items())
+        console.print(f"simulated with answers of unequal length: {plan['simulated_step_seconds']:.2f} s; idle: {idle}")
+    critic = plan["online_critic"]
+    console.print(
+        f"with an online critic (PPO): {critic['step_seconds']:.2f} s, {critic['gb_per_rank']:.1f} GB more a learner rank"
+    )
+    if plan["scaling"]:
+        table = Table(
+            "devices", "answers a step", "step, s", "without waiting, s", "answers a second", box=None, padding=(0, 2, 0, 0)
+        )
+        for row in plan["scaling"]:
+            table.add_row(
+                str(row["devices"]),
+                str(row["answers_per_step"]),
+                f"{row['step_seconds']:.2f}",
+                f"{row['ideal_step_seconds']:.2f}",
+                f"{row['answers_per_second']:.1f}",
+            )
+        console.print("\nthe best split, and multiples of it:")
+        console.print(table)
+    for advice in plan["advice"]:
+        console.print(f"[cyan]advice[/] {advice}")
+
+
 def _format(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"

@@ -1,0 +1,51 @@
+"""Fitting the planner to a run: shares of a device's peak from the stage times that were measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.errors import UserInputError
+from dvpo_ray.planning.devices import Device
+from dvpo_ray.planning.shapes import ModelShape
+from dvpo_ray.planning.times import STAGES, Efficiency, Workload, decode_step, learn_seconds, rollout_seconds, score_seconds
+
+
+def measured(run: Path) -> tuple[dict[str, float], float]:
+    """Median seconds of each stage, and mean answer tokens, of a policy run after its first step.
+
+    Raises:
+        UserInputError: the folder holds no policy run with enough steps.
+    """
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    steps = [line for line in lines if "seconds/rollout" in line][1:]
+    if not steps:
+        raise UserInputError(f"'{run}' holds no policy run of two or more steps: give the folder with its metrics.jsonl")
+    seconds = {stage: median(line[f"seconds/{stage}"] for line in steps) for stage in (*STAGES, "step")}
+    return seconds, sum(line["answer/tokens"] for line in steps) / len(steps)
+
+
+def calibrated(
+    policy: PolicyTraining, shape: ModelShape, device: Device, work: Workload, seconds: dict[str, float]
+) -> Efficiency:
+    """The efficiency under which the run that ``policy`` describes takes the ``seconds`` measured."""
+    found = Efficiency(step_overhead=0.0, sync_bandwidth=2 * shape.parameters / seconds["sync"])
+    found = replace(found, forward=found.forward * score_seconds(policy, shape, device, found, work) / seconds["score"])
+    at_peak, at_half = (
+        learn_seconds(policy, shape, device, replace(found, training=share, bandwidth=1.0), work) for share in (1.0, 0.5)
+    )
+    arithmetic = at_half - at_peak
+    optimizer = at_peak - arithmetic
+    found = replace(found, training=arithmetic / max(seconds["learn"] - optimizer, 1e-9), bandwidth=1.0)
+    missing = seconds["rollout"] - rollout_seconds(policy, shape, device, found, work)
+    rows = work.rows / policy.rollout.actors
+    decoding_steps = max(1.0, rows / policy.rollout.engine.max_num_seqs) * work.answer
+    if missing >= 0:
+        return replace(found, step_overhead=missing / decoding_steps)
+    active = min(rows, policy.rollout.engine.max_num_seqs)
+    ideal = decode_step(shape, device, found, active, work.prompt + work.answer / 2, policy.rollout.engine.tensor_parallel)
+    return replace(found, step_overhead=max(-ideal * 0.9, missing / decoding_steps))

@@ -1,0 +1,113 @@
+"""Bytes each process needs, by what they are for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.planning.devices import Device
+from dvpo_ray.planning.shapes import ModelShape
+
+GB = 1e9
+# Interpreter and libraries of a process, by proportional set size on a machine that runs them all (measured on the demo;
+# benchmarks/RESULTS.md). On a GPU the context of CUDA and its libraries.
+CPU_BASE = {"learner": 0.60 * GB, "scorer": 0.45 * GB, "engine": 0.95 * GB, "engine front": 1.10 * GB, "driver": 0.60 * GB}
+RAY = 0.30 * GB
+GPU_BASE = 1.0 * GB
+# How far a CPU learner may grow before it gives memory back (actors.rank.GROWTH_ALLOWED).
+CPU_GROWTH = 1.1
+HEAD_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """One kind of process: how many there are, and the bytes of one by purpose. ``on_device`` is False for host-only ones."""
+
+    name: str
+    count: int
+    parts: dict[str, float]
+    on_device: bool = True
+
+    @property
+    def total(self) -> float:
+        """Bytes of one process."""
+        return sum(self.parts.values())
+
+
+def element_size(dtype: str) -> int:
+    """Bytes of one number."""
+    return {"bfloat16": 2, "float32": 4}[dtype]
+
+
+def trained_bytes(parameters: float, stage: int, ranks: int, dtype: str) -> dict[str, float]:
+    """Model state of mixed-precision Adam on one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3).
+
+    Weights and their gradients in the compute type, gradients added up, master weights and two moments in float32; ZeRO 1
+    shards the last two groups, 2 the gradients too, 3 the weights too.
+    """
+    size = element_size(dtype)
+    shards = {kind: ranks if stage >= needed else 1 for kind, needed in (("optimizer", 1), ("gradients", 2), ("weights", 3))}
+    low_precision = size == 2
+    return {
+        "weights": parameters * size / shards["weights"],
+        "gradients": parameters * (size + (4 if low_precision else 0)) / shards["gradients"],
+        "optimizer": parameters * (12 if low_precision else 8) / shards["optimizer"],
+    }
+
+
+def activation_bytes(shape: ModelShape, tokens: float, context: float, attention: str, checkpointing: bool) -> float:
+    """Activations kept for the backward pass of one micro-batch, in bfloat16.
+
+    34 bytes times hidden size a token and layer, and 5 times heads times context when attention scores are kept (Korthikanti et
+    al. 2022, arXiv 2205.05198, eq. 1); with checkpointing the layers' inputs and one layer's activations.
+    """
+    layer = 34 * shape.hidden + (5 * shape.heads * context if attention == "eager" else 0)
+    if checkpointing:
+        return tokens * (2 * shape.hidden * shape.layers + layer)
+    return tokens * layer * shape.layers
+
+
+def head_bytes(shape: ModelShape) -> float:
+    """Logits of one chunk, their gradient, and float32 work space."""
+    return HEAD_CHUNK * shape.vocabulary * (2 + 2 + 4)
+
+
+def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device: Device) -> list[ProcessMemory]:
+    """Every process of a policy run."""
+    learner, scorer, rollout = policy.learner, policy.scorer, policy.rollout
+    longest = policy.data.max_prompt_tokens + rollout.max_new_tokens
+    base = CPU_BASE if device.is_cpu else dict.fromkeys(CPU_BASE, GPU_BASE)
+    training = trained_bytes(shape.parameters, learner.zero_stage, learner.ranks, learner.dtype)
+    training["activations"] = activation_bytes(
+        shape, learner.token_budget, longest / 2, attention, learner.gradient_checkpointing
+    ) * (element_size(learner.dtype) / 2)
+    training["logits"] = head_bytes(shape)
+    training["libraries"] = base["learner"]
+    if device.is_cpu:
+        training["kept by the allocator"] = (CPU_GROWTH - 1) * sum(training.values())
+        training["published weights"] = shape.parameters * element_size(learner.dtype)
+    frozen = element_size(scorer.dtype)
+    scoring = {
+        "value model": shape.value_parameters * frozen,
+        "reference model": shape.parameters * frozen,
+        "activations": scorer.token_budget * 4 * shape.intermediate * frozen,
+        "logits": head_bytes(shape),
+        "libraries": base["scorer"],
+    }
+    engine = rollout.engine
+    shards = engine.tensor_parallel
+    size = element_size(engine.dtype)
+    kv = engine.kv_cache_mib * 2**20 if device.is_cpu else shape.kv_bytes(longest * engine.max_num_seqs, size) / shards
+    serving = {
+        "weights": shape.parameters * size / shards,
+        "KV cache": kv,
+        "logits": engine.max_num_seqs * shape.vocabulary * 4 * 3 / shards,
+        "libraries": base["engine"],
+    }
+    return [
+        ProcessMemory("learner rank", learner.ranks, training),
+        ProcessMemory("scorer", scorer.actors, scoring),
+        ProcessMemory("engine worker", rollout.actors * shards, serving),
+        ProcessMemory("engine front ends", rollout.actors, {"libraries": CPU_BASE["engine front"]}, on_device=device.is_cpu),
+        ProcessMemory("driver and Ray", 1, {"libraries": CPU_BASE["driver"] + RAY}, on_device=device.is_cpu),
+    ]

@@ -1,0 +1,130 @@
+"""Seconds of each stage of a step, from operations, bytes moved, and the share of the device's peak that is reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.planning.devices import Device
+from dvpo_ray.planning.shapes import ModelShape
+
+STAGES = ("rollout", "score", "learn", "sync")
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of the device's peak: of its operations in training and in forward passes, of its memory bandwidth in decoding.
+
+    ``step_overhead`` is what an engine adds to every decoding step, in seconds, and ``sync_bandwidth`` the weights that are
+    written, hashed, read and loaded, in bytes a second. The defaults are those of well-fed GPUs; ``calibrated`` fits them to a
+    run.
+    """
+
+    training: float = 0.40
+    forward: float = 0.50
+    bandwidth: float = 0.60
+    step_overhead: float = 0.004
+    sync_bandwidth: float = 1e9
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows of one step and their mean lengths, in tokens; ``shared`` prompt tokens are common to all rows and read once."""
+
+    rows: int
+    prompt: float
+    answer: float
+    shared: float = 0.0
+
+    @classmethod
+    def of(cls, policy: PolicyTraining, answer: float | None = None, shared: float = 0.0) -> Workload:
+        """The longest rows a recipe allows, or rows of a known mean answer."""
+        rollout = policy.rollout
+        return cls(rollout.rows_per_step, policy.data.max_prompt_tokens, answer or rollout.max_new_tokens, shared)
+
+    @property
+    def context(self) -> float:
+        """Tokens that a token sees on average."""
+        return (self.prompt + self.answer) / 2
+
+    @property
+    def tokens(self) -> float:
+        """Tokens read by a model that scores or trains."""
+        return self.rows * (self.prompt - self.shared + self.answer) + self.shared
+
+
+def decode_step(
+    shape: ModelShape, device: Device, efficiency: Efficiency, active: float, context: float, shards: int = 1
+) -> float:
+    """Seconds in which an engine adds one token to each of ``active`` answers: memory or arithmetic, whichever is slower."""
+    moved = (2 * shape.parameters + shape.kv_bytes(active * context)) / shards
+    operations = shape.forward_flops(active, context, logits=active) / shards
+    memory = moved / (device.bandwidth * efficiency.bandwidth)
+    return max(memory, operations / (device.flops * efficiency.forward)) + efficiency.step_overhead
+
+
+def rollout_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
+    """Seconds to generate a step's answers on all engines, each in waves of as many answers as it takes at once."""
+    rollout = policy.rollout
+    shards = rollout.engine.tensor_parallel
+    rows = work.rows / rollout.actors
+    active = min(rows, rollout.engine.max_num_seqs)
+    prefill = shape.forward_flops(rows * (work.prompt - work.shared), work.prompt / 2) / shards
+    decode = decode_step(shape, device, efficiency, active, work.prompt + work.answer / 2, shards)
+    return prefill / (device.flops * efficiency.forward) + rows / active * work.answer * decode
+
+
+def score_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
+    """Seconds to read a step's answers with the value model and the reference model on all scorers."""
+    logits = work.rows * work.answer
+    flops = shape.forward_flops(work.tokens, work.context) + shape.forward_flops(work.tokens, work.context, logits)
+    return flops / policy.scorer.actors / (device.flops * efficiency.forward)
+
+
+def learn_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
+    """Seconds of the learner ranks: forward, backward (twice a forward; the head's logits are computed again), optimizer.
+
+    Old log-probs cost one more forward pass when a step has several updates.
+    """
+    logits = work.rows * work.answer
+    body = shape.forward_flops(work.tokens, work.context)
+    head = shape.forward_flops(0, 0, logits)
+    passes = policy.ppo.inner_epochs
+    updates = passes * policy.ppo.mini_batches
+    recomputed = body if policy.learner.gradient_checkpointing else 0.0
+    flops = passes * (3 * body + 4 * head + recomputed)
+    if updates > 1 and policy.ppo.old_log_probs == "learner":
+        flops += body + head
+    ranks = policy.learner.ranks
+    sharded = ranks if policy.learner.zero_stage else 1
+    optimizer = updates * 32 * shape.parameters / sharded / (device.bandwidth * efficiency.bandwidth)
+    return flops / ranks / (device.flops * efficiency.training) + optimizer
+
+
+def sync_seconds(shape: ModelShape, efficiency: Efficiency) -> float:
+    """Seconds to bring new weights to the engines."""
+    return 2 * shape.parameters / efficiency.sync_bandwidth
+
+
+def stage_seconds(
+    policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload
+) -> dict[str, float]:
+    """All stages of one step, each as if it ran alone."""
+    given = (policy, shape, device, efficiency, work)
+    return {
+        "rollout": rollout_seconds(*given),
+        "score": score_seconds(*given),
+        "learn": learn_seconds(*given),
+        "sync": sync_seconds(shape, efficiency),
+    }
+
+
+def step_seconds(stages: dict[str, float], max_staleness: int, shared_devices: bool) -> float:
+    """Seconds of a step in the steady state.
+
+    On devices that all stages share, or without staleness, stages follow one another; else the slowest of the two sides sets
+    the pace: generating and scoring, or learning and syncing.
+    """
+    if shared_devices or max_staleness == 0:
+        return sum(stages.values())
+    return max(stages["rollout"], stages["score"], stages["learn"] + stages["sync"])

@@ -1,0 +1,244 @@
+"""The planner against hand counts, a measured run, and its own simulation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dvpo_ray.cli import app
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.loading import build
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.errors import ModelError, UserInputError
+from dvpo_ray.planning import ModelShape, make_plan, parse_devices
+from dvpo_ray.planning.calibration import calibrated
+from dvpo_ray.planning.compare import online_critic
+from dvpo_ray.planning.memory import GB, trained_bytes
+from dvpo_ray.planning.plan import cluster_of, with_split
+from dvpo_ray.planning.simulate import Cluster, simulate
+from dvpo_ray.planning.times import Efficiency, Workload, stage_seconds, step_seconds
+
+LLAMA_8B = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+SMOLLM2_135M = {
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+def training(**policy: Any) -> PolicyTraining:
+    tree = {"value_model": "g", "data": {"source": "x", "max_prompt_tokens": 512}} | policy
+    return build(PolicyRecipe, {"policy": tree}).policy
+
+
+def eight_gpus(**policy: Any) -> PolicyTraining:
+    return training(
+        rollout={"actors": 3, "prompts_per_step": 128, "max_new_tokens": 512},
+        scorer={"actors": 1},
+        learner={"ranks": 4, "zero_stage": 3, "gradient_checkpointing": True},
+        **policy,
+    )
+
+
+def test_parameters_are_those_of_the_models() -> None:
+    assert ModelShape.of(LLAMA_8B).parameters == 8_030_261_248
+    assert ModelShape.of(SMOLLM2_135M).parameters == 134_515_008
+
+
+def test_a_configuration_of_another_family_is_named() -> None:
+    with pytest.raises(ModelError, match="no 'num_attention_heads'"):
+        ModelShape.of({"n_head": 12})
+
+
+def test_devices_by_name() -> None:
+    group = parse_devices("8xa100-80gb")
+    assert (group.count, group.device.name, group.device.memory) == (8, "A100-80GB", 80 * GB)
+    assert parse_devices("cpu:2:24").device.is_cpu
+    for text in ("8xTPU", "0xL4-24GB", "cpu:2"):
+        with pytest.raises(UserInputError, match="COUNTxNAME with one of A100-40GB"):
+            parse_devices(text)
+
+
+def test_model_state_by_hand() -> None:
+    """Mixed precision: 2 + 6 + 12 bytes a parameter; ZeRO 1 shards the 12, 2 the 6 as well, 3 all."""
+    totals = [sum(trained_bytes(1e9, stage, 4, "bfloat16").values()) / GB for stage in range(4)]
+    assert totals == pytest.approx([20, 11, 6.5, 5])
+    assert sum(trained_bytes(1e9, 0, 1, "float32").values()) / GB == pytest.approx(16)
+
+
+def test_what_does_not_fit_is_refused_with_its_remedy() -> None:
+    config = training(rollout={"actors": 1}, learner={"ranks": 1, "gradient_checkpointing": True})
+    plan = make_plan(config, ModelShape.of(LLAMA_8B), "sdpa", parse_devices("8xA100-80GB"), Workload.of(config))
+    assert any("learner rank needs" in p and "raise learner.zero_stage (now 0)" in p for p in plan.problems)
+    config = eight_gpus()
+    fits = make_plan(config, ModelShape.of(LLAMA_8B), "sdpa", parse_devices("8xH200-141GB"), Workload.of(config))
+    assert fits.problems == []
+
+
+def test_the_best_split_is_no_slower_than_any_other() -> None:
+    config, shape, group = eight_gpus(), ModelShape.of(LLAMA_8B), parse_devices("8xH200-141GB")
+    work = Workload.of(config, 256)
+    plan = make_plan(config, shape, "sdpa", group, work)
+    assert plan.best is not None and plan.best.devices <= 8
+    assert plan.best_step <= plan.step + 1e-9
+
+
+def test_running_ahead_is_advised_where_stages_wait() -> None:
+    config = eight_gpus()
+    shape, group = ModelShape.of(LLAMA_8B), parse_devices("8xH200-141GB")
+    plan = make_plan(config, shape, "sdpa", group, Workload.of(config))
+    assert any("max_staleness=1" in advice for advice in plan.advice)
+    ahead = eight_gpus(off_policy={"max_staleness": 1})
+    assert make_plan(ahead, shape, "sdpa", group, Workload.of(ahead)).step < plan.step
+
+
+def test_calibration_reproduces_the_run() -> None:
+    config = training(rollout={"prompts_per_step": 32, "max_new_tokens": 40}, scorer={"rows_per_call": 32})
+    shape, device = ModelShape.of(SMOLLM2_135M), parse_devices("cpu:2:24").device
+    work = Workload.of(config, 34)
+    seconds = {"rollout": 2.5, "score": 2.1, "learn": 5.2, "sync": 0.6}
+    efficiency = calibrated(config, shape, device, work, seconds)
+    assert stage_seconds(config, shape, device, efficiency, work) == pytest.approx(seconds, rel=0.02)
+
+
+def test_an_online_critic_costs_a_second_training() -> None:
+    config, shape, device = eight_gpus(), ModelShape.of(LLAMA_8B), parse_devices("8xA100-80GB").device
+    work = Workload.of(config)
+    extra = online_critic(config, shape, device, Efficiency(), work)
+    own = stage_seconds(config, shape, device, Efficiency(), work)
+    assert 0.7 * own["learn"] < extra.learning < own["learn"]
+    assert 0.3 * own["score"] < extra.scoring < 0.6 * own["score"]
+
+
+SIMPLE = Cluster(
+    engines=4,
+    rows_at_once=16,
+    decode_base=0.01,
+    decode_per_row=0.0005,
+    prefill_per_row=0.002,
+    scorers=2,
+    rows_per_call=8,
+    score_per_row=0.02,
+    learn=1.5,
+    sync=0.2,
+    rows_per_step=64,
+    answer_mean=100,
+    answer_max=100,
+    answer_spread=0.0,
+)
+
+
+def test_without_staleness_a_simulated_step_is_the_sum_of_its_stages() -> None:
+    """All answers are equally long: 16 rows an engine at once, then 4 batches a scorer, then the learner."""
+    rollout = 16 * 0.002 + 100 * (0.01 + 16 * 0.0005)
+    expected = rollout + 4 * 8 * 0.02 + 1.5 + 0.2
+    assert simulate(SIMPLE).seconds_per_step == pytest.approx(expected, rel=0.02)
+
+
+def test_with_staleness_the_slowest_stage_sets_the_pace() -> None:
+    ahead = vars(SIMPLE) | {"max_staleness": 1}
+    assert simulate(Cluster(**ahead)).seconds_per_step <= 1.15 * max(16 * 0.002 + 1.8, 1.7, 0.64)
+    slow_learner = simulate(Cluster(**ahead | {"learn": 5.0}))
+    assert slow_learner.seconds_per_step == pytest.approx(5.2, rel=0.02)
+    assert slow_learner.idle["learn"] < 0.1 < slow_learner.idle["rollout"]
+
+
+def test_unequal_answers_cost_time_that_staleness_wins_back() -> None:
+    spread = vars(SIMPLE) | {"answer_spread": 0.8, "answer_max": 400}
+    equal, unequal = simulate(SIMPLE), simulate(Cluster(**spread))
+    assert unequal.seconds_per_step > 1.2 * equal.seconds_per_step
+    assert simulate(Cluster(**spread | {"max_staleness": 2})).seconds_per_step < 0.8 * unequal.seconds_per_step
+
+
+def test_failures_restart_rows_and_all_steps_are_done() -> None:
+    failing = simulate(Cluster(**vars(SIMPLE) | {"mean_time_to_failure": 40.0, "restart": 5.0}))
+    assert failing.failures > 0 and failing.rows_restarted > 0
+    assert len(failing.steps) == 40
+    assert failing.seconds_per_step > simulate(SIMPLE).seconds_per_step
+
+
+@given(
+    engines=st.integers(1, 6),
+    at_once=st.integers(1, 20),
+    scorers=st.integers(1, 4),
+    rows=st.integers(1, 60),
+    staleness=st.integers(0, 3),
+    spread=st.floats(0, 1),
+    failing=st.booleans(),
+    seed=st.integers(0, 10),
+)
+def test_every_simulation_ends_with_shares_of_time(
+    engines: int, at_once: int, scorers: int, rows: int, staleness: int, spread: float, failing: bool, seed: int
+) -> None:
+    varied = {
+        "engines": engines,
+        "rows_at_once": at_once,
+        "scorers": scorers,
+        "rows_per_step": rows,
+        "max_staleness": staleness,
+        "answer_spread": spread,
+        "mean_time_to_failure": 30.0 if failing else 0.0,
+        "restart": 2.0,
+    }
+    outcome = simulate(Cluster(**vars(SIMPLE) | varied), steps=6, seed=seed)
+    assert len(outcome.steps) == 6 and all(seconds > 0 for seconds in outcome.steps)
+    assert all(-1e-6 <= share <= 1 for share in outcome.idle.values())
+
+
+def test_simulation_and_formula_agree_on_a_real_shape() -> None:
+    config, shape = eight_gpus(), ModelShape.of(LLAMA_8B)
+    device, work = parse_devices("8xH200-141GB").device, Workload.of(config)
+    formula = step_seconds(stage_seconds(config, shape, device, Efficiency(), work), 0, shared_devices=False)
+    cluster = cluster_of(config, shape, device, Efficiency(), work)
+    equal = Cluster(**vars(cluster) | {"answer_spread": 0.0})
+    # The simulation scores while answers are still generated, so it may be faster by most of a scoring.
+    assert simulate(equal).seconds_per_step == pytest.approx(formula, rel=0.1)
+
+
+def test_the_command_prints_a_plan_and_refuses_what_cannot_fit(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        '[policy]\nvalue_model = "g"\n[policy.data]\nsource = "x"\n[policy.rollout]\nactors = 3\nprompts_per_step = 128\n'
+        "[policy.learner]\nranks = 4\nzero_stage = 3\ngradient_checkpointing = true\n"
+    )
+    command = ["plan", str(recipe), "--model", str(tmp_path), "--devices"]
+    shown = CliRunner().invoke(app, [*command, "8xH200-141GB"])
+    assert shown.exit_code == 0, shown.output
+    for part in ("8030 M parameters on 8 x H200-141GB", "learner rank", "slowest stage", "online critic", "512"):
+        assert part in shown.output
+    as_json = CliRunner().invoke(app, [*command, "8xH200-141GB", "--json"])
+    found = json.loads(as_json.output)
+    assert found["step_seconds"] == pytest.approx(sum(found["seconds"].values()))
+    refused = CliRunner().invoke(app, [*command, "8xL4-24GB"])
+    assert refused.exit_code == 2
+    assert "does not fit" in refused.output and "learner rank needs" in refused.output
+    value = CliRunner().invoke(
+        app, ["plan", "hh-harmless-value", "--kind", "value", "--devices", "8xL4-24GB", "-s", "value.data.source=x"]
+    )
+    assert value.exit_code == 2 and "plan a policy recipe" in value.output
+
+
+def test_splits_change_only_the_numbers_of_processes() -> None:
+    config = eight_gpus()
+    plan = make_plan(config, ModelShape.of(LLAMA_8B), "sdpa", parse_devices("8xH200-141GB"), Workload.of(config))
+    assert plan.best is not None
+    changed = with_split(config, plan.best)
+    assert changed.rollout.actors == plan.best.rollouts and changed.rollout.engine == config.rollout.engine
