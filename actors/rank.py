@@ -106,7 +106,9 @@ class Rank:
 
         Sharded optimizers communicate in every pass, so ranks with fewer micro-batches add empty ones.
         """
-        groups = [[rows[i] for i in group] for group in micro_batches([int(lengths[r]) for r in rows], self.config.token_budget)]
+        sizes = [int(lengths[r]) for r in rows]
+        planned = micro_batches(sizes, self.config.token_budget, self.config.max_padding)
+        groups = [[rows[i] for i in group] for group in planned]
         if self.world > 1:
             most = int(all_reduce({"n": float(len(groups))}, "max")["n"])
             groups += [[] for _ in range(most - len(groups))]

@@ -58,7 +58,7 @@ class ScorerActor:
         lengths = [a.prompt_ids.size + a.response_ids.size for a in answers]
         values: list[np.ndarray] = [np.empty(0)] * len(answers)
         ref_log_probs = list(values)
-        for group in micro_batches(lengths, self._config.token_budget):
+        for group in micro_batches(lengths, self._config.token_budget, self._config.max_padding):
             self._score_group(answers, group, values, ref_log_probs)
         return ScoredBatch(
             row_ids=tuple(a.row_id for a in answers),

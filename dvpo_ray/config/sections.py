@@ -118,6 +118,9 @@ class ScorerSection(Section):
     dtype: Dtype = Field("bfloat16", description="Number type of the frozen models.")
     rows_per_call: int = Field(32, ge=1, description="Answers sent to a scorer together, as soon as so many are finished.")
     token_budget: int = Field(4096, ge=16, description="Most tokens, padding included, in one forward pass.")
+    max_padding: float = Field(
+        0.05, ge=0, le=1, description="Largest share of padding in forward passes; less padding makes more and smaller ones."
+    )
     cpu_threads: int = Field(0, ge=0, description="CPU threads of a scorer; 0 takes all cores.")
 
 
@@ -134,6 +137,9 @@ class LearnerSection(Section):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     grad_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
     token_budget: int = Field(4096, ge=16, description="Most tokens, padding included, in one micro-batch of a rank.")
+    max_padding: float = Field(
+        0.05, ge=0, le=1, description="Largest share of padding in micro-batches; less padding makes more and smaller ones."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     cpu_threads: int = Field(0, ge=0, description="CPU threads of a rank; 0 takes all cores.")
     max_skipped_updates: int = Field(

@@ -1,50 +1,77 @@
 """Micro-batches under a token budget, fair shares of ranks, and padded tensors.
 
-Padding exists only inside one micro-batch: rows are sorted by length, so little of it is wasted.
+Padding exists only inside one micro-batch: rows are sorted by length and cut where it wastes least.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+# Of groupings that cost the same take the more even one: the largest group sets the peak of memory.
+EVENNESS = 0.01
 
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+
+def micro_batches(lengths: Sequence[int], token_budget: int, max_padding: float = 1.0) -> list[list[int]]:
     """Group row indices so that rows x longest row <= ``token_budget``, longest rows first.
 
-    The groups are as few as the budget allows and as even as their number allows, which keeps the peak of memory low.
+    Rows sorted by length are cut where it costs the fewest padded tokens, into about the fewest groups whose padding is at
+    most ``max_padding`` of their tokens. Any share can be reached, because rows of one length need no padding.
 
     Raises:
         ValueError: one row alone is over the budget.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if order and lengths[order[0]] > token_budget:
-        raise ValueError(f"a row of {lengths[order[0]]} tokens does not fit the token budget of {token_budget}")
-    groups = _filled(order, lengths, token_budget)
-    low, high = (lengths[order[0]] if order else 0), token_budget
-    while low < high:
-        middle = (low + high) // 2
-        evener = _filled(order, lengths, middle)
-        if len(evener) == len(groups):
-            groups, high = evener, middle
-        else:
-            low = middle + 1
-    return groups
+    if not order:
+        return []
+    sizes = np.array([lengths[i] for i in order], dtype=np.int64)
+    if sizes[0] > token_budget:
+        raise ValueError(f"a row of {sizes[0]} tokens does not fit the token budget of {token_budget}")
+    # A group costs its padded tokens and a price. The larger the price, the fewer the groups; the search is for the largest
+    # price whose groups are padded little enough.
+    low, high = 0.0, float(token_budget)
+    cuts = _cuts(sizes, token_budget, high)
+    if _padding(sizes, cuts) > max_padding:
+        cuts = _cuts(sizes, token_budget, low)
+        while high - low > 1.0:
+            middle = (low + high) / 2
+            tried = _cuts(sizes, token_budget, middle)
+            if _padding(sizes, tried) <= max_padding:
+                low, cuts = middle, tried
+            else:
+                high = middle
+    return [order[first:end] for first, end in pairwise(cuts)]
 
 
-def _filled(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Rows in the given order (longest first), each group filled up to the budget."""
-    groups: list[list[int]] = []
-    for index in order:
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= token_budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+def _cuts(sizes: np.ndarray, token_budget: int, price: float) -> list[int]:
+    """Where to cut rows [N], longest first, so that padded tokens plus ``price`` a group are fewest: 0, ..., N."""
+    count = sizes.size
+    index = np.arange(count)
+    best = np.zeros(count + 1)
+    came_from = np.zeros(count + 1, dtype=np.int64)
+    first = 0
+    for end in range(1, count + 1):
+        while (end - first) * sizes[first] > token_budget:
+            first += 1
+        padded = (end - index[first:end]) * sizes[first:end]
+        costs = best[first:end] + padded * (1 + EVENNESS * padded / token_budget)
+        chosen = int(costs.argmin())
+        best[end], came_from[end] = costs[chosen] + price, first + chosen
+    cuts = [count]
+    while cuts[-1]:
+        cuts.append(int(came_from[cuts[-1]]))
+    return cuts[::-1]
+
+
+def _padding(sizes: np.ndarray, cuts: Sequence[int]) -> float:
+    """Share of padding among the tokens of all groups."""
+    padded = sum((end - first) * int(sizes[first]) for first, end in pairwise(cuts))
+    return 1.0 - float(sizes.sum()) / padded
 
 
 def share_rows(lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,44 @@ def test_micro_batches_hold_every_row_once_within_budget(lengths: list[int], bud
     groups = micro_batches(lengths, budget)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     assert all(len(group) * max(lengths[i] for i in group) <= budget for group in groups)
+
+
+@given(
+    lengths=st.lists(st.integers(20, 400), min_size=1, max_size=60),
+    budget=st.integers(400, 4000),
+    share=st.floats(0.0, 0.5),
+)
+def test_padding_stays_below_the_share_asked_for(lengths: list[int], budget: int, share: float) -> None:
+    groups = micro_batches(lengths, budget, share)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    padded = [len(group) * max(lengths[i] for i in group) for group in groups]
+    assert max(padded) <= budget
+    assert 1 - sum(lengths) / sum(padded) <= share + 1e-12
+
+
+def test_less_padding_takes_more_micro_batches() -> None:
+    lengths = [20] * 5 + [400] * 5
+    assert len(micro_batches(lengths, 4000, 0.5)) == 1
+    assert sorted(map(len, micro_batches(lengths, 4000, 0.05))) == [5, 5]
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=7), budget=st.integers(30, 100))
+def test_cuts_are_the_best_of_all(lengths: list[int], budget: int) -> None:
+    """Against every way to cut the sorted rows: no grouping as small has less padding, up to the taste for even groups."""
+    sizes = sorted(lengths, reverse=True)
+    found = micro_batches(lengths, budget, 1.0)
+
+    def padded(cuts: tuple[int, ...]) -> float:
+        edges = [0, *cuts, len(sizes)]
+        costs = [(b - a) * sizes[a] for a, b in pairwise(edges)]
+        return sum(costs) if max(costs) <= budget else float("inf")
+
+    fewest = next(
+        n for n in range(len(sizes)) if any(padded(cuts) < float("inf") for cuts in combinations(range(1, len(sizes)), n))
+    )
+    assert len(found) == fewest + 1
+    least = min(padded(cuts) for cuts in combinations(range(1, len(sizes)), fewest))
+    assert sum(len(group) * max(lengths[i] for i in group) for group in found) <= least + 0.01 * budget * len(found) + 1e-9
 
 
 def test_a_row_over_the_budget_is_named() -> None:
