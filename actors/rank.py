@@ -22,6 +22,13 @@ GROWTH_ALLOWED = 1.1
 STEPS_BETWEEN_TRIMS = 4
 
 
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
 class Rank:
     """One process of a learner gang."""
 
@@ -43,9 +50,7 @@ class Rank:
         import ray
 
         address = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return address, int(probe.getsockname()[1])
+        return address, free_port(address)
 
     def join(self, address: str, port: int) -> int:
         """Join the process group; returns this process's id."""

@@ -41,37 +41,12 @@ class RolloutActor:
 
     async def start(self) -> str:
         """Start the engine on the weights in the model folder; returns the weights' checksum."""
-        from vllm.config import WeightTransferConfig
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        engine = self._config.engine
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu:
+        if not torch.cuda.is_available():
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
-        args = AsyncEngineArgs(
-            model=self._model,
-            dtype=engine.dtype,
-            max_model_len=engine.max_model_len,
-            max_num_seqs=engine.max_num_seqs,
-            enforce_eager=engine.enforce_eager,
-            tensor_parallel_size=engine.tensor_parallel,
-            gpu_memory_utilization=engine.gpu_memory_utilization,
-            kv_cache_memory_bytes=engine.kv_cache_mib * 2**20 if on_cpu else None,
-            enable_prefix_caching=engine.prefix_caching,
-            # A prompt split over two engine steps makes vLLM rewind the row's random generator, which CPU generators cannot
-            # do: the engine would die ("CPU Generator does not use offset").
-            enable_chunked_prefill=not on_cpu,
-            max_num_batched_tokens=max(engine.max_model_len, MAX_BATCHED_TOKENS),
-            trust_remote_code=self._trust_remote_code,
-            seed=self._seed,
-            # Log-probs of the distribution sampled from; the default would ignore temperature and top-p.
-            logprobs_mode="processed_logprobs",
-            worker_extension_cls="actors.vllm_worker.DvpoWorkerExtension",
-            weight_transfer_config=WeightTransferConfig(backend="dvpo_safetensors"),
-            disable_log_stats=True,
-        )
+        args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
         self._engine = AsyncLLM.from_engine_args(args)
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
         checksum = await self._checksum()
@@ -132,19 +107,8 @@ class RolloutActor:
             await asyncio.to_thread(engine.shutdown)
 
     async def _answer(self, request: GenerationRequest) -> Answer:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         config = self._config
-        sampling = SamplingParams(
-            temperature=config.temperature,
-            top_p=config.top_p,
-            max_tokens=config.max_new_tokens,
-            seed=request.seed,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        sampling = sampling_params(config, request.seed)
         final = None
         try:
             async with asyncio.timeout(config.row_timeout_s):
@@ -168,6 +132,53 @@ class RolloutActor:
             for name, value in sorted(digests.items()):
                 digest.update(f"{name}={value};".encode())
         return digest.hexdigest()
+
+
+def engine_arguments(model: str, config: RolloutSection, seed: int, trust_remote_code: bool = False) -> Any:
+    """vLLM's arguments (``AsyncEngineArgs``) for an engine of ours."""
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    engine = config.engine
+    on_cpu = not torch.cuda.is_available()
+    return AsyncEngineArgs(
+        model=model,
+        dtype=engine.dtype,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        enforce_eager=engine.enforce_eager,
+        tensor_parallel_size=engine.tensor_parallel,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        kv_cache_memory_bytes=engine.kv_cache_mib * 2**20 if on_cpu else None,
+        enable_prefix_caching=engine.prefix_caching,
+        # A prompt split over two engine steps makes vLLM rewind the row's random generator, which CPU generators cannot
+        # do: the engine would die ("CPU Generator does not use offset").
+        enable_chunked_prefill=not on_cpu,
+        max_num_batched_tokens=max(engine.max_model_len, MAX_BATCHED_TOKENS),
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+        # Log-probs of the distribution sampled from; the default would ignore temperature and top-p.
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls="actors.vllm_worker.DvpoWorkerExtension",
+        weight_transfer_config=WeightTransferConfig(backend="dvpo_safetensors"),
+        disable_log_stats=True,
+    )
+
+
+def sampling_params(config: RolloutSection, seed: int) -> Any:
+    """vLLM's sampling parameters (``SamplingParams``) for one answer."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_new_tokens,
+        seed=seed,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def thread_binding(config: RolloutSection) -> str:
