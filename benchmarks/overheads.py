@@ -90,11 +90,8 @@ def bare_rollout(policy: PolicyTraining) -> list[float]:
         async def answer(request: GenerationRequest, number: int) -> int:
             prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
             parameters = sampling_params(policy.rollout, request.seed)
-            final = None
-            async for final in engine.generate(prompt, parameters, f"{request.row_id}-{number}"):
-                pass
-            assert final is not None
-            return len(final.outputs[0].token_ids)
+            outputs = [output async for output in engine.generate(prompt, parameters, f"{request.row_id}-{number}")]
+            return len(outputs[-1].outputs[0].token_ids)
 
         speeds = []
         for number in range(ROUNDS + 1):
@@ -243,8 +240,8 @@ def main() -> None:
         alone = statistics.median([*first[name], *second[name]])
         with_service = statistics.median(service[name])
         lines.append([name, f"{alone:.0f}", f"{with_service:.0f}", f"{with_service / alone:.2f}"])
-    body = f"32 answers of the demo's prompts, SmolLM2-135M; medians of {ROUNDS} rounds through the service, and of {2 * ROUNDS} of the bare "
-    body += "parts, half of them before and half after.\n\n"
+    body = f"32 answers of the demo's prompts, SmolLM2-135M; medians of {ROUNDS} rounds through the service, and of "
+    body += f"{2 * ROUNDS} of the bare parts, half of them before and half after.\n\n"
     body += table(["stage", "bare, answer tokens/s", "service, answer tokens/s", "ratio"], lines)
     write_section("overheads", "What the service adds to its parts", "python -m benchmarks.overheads", body)
     print(body)
