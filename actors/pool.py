@@ -134,8 +134,9 @@ class ScorerPool:
         self._config = scorer
         self._cluster = cluster
         environment = actor_environment(scorer.cpu_threads)
+        retries = {"max_restarts": scorer.max_restarts, "max_task_retries": scorer.max_restarts}
         self._actors = [
-            start_actor(ScorerActor, f"scorer-{i}", environment, 0.2).remote(
+            start_actor(ScorerActor, f"scorer-{i}", environment, 0.2, **retries).remote(
                 model_folder, value_model, model, scorer, temperature
             )
             for i in range(scorer.actors)

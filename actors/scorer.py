@@ -36,25 +36,25 @@ class ScorerActor:
 
     def start(self) -> str:
         """Load and verify both models; returns the value model's parameter hash."""
-        torch.set_num_threads(self._config.cpu_threads or os.cpu_count() or 1)
-        base, value = self._folders
-        dtype = getattr(torch, self._config.dtype)
-        options = (dtype, self._model.attention, self._model.trust_remote_code)
-        self._reference = freeze(PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False)).to(
-            self._device
-        )
-        if value is not None:
-            read_seal(value)
-            self._value = freeze(ValueReader(load_value_model(value, *options))).to(self._device)
         return self.parameter_hash()
+
+    def pid(self) -> int:
+        """This process's id."""
+        return os.getpid()
 
     def parameter_hash(self) -> str:
         """sha256 of the value model's parameters as they are in memory now."""
+        self._load()
         return parameter_hash(self._value) if self._value is not None else ""
 
     @torch.inference_mode()
     def score(self, *answers: Answer) -> ScoredBatch:
-        """Frozen values q_0..q_T and reference log-probs of every answer, in the order given."""
+        """Frozen values q_0..q_T and reference log-probs of every answer, in the order given.
+
+        An actor that Ray started again after its process died loads and verifies its models first: nothing else is lost,
+        because scoring keeps no state.
+        """
+        self._load()
         lengths = [a.prompt_ids.size + a.response_ids.size for a in answers]
         values: list[np.ndarray] = [np.empty(0)] * len(answers)
         ref_log_probs = list(values)
@@ -70,6 +70,20 @@ class ScorerActor:
             ref_log_probs=Ragged.of(ref_log_probs, np.float32),
             finish_reasons=tuple(a.finish_reason for a in answers),
         )
+
+    def _load(self) -> None:
+        """Load the models, unless they are there already; the value model's files are checked against its seal."""
+        if self._reference is not None:
+            return
+        torch.set_num_threads(self._config.cpu_threads or os.cpu_count() or 1)
+        base, value = self._folders
+        dtype = getattr(torch, self._config.dtype)
+        options = (dtype, self._model.attention, self._model.trust_remote_code)
+        if value is not None:
+            read_seal(value)
+            self._value = freeze(ValueReader(load_value_model(value, *options))).to(self._device)
+        reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False)
+        self._reference = freeze(reference).to(self._device)
 
     def _score_group(
         self, answers: Sequence[Answer], group: list[int], values: list[np.ndarray], ref_log_probs: list[np.ndarray]

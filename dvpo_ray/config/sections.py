@@ -122,6 +122,9 @@ class ScorerSection(Section):
         0.05, ge=0, le=1, description="Largest share of padding in forward passes; less padding makes more and smaller ones."
     )
     cpu_threads: int = Field(0, ge=0, description="CPU threads of a scorer; 0 takes all cores.")
+    max_restarts: int = Field(
+        3, ge=0, description="Times a scorer that died is started again; what it had not scored is scored again."
+    )
 
 
 class LearnerSection(Section):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -271,6 +273,26 @@ def test_a_killed_learner_ends_the_run_with_its_name_and_leaves_nothing(policy_r
     assert len(metrics(tmp_path / "killed")) == 2, "what was known is kept"
     assert list((tmp_path / "killed" / "logs").glob("worker-*")), "the actors' logs are kept"
     assert published_folders("killed") == []
+
+
+def test_a_killed_scorer_comes_back_and_nothing_is_lost(
+    value: dict[str, Any], policy_recipe: MakePolicyRecipe, tmp_path: Path
+) -> None:
+    """Generation runs ahead, so that answers are on their way to the scorer when it dies."""
+    pids = []
+
+    def kill_once(event: Event) -> None:
+        if event.step == 2 and "seconds/step" in event.metrics:
+            scorer = ray_module.get_actor("scorer-0")
+            pids.append(ray_module.get(scorer.pid.remote(), timeout=60))
+            os.kill(pids[0], signal.SIGKILL)
+
+    recipe = policy_recipe(tmp_path, "rescored", steps=4, off_policy={"max_staleness": 1}, evaluation=None)
+    result = train_policy(recipe, kill_once)
+    assert pids
+    steps = [line for line in metrics(tmp_path / "rescored") if "seconds/step" in line]
+    assert [line["ledger/trained"] for line in steps] == [16, 32, 48, 64]
+    assert result["gvm_parameters_sha256"], "the value model was checked against its seal when it was loaded again"
 
 
 def test_the_command_line_trains_in_a_ray_of_its_own(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
