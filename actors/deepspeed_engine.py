@@ -106,7 +106,7 @@ class TrainingEngine:
         with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self._config.zero_stage == 3):
             yield iter(model.named_parameters())
 
-    def save_pretrained(self, folder: Path, base: Path, extra: dict[str, object] | None = None) -> None:
+    def save_pretrained(self, folder: Path, base: Path, trust_remote_code: bool, extra: dict[str, object] | None = None) -> None:
         """Write an ordinary Hugging Face folder with the tokenizer of ``base``, and a manifest when ``extra`` is given.
 
         Rank 0 writes, all ranks take part.
@@ -117,7 +117,7 @@ class TrainingEngine:
             if dist.get_rank() == 0:
                 with written_atomically(folder) as temporary:
                     self.engine.module.model.save_pretrained(temporary)
-                    AutoTokenizer.from_pretrained(base).save_pretrained(temporary)
+                    AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code).save_pretrained(temporary)
                     if extra is not None:
                         write_manifest(temporary, extra)
 

@@ -50,7 +50,7 @@ class PolicyLearnerRank(Rank):
         pid = self.join(address, port)
         section = self.model_section
         model = load_policy(Path(self.model_folder), self.dtype, section.attention, section.trust_remote_code)
-        reader = PolicyReader(model, self.policy.rollout.temperature)
+        reader = PolicyReader(model, self.policy.rollout.temperature, share_prefix=self.share_prefix)
         updates = self.policy.steps * self.policy.ppo.inner_epochs * self.policy.ppo.mini_batches
         self.engine = TrainingEngine(reader, self.config, updates)
         return pid
@@ -122,7 +122,7 @@ class PolicyLearnerRank(Rank):
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as an ordinary Hugging Face folder with a manifest."""
-        self.engine.save_pretrained(Path(folder), Path(self.model_folder), facts)
+        self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code, facts)
 
     def stop(self) -> None:
         """Leave the gang and remove published files."""
@@ -140,6 +140,12 @@ class PolicyLearnerRank(Rank):
         self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float, last: bool
     ) -> dict[str, float]:
         """Add the gradients of some rows; returns this rank's sums over tokens, and seconds."""
+        with self.busy:
+            return self._run_micro_batches(prepared, rows, old, beta, last)
+
+    def _run_micro_batches(
+        self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float, last: bool
+    ) -> dict[str, float]:
         scored = prepared.scored
         lengths = scored.prompt_ids.lengths + scored.response_ids.lengths
         mine = [int(rows[i]) for i in share_rows([int(lengths[r]) for r in rows], self.world)[self.rank]]
@@ -168,7 +174,8 @@ class PolicyLearnerRank(Rank):
         seconds = {name: value for name, value in sums.items() if name.startswith("seconds/")}
         metrics = mean_metrics(all_reduce({name: value for name, value in sums.items() if name not in seconds}), tokens)
         began = time.monotonic()
-        metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"]))
+        with self.busy:
+            metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"]))
         return metrics | seconds | {"seconds/optimizer": time.monotonic() - began}
 
     def _close(

@@ -52,6 +52,12 @@ def get(refs: Any, timeout: float, who: str, doing: str) -> Any:
         return ray.get(refs, timeout=timeout)
 
 
+def mean_busy_seconds(actors: Sequence[Any], cluster: ClusterSection, who: str) -> float:
+    """What the actors say of their busy time, averaged."""
+    seconds = get([actor.busy_seconds.remote() for actor in actors], cluster.call_timeout_s, who, "telling its busy time")
+    return sum(seconds) / len(seconds)
+
+
 class RolloutPool:
     """Rollout actors; requests are dealt out in turn."""
 
@@ -61,7 +67,8 @@ class RolloutPool:
         self._cluster = cluster
         self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
         environment = engine_environment(rollout.cpu_threads)
-        gpus = rollout.engine.gpu_memory_utilization * rollout.engine.tensor_parallel
+        shards = rollout.engine.tensor_parallel
+        gpus = shards if shards > 1 else rollout.gpu_share or rollout.engine.gpu_memory_utilization
         self._actors = [
             start_actor(RolloutActor, f"rollout-{i}", environment, gpus, max_concurrency=1000).remote(
                 model_folder, rollout, seed + i, model.trust_remote_code
@@ -105,6 +112,10 @@ class RolloutPool:
         checksums = get(calls, self._cluster.call_timeout_s, "a rollout actor", f"loading weights {weights.version}")
         return self._agree(checksums, f"version {weights.version}", weights.sha256)
 
+    def busy_seconds(self) -> float:
+        """Mean time in which an engine had answers under way, in seconds."""
+        return mean_busy_seconds(self._actors, self._cluster, "a rollout actor")
+
     def stop(self) -> None:
         """Shut the engines down, then the actors."""
         stop_actors(self._actors)
@@ -120,7 +131,7 @@ class RolloutPool:
 
 
 class ScorerPool:
-    """Scorer actors; batches go to the one with least in flight."""
+    """Scorer actors; batches are dealt out in turn."""
 
     def __init__(
         self,
@@ -136,7 +147,7 @@ class ScorerPool:
         environment = actor_environment(scorer.cpu_threads)
         retries = {"max_restarts": scorer.max_restarts, "max_task_retries": scorer.max_restarts}
         self._actors = [
-            start_actor(ScorerActor, f"scorer-{i}", environment, 0.2, **retries).remote(
+            start_actor(ScorerActor, f"scorer-{i}", environment, scorer.gpu_share, **retries).remote(
                 model_folder, value_model, model, scorer, temperature
             )
             for i in range(scorer.actors)
@@ -174,6 +185,10 @@ class ScorerPool:
         """Parameter hash of the frozen value model, as it is in memory now."""
         calls = [actor.parameter_hash.remote() for actor in self._actors]
         return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its value model"))
+
+    def busy_seconds(self) -> float:
+        """Mean time in which a scorer scored, in seconds."""
+        return mean_busy_seconds(self._actors, self._cluster, "a scorer")
 
     def stop(self) -> None:
         """End the actors."""
@@ -216,6 +231,10 @@ class Gang:
         calls = [getattr(actor, method).remote(*args) for actor in self.actors]
         return get(calls, self._cluster.call_timeout_s, "a learner rank", doing)
 
+    def busy_seconds(self) -> float:
+        """Mean time in which a rank trained, in seconds."""
+        return mean_busy_seconds(self.actors, self._cluster, "a learner rank")
+
     def stop(self) -> None:
         """Leave the process group, then end the actors."""
         stop_actors(self.actors)
@@ -236,8 +255,9 @@ class PolicyLearner(Gang):
         learner = policy.learner
         self._streaming = policy.streaming
         environment = actor_environment(learner.cpu_threads)
+        share = learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
         actors = [
-            start_actor(PolicyLearnerRank, f"learner-{i}", environment, 1.0 if learner.ranks > 1 else 0.3).remote(
+            start_actor(PolicyLearnerRank, f"learner-{i}", environment, share).remote(
                 i, learner.ranks, model_folder, model, policy, seed, publish_folder
             )
             for i in range(learner.ranks)

@@ -13,6 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.errors import NonFiniteUpdateError
@@ -41,6 +42,7 @@ class Rank:
         self.seed = seed
         self.device = torch.device("cpu")
         self.skipped = 0
+        self.busy = BusyClock()
         self._lean_bytes = 0
         self._steps_kept = 0
         self.engine: TrainingEngine
@@ -57,6 +59,19 @@ class Rank:
         self.device = join_process_group(self.rank, self.world, address, port, self.config.cpu_threads)
         torch.manual_seed(self.seed)
         return os.getpid()
+
+    @property
+    def share_prefix(self) -> bool:
+        """Whether a micro-batch's common beginning may be read once, in a pass of its own.
+
+        Sharded ranks must make the same passes: they gather weights and reduce gradients in them, and one rank's micro-batch
+        may have a common beginning where another's has none.
+        """
+        return self.world == 1 or self.config.zero_stage == 0
+
+    def busy_seconds(self) -> float:
+        """Time since the start in which this rank trained, in seconds."""
+        return self.busy.seconds
 
     def leave(self) -> None:
         """Leave the process group."""

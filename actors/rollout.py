@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from actors.busy import BusyClock
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorFailedError, WeightSyncError
 from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights
@@ -37,7 +37,7 @@ class RolloutActor:
         self._fence: str | None = "the engine has not started"
         self._updating = asyncio.Lock()
         self._version = 0
-        self._update_s = 0.0
+        self._busy = BusyClock()
 
     async def start(self) -> str:
         """Start the engine on the weights in the model folder; returns the weights' checksum."""
@@ -65,10 +65,12 @@ class RolloutActor:
             if self._fence:
                 raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
         tasks = [asyncio.create_task(self._answer(request)) for request in requests]
+        self._busy.enter()
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
         finally:
+            self._busy.leave()
             for task in tasks:
                 task.cancel()
 
@@ -84,7 +86,6 @@ class RolloutActor:
     async def _update(self, weights: PublishedWeights) -> str:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        started = time.monotonic()
         await asyncio.to_thread(verify_published, weights)
         self._fence = f"an update to version {weights.version} did not complete"
         await self._engine.pause_generation(mode="keep", clear_cache=True)
@@ -96,8 +97,11 @@ class RolloutActor:
         await self._engine.resume_generation()
         self._version = weights.version
         self._fence = None
-        self._update_s = time.monotonic() - started
         return checksum
+
+    async def busy_seconds(self) -> float:
+        """Time since the start in which at least one answer was under way, in seconds."""
+        return self._busy.seconds
 
     async def stop(self) -> None:
         """Shut the engine's processes down."""

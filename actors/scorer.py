@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.busy import BusyClock
 from dvpo_ray.config.sections import ModelSection, ScorerSection
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
@@ -32,6 +33,7 @@ class ScorerActor:
         self._temperature = temperature
         self._reference: Any = None
         self._value: Any = None
+        self._busy = BusyClock()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def start(self) -> str:
@@ -41,6 +43,10 @@ class ScorerActor:
     def pid(self) -> int:
         """This process's id."""
         return os.getpid()
+
+    def busy_seconds(self) -> float:
+        """Time since the process started in which it scored, in seconds."""
+        return self._busy.seconds
 
     def parameter_hash(self) -> str:
         """sha256 of the value model's parameters as they are in memory now."""
@@ -58,8 +64,9 @@ class ScorerActor:
         lengths = [a.prompt_ids.size + a.response_ids.size for a in answers]
         values: list[np.ndarray] = [np.empty(0)] * len(answers)
         ref_log_probs = list(values)
-        for group in micro_batches(lengths, self._config.token_budget, self._config.max_padding):
-            self._score_group(answers, group, values, ref_log_probs)
+        with self._busy:
+            for group in micro_batches(lengths, self._config.token_budget, self._config.max_padding):
+                self._score_group(answers, group, values, ref_log_probs)
         return ScoredBatch(
             row_ids=tuple(a.row_id for a in answers),
             prompt_ids=Ragged.of([a.prompt_ids for a in answers], np.int32),

@@ -38,7 +38,8 @@ class ValueLearnerRank(Rank):
         pid = self.join(address, port)
         section = self.model_section
         model = new_value_model(Path(self.model_folder), section.attention, self.dtype, section.trust_remote_code)
-        self.engine = TrainingEngine(ValueReader(model.eval()), self.config, self.total_steps * self.value.inner_epochs)
+        reader = ValueReader(model.eval(), share_prefix=self.share_prefix)
+        self.engine = TrainingEngine(reader, self.config, self.total_steps * self.value.inner_epochs)
         return pid
 
     def step(self, pairs: Sequence[tuple[LabelledAnswer, LabelledAnswer]], target: TargetConfig) -> dict[str, float]:
@@ -78,7 +79,7 @@ class ValueLearnerRank(Rank):
 
     def save(self, folder: str) -> None:
         """Write the value model as an ordinary Hugging Face token classifier."""
-        self.engine.save_pretrained(Path(folder), Path(self.model_folder))
+        self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code)
 
     def stop(self) -> None:
         """Leave the gang."""

@@ -15,12 +15,13 @@ from dvpo_ray.config import PipelineRecipe, load_recipe
 from dvpo_ray.config.algorithms import OffPolicySection
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.planning.calibration import calibrated, measured
-from dvpo_ray.planning.devices import CATALOGUE, GB, Device, parse_devices
-from dvpo_ray.planning.memory import activation_bytes, processes
+from dvpo_ray.planning.compare import online_critic
+from dvpo_ray.planning.devices import CATALOGUE, GB, parse_devices
+from dvpo_ray.planning.memory import activation_bytes, head_bytes, processes, trained_bytes
 from dvpo_ray.planning.plan import Split, cluster_of, with_split
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.planning.simulate import simulate
-from dvpo_ray.planning.times import Efficiency, Workload, decode_step
+from dvpo_ray.planning.times import Efficiency, Workload, decode_step, learn_seconds, score_seconds
 
 # Names of this project's processes in a memory breakdown, and the planner's names for them.
 PROCESSES = {
@@ -104,24 +105,28 @@ class PaperSetting:
     launches: float = 0.006
 
 
-def paper_row(shape: ModelShape, stage: int, online_critic: bool, setting: PaperSetting) -> tuple[float, float]:
-    """(GB on each GPU, seconds a step). Adam in mixed precision, 16 bytes a parameter; frozen models are not sharded."""
-    device: Device = CATALOGUE["a100-80gb"]
-    efficiency = Efficiency(forward=setting.share_of_peak, step_overhead=setting.launches)
-    trained, parameters = (2 if online_critic else 1), shape.parameters
-    sharded = {0: 16.0, 1: 4 + 12 / setting.gpus, 2: 2 + 14 / setting.gpus, 3: 16 / setting.gpus}[stage] * parameters
+def paper_row(shape: ModelShape, stage: int, online_critic_too: bool, setting: PaperSetting) -> tuple[float, float]:
+    """(GB on each GPU, seconds a step), by the planner's own memory, scoring and learning times."""
+    device, gpus = CATALOGUE["a100-80gb"], setting.gpus
+    efficiency = Efficiency(training=setting.share_of_peak, forward=setting.share_of_peak, step_overhead=setting.launches)
+    demo = load_recipe(PipelineRecipe, "demo").policy
+    policy = with_split(demo, Split(gpus, gpus, gpus, gpus)).model_copy(
+        update={"ppo": demo.ppo.model_copy(update={"inner_epochs": setting.epochs})}
+    )
+    policy = policy.model_copy(update={"learner": policy.learner.model_copy(update={"zero_stage": stage})})
+    work = Workload(setting.rows, setting.prompt, setting.answer)
+    critic = online_critic(policy, shape, device, efficiency, work)
     tokens = setting.micro_batch * (setting.prompt + setting.answer)
-    activations = activation_bytes(shape, tokens, tokens / 2, "sdpa", checkpointing=True)
-    memory = trained * sharded + 2 * 2 * parameters + activations
-    rows = setting.rows / setting.gpus
-    tokens = rows * (setting.prompt + setting.answer)
-    forward = shape.forward_flops(tokens, (setting.prompt + setting.answer) / 2) / (device.flops * efficiency.forward)
-    decode = decode_step(shape, device, efficiency, rows, setting.prompt + setting.answer / 2)
+    memory = sum(trained_bytes(shape.parameters, stage, gpus, "bfloat16").values()) + 2 * 2 * shape.parameters
+    memory += activation_bytes(shape, tokens, tokens / 2, "sdpa", checkpointing=True) + head_bytes(shape)
+    decode = decode_step(shape, device, efficiency, setting.rows / gpus, setting.prompt + setting.answer / 2)
     if stage == 3:
-        decode += 2 * parameters * (setting.gpus - 1) / setting.gpus / setting.nvlink
-    # Old log-probs and reference, then reward model and critic, or the frozen value model; a training pass is three forwards.
-    passes = (4 if online_critic else 3) + setting.epochs * 3 * trained
-    return memory / GB, setting.answer * decode + passes * forward
+        decode += 2 * shape.parameters * (gpus - 1) / gpus / setting.nvlink
+    seconds = setting.answer * decode + score_seconds(policy, shape, device, efficiency, work)
+    seconds += learn_seconds(policy, shape, device, efficiency, work)
+    if online_critic_too:
+        memory, seconds = memory + critic.memory, seconds + critic.scoring + critic.learning
+    return memory / GB, seconds
 
 
 def paper() -> str:

@@ -126,7 +126,7 @@ def show_plan(plan: dict[str, Any]) -> None:
                 f"{row['ideal_step_seconds']:.2f}",
                 f"{row['answers_per_second']:.1f}",
             )
-        console.print("\nthe best split, and multiples of it:")
+        console.print("\nthe best split and multiples of it, simulated (exchange of gradients and weights not counted):")
         console.print(table)
     for advice in plan["advice"]:
         console.print(f"[cyan]advice[/] {advice}")

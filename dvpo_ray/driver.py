@@ -49,6 +49,7 @@ def train(
             record.commit(result, ledger.check(), checksum)
             if every and (step + 1) % every == 0 and step + 1 < config.steps:
                 evaluate(step + 1)
+                run.restart_clock()
             feed.trained(step + 1)
     found = stages.scorers.value_hash()
     if found != sealed:

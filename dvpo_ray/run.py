@@ -61,6 +61,10 @@ class Run:
         """The record of one step; steps whose spans overlap have different lanes."""
         return StepRecord(self, step, lane)
 
+    def restart_clock(self) -> None:
+        """The next step's time counts from now: what was done since the last commit was no part of a step."""
+        self.committed = time.time()
+
     def log(self, step: int, metrics: dict[str, float], kind: str = "step") -> None:
         """One line of metrics, to the file and every tracker; ``step`` counts from 0, an evaluation's is the steps before it."""
         self._metrics.write(json.dumps({"step": step, "time": round(time.time() - self.began, 3)} | metrics) + "\n")

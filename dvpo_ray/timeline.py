@@ -1,4 +1,4 @@
-"""The timeline of a run: what each stage did when, in Chrome-trace format (opens in Perfetto), and how idle it was."""
+"""The timeline of a run: what each stage did when, in Chrome-trace format (opens in Perfetto)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,3 @@ class Timeline:
     def chrome_trace(self) -> dict[str, Any]:
         """What a trace viewer reads."""
         return {"traceEvents": sorted(self.spans, key=lambda span: span["ts"])}
-
-    def idle_shares(self, start: float, end: float) -> dict[str, float]:
-        """For every stage, the share of the time from ``start`` to ``end`` in which none of its spans ran."""
-        first, last = ((moment - self._began) * 1e6 for moment in (start, end))
-        return {
-            stage: 1.0 - self._busy(stage, first, last) / max(last - first, 1.0)
-            for stage in dict.fromkeys(span["name"] for span in self.spans)
-        }
-
-    def _busy(self, stage: str, first: float, last: float) -> float:
-        """Length of the union of a stage's spans inside a window, in microseconds."""
-        total, reached = 0.0, first
-        for begin, finish in sorted((s["ts"], s["ts"] + s["dur"]) for s in self.spans if s["name"] == stage):
-            begin, finish = max(begin, reached), min(finish, last)
-            if finish > begin:
-                total += finish - begin
-                reached = finish
-        return total

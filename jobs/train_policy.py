@@ -40,6 +40,10 @@ class ActorStages:
     scorers: ScorerPool
     learner: PolicyLearner
 
+    def busy_seconds(self) -> dict[str, float]:
+        """Mean time in which the processes of each stage had work, in seconds since they started."""
+        return {name: getattr(self, name).busy_seconds() for name in ("rollouts", "scorers", "learner")}
+
 
 def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
     """Evaluate, train, evaluate again, save; returns what ``result.json`` holds."""
@@ -65,9 +69,9 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 
             evaluate(0)
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
-            loop_began = time.time()
+            loop_began, busy_before = time.time(), stages.busy_seconds()
             train(policy, stages, ledger, run, evaluate)
-            loop_ended = time.time()
+            loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
             evaluate(policy.steps)
             run.phase("saving the policy")
             saved = (run.folder / POLICY).resolve()
@@ -76,8 +80,9 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
         result |= {
             "policy": str(saved),
             "seconds_total": time.time() - began,
-            "seconds_training": loop_ended - loop_began,
-            "idle_share": {name: round(share, 3) for name, share in run.timeline.idle_shares(loop_began, loop_ended).items()},
+            "seconds_training": loop_seconds,
+            # A scorer that was started again counts from its new start.
+            "idle_share": {name: 1 - max(0.0, busy_after[name] - busy_before[name]) / loop_seconds for name in busy_after},
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
         }
@@ -100,7 +105,10 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run)
         )
         started: list[Any] = []
         try:
-            started.append(rollouts := RolloutPool(folder, model, policy.rollout, cluster, seed))
+            # Answers of steps ahead wait for those before them.
+            patience = policy.rollout.row_timeout_s * (policy.off_policy.max_staleness + 1)
+            rollout = policy.rollout.model_copy(update={"row_timeout_s": patience})
+            started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed))
             temperature = policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, str(value_folder), model, policy.scorer, temperature, cluster))
             started.append(learner := PolicyLearner(folder, model, policy, cluster, seed, str(publish_folder)))

@@ -54,11 +54,11 @@ class ValueTraining(Section):
     @model_validator(mode="after")
     def _validate_sizes(self) -> Self:
         longest = self.data.max_prompt_tokens + self.data.max_answer_tokens
-        if longest > self.learner.token_budget:
+        if 2 * longest > self.learner.token_budget:
             raise ValueError(
-                f"learner.token_budget ({self.learner.token_budget}) is smaller than the longest row allowed by data "
-                f"({self.data.max_prompt_tokens} prompt + {self.data.max_answer_tokens} answer tokens = {longest}); "
-                "raise the budget or lower the limits"
+                f"learner.token_budget ({self.learner.token_budget}) is smaller than the longest pair allowed by data "
+                f"(two rows of {self.data.max_prompt_tokens} prompt + {self.data.max_answer_tokens} answer tokens = "
+                f"{2 * longest}); raise the budget or lower the limits"
             )
         if self.pairs_per_step < self.learner.ranks:
             raise ValueError(
@@ -115,10 +115,19 @@ class PolicyTraining(Section):
                 (self.ppo.inner_epochs * self.ppo.mini_batches == 1, "ppo.inner_epochs = 1 and ppo.mini_batches = 1"),
                 (self.ppo.loss_normaliser == "limit", "ppo.loss_normaliser = 'limit'"),
                 (self.advantage.whitening != "full", "advantage.whitening = 'scale' or 'none'"),
+                (
+                    self.scorer.rows_per_call < rollout.rows_per_step,
+                    f"scorer.rows_per_call below the {rollout.rows_per_step} answers of a step",
+                ),
             ]
             missing = [what for given, what in needed if not given]
             if missing:
                 raise ValueError(f"streaming works on answers before all are known: it needs {', '.join(missing)}")
+        if self.off_policy.max_staleness and rollout.top_p < 1 and self.off_policy.correction != "none":
+            raise ValueError(
+                "rollout.top_p below 1 makes the sampling probabilities those of the nucleus, which importance weights would "
+                "take for a difference of the weights: take rollout.top_p = 1 or off_policy.correction = 'none'"
+            )
         if self.off_policy.max_staleness and self.ppo.old_log_probs == "engine" and self.off_policy.correction != "none":
             raise ValueError(
                 "ppo.old_log_probs = 'engine' already puts the sampling weights into the ratio, off_policy.correction would do "

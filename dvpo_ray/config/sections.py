@@ -103,6 +103,9 @@ class RolloutSection(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass.")
     row_timeout_s: float = Field(300.0, gt=0, description="Deadline of one answer, in seconds.")
     cpu_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0 takes all cores.")
+    gpu_share: float | None = Field(
+        None, gt=0, le=1, description="GPU that an engine on one GPU reserves; none is `engine.gpu_memory_utilization`."
+    )
     engine: EngineSection = Field(default_factory=lambda: EngineSection(), description="The vLLM engine.")
 
     @property
@@ -122,6 +125,7 @@ class ScorerSection(Section):
         0.05, ge=0, le=1, description="Largest share of padding in forward passes; less padding makes more and smaller ones."
     )
     cpu_threads: int = Field(0, ge=0, description="CPU threads of a scorer; 0 takes all cores.")
+    gpu_share: float = Field(0.2, gt=0, le=1, description="GPU that a scorer reserves.")
     max_restarts: int = Field(
         3, ge=0, description="Times a scorer that died is started again; what it had not scored is scored again."
     )
@@ -145,6 +149,9 @@ class LearnerSection(Section):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     cpu_threads: int = Field(0, ge=0, description="CPU threads of a rank; 0 takes all cores.")
+    gpu_share: float | None = Field(
+        None, gt=0, le=1, description="GPU that a rank reserves; none is 0.3 for an only rank and 1 for several."
+    )
     max_skipped_updates: int = Field(
         3, ge=0, description="Updates in a row that may be withheld for NaN or Inf before the run stops."
     )

@@ -79,9 +79,12 @@ def prepare(
 
 
 def mini_batch_rows(rows: int, mini_batches: int, seed: tuple[int, ...]) -> list[np.ndarray]:
-    """A random split of row indices into equal mini-batches; the same on every rank for the same seed."""
+    """A random split of row indices into equal mini-batches; the same on every rank for the same seed.
+
+    There are fewer mini-batches when there are fewer rows, because some were dropped.
+    """
     order = np.arange(rows) if mini_batches == 1 else np.random.default_rng(seed).permutation(rows)
-    return np.array_split(order, mini_batches)
+    return np.array_split(order, min(mini_batches, rows))
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def loss(
     weights = token_weights(old, tokens.engine_log_probs, tokens.ages, off_policy)
     total, clipped = clipped_policy_loss(log_probs, old, tokens.advantages, ppo.clip_range, weights)
     if kl.placement == "loss":
-        total = total + beta * kl_k3(log_probs, tokens.ref_log_probs).sum()
+        penalty = kl_k3(log_probs, tokens.ref_log_probs)
+        total = total + beta * (penalty if weights is None else penalty * (weights > 0)).sum()
     gap = current - tokens.engine_log_probs
     sums = {
         "loss/policy": total.detach(),

@@ -7,11 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.loading import build
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.planning.times import STAGES, Efficiency, Workload, decode_step, learn_seconds, rollout_seconds, score_seconds
+from dvpo_ray.run import CONFIG
+
+
+def recipe_of(run: Path) -> PolicyRecipe:
+    """The recipe that a policy run was started with.
+
+    Raises:
+        UserInputError: the folder holds none, or its stages were not timed one by one.
+    """
+    file = run / CONFIG
+    tree = json.loads(file.read_text()) if file.is_file() else {}
+    if "policy" not in tree or "value" in tree:
+        raise UserInputError(f"'{run}' holds no policy run: give the folder with its {CONFIG} and metrics.jsonl")
+    recipe = build(PolicyRecipe, tree)
+    policy = recipe.policy
+    if policy.streaming or policy.off_policy.max_staleness or policy.scorer.rows_per_call < policy.rollout.rows_per_step:
+        raise UserInputError(
+            f"the stages of '{run}' overlapped, so their times cannot be told apart: measure a run without streaming and "
+            "staleness, and with scorer.rows_per_call of a whole step"
+        )
+    return recipe
 
 
 def measured(run: Path) -> tuple[dict[str, float], float]:

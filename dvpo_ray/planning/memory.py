@@ -42,16 +42,15 @@ def element_size(dtype: str) -> int:
 def trained_bytes(parameters: float, stage: int, ranks: int, dtype: str) -> dict[str, float]:
     """Model state of mixed-precision Adam on one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3).
 
-    Weights and their gradients in the compute type, gradients added up, master weights and two moments in float32; ZeRO 1
-    shards the last two groups, 2 the gradients too, 3 the weights too.
+    Weights and their gradients in the compute type; for the optimizer two moments in float32, and with bfloat16 the master
+    weights and a copy of the gradient in float32. ZeRO 1 shards what the optimizer holds, 2 the gradients too, 3 the weights too.
     """
     size = element_size(dtype)
     shards = {kind: ranks if stage >= needed else 1 for kind, needed in (("optimizer", 1), ("gradients", 2), ("weights", 3))}
-    low_precision = size == 2
     return {
         "weights": parameters * size / shards["weights"],
-        "gradients": parameters * (size + (4 if low_precision else 0)) / shards["gradients"],
-        "optimizer": parameters * (12 if low_precision else 8) / shards["optimizer"],
+        "gradients": parameters * size / shards["gradients"],
+        "optimizer": parameters * (16 if size == 2 else 8) / shards["optimizer"],
     }
 
 
@@ -79,7 +78,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
     base = CPU_BASE if device.is_cpu else dict.fromkeys(CPU_BASE, GPU_BASE)
     training = trained_bytes(shape.parameters, learner.zero_stage, learner.ranks, learner.dtype)
     training["activations"] = activation_bytes(
-        shape, learner.token_budget, longest / 2, attention, learner.gradient_checkpointing
+        shape, learner.token_budget, longest, attention, learner.gradient_checkpointing
     ) * (element_size(learner.dtype) / 2)
     training["logits"] = head_bytes(shape)
     training["libraries"] = base["learner"]

@@ -13,11 +13,12 @@ from dvpo_ray.planning.simulate import Cluster
 from dvpo_ray.planning.times import Efficiency, Workload, decode_step, stage_seconds, step_seconds
 
 WORTH_SAYING = 1.1
+FINEST = 64
 
 
 @dataclass(frozen=True)
 class Split:
-    """How many of each process; ``devices`` is what they need together."""
+    """How many of each process, each on devices of its own; ``devices`` is what they need together."""
 
     rollouts: int
     scorers: int
@@ -28,7 +29,8 @@ class Split:
     def overrides(self) -> str:
         """The settings that make it so."""
         names = ("rollout.actors", self.rollouts), ("scorer.actors", self.scorers), ("learner.ranks", self.ranks)
-        return " ".join(f"--set policy.{key}={value}" for key, value in names)
+        shares = [(f"{stage}.gpu_share", 1) for stage in ("rollout", "scorer", "learner")]
+        return " ".join(f"--set policy.{key}={value}" for key, value in (*names, *shares))
 
 
 @dataclass
@@ -96,39 +98,33 @@ def best_split(
     work: Workload,
     efficiency: Efficiency,
 ) -> Split | None:
-    """Devices given one after the other to the stage that gains most; None when even the smallest split does not fit.
+    """The fastest of all splits; None when even the smallest does not fit.
 
-    More ranks than answers would idle, and sharded learners need less memory the more there are, so the search begins with
-    the fewest ranks that fit.
+    Beyond 64 devices, engines and scorers are tried in steps of a 64th of them. Ranks take what is left, up to one for every
+    answer: more of them are never slower, and shards are smaller.
     """
     shards = policy.rollout.engine.tensor_parallel
+    grain = max(1, group.count // FINEST)
+    best: tuple[float, Split] | None = None
+    for rollouts in _tried(min(work.rows, group.count // shards), grain):
+        for scorers in _tried(min(work.rows, group.count - rollouts * shards), grain):
+            ranks = min(group.count - rollouts * shards - scorers, work.rows // policy.ppo.mini_batches)
+            if ranks < 1:
+                continue
+            candidate = Split(rollouts, scorers, ranks, rollouts * shards + scorers + ranks)
+            changed = with_split(policy, candidate)
+            stages = stage_seconds(changed, shape, group.device, efficiency, work)
+            seconds = step_seconds(stages, policy.off_policy.max_staleness, shared_devices=False)
+            if best is not None and seconds >= best[0]:
+                continue
+            if not list(_too_large(changed, processes(changed, shape, attention, group.device), group)):
+                best = seconds, candidate
+    return None if best is None else best[1]
 
-    def split(rollouts: int, scorers: int, ranks: int) -> Split:
-        return Split(rollouts, scorers, ranks, rollouts * shards + scorers + ranks)
 
-    def seconds(candidate: Split) -> float:
-        stages = stage_seconds(with_split(policy, candidate), shape, group.device, efficiency, work)
-        return step_seconds(stages, policy.off_policy.max_staleness, shared_devices=False)
-
-    most_ranks = min(group.count - shards - 1, work.rows // policy.ppo.mini_batches)
-    fitting = (split(1, 1, n) for n in range(1, most_ranks + 1))
-    best = next(
-        (c for c in fitting if not list(_too_large(processes(with_split(policy, c), shape, attention, group.device), group))),
-        None,
-    )
-    while best is not None:
-        candidates = [
-            split(best.rollouts + 1, best.scorers, best.ranks),
-            split(best.rollouts, best.scorers + 1, best.ranks),
-            split(best.rollouts, best.scorers, best.ranks + 1),
-        ]
-        allowed = [c for c in candidates if c.devices <= group.count and c.ranks <= most_ranks and c.rollouts <= work.rows]
-        faster = [(seconds(c) - seconds(best), c) for c in allowed]
-        gain, candidate = min(faster, key=lambda pair: pair[0], default=(0.0, best))
-        if gain >= 0:
-            return best
-        best = candidate
-    return None
+def _tried(most: int, grain: int) -> list[int]:
+    """1, then multiples of ``grain`` up to ``most``."""
+    return [] if most < 1 else sorted({1, *range(grain, most + 1, grain)})
 
 
 def cluster_of(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> Cluster:
@@ -138,8 +134,8 @@ def cluster_of(policy: PolicyTraining, shape: ModelShape, device: Device, effici
     context = work.prompt + work.answer / 2
     base = decode_step(shape, device, efficiency, 0, context, shards)
     full = decode_step(shape, device, efficiency, rollout.engine.max_num_seqs, context, shards)
-    one = Workload(1, work.prompt, work.answer, work.shared)
-    prefill = shape.forward_flops(work.prompt - work.shared, work.prompt / 2) / shards / (device.flops * efficiency.forward)
+    one = Workload(1, work.prompt, work.answer)
+    prefill = shape.forward_flops(work.prompt, work.prompt / 2) / shards / (device.flops * efficiency.forward)
     stages = stage_seconds(policy, shape, device, efficiency, work)
     single = stage_seconds(with_split(policy, Split(1, 1, 1, 0)), shape, device, efficiency, one)
     return Cluster(
@@ -166,16 +162,23 @@ def _split_of(policy: PolicyTraining) -> Split:
     return Split(rollout.actors, policy.scorer.actors, policy.learner.ranks, devices)
 
 
-def _too_large(found: list[ProcessMemory], group: DeviceGroup) -> Iterator[ProcessMemory]:
-    yield from (process for process in found if process.on_device and process.total > group.device.memory)
+def _limit(policy: PolicyTraining, process: ProcessMemory, device: Device) -> float:
+    """Bytes of a device that a process may use: an engine takes its share of a GPU."""
+    share = policy.rollout.engine.gpu_memory_utilization if process.name == "engine worker" and not device.is_cpu else 1.0
+    return share * device.memory
+
+
+def _too_large(policy: PolicyTraining, found: list[ProcessMemory], group: DeviceGroup) -> Iterator[ProcessMemory]:
+    yield from (process for process in found if process.on_device and process.total > _limit(policy, process, group.device))
 
 
 def _problems(policy: PolicyTraining, found: list[ProcessMemory], group: DeviceGroup, shared: bool) -> Iterator[str]:
     """Why the run cannot fit, each with a remedy."""
-    for process in _too_large(found, group):
+    for process in _too_large(policy, found, group):
         largest = max(process.parts, key=lambda part: process.parts[part])
+        limit = _limit(policy, process, group.device)
         yield (
-            f"a {process.name} needs {process.total / GB:.1f} GB, a {group.device.name} holds {group.device.memory / GB:.0f} GB; "
+            f"a {process.name} needs {process.total / GB:.1f} GB, of a {group.device.name} it may use {limit / GB:.0f} GB; "
             f"most is for {largest}: {_remedy(process.name, largest, policy)}"
         )
     needed = sum(process.total * process.count for process in found if process.on_device)
@@ -193,7 +196,7 @@ def _remedy(process: str, part: str, policy: PolicyTraining) -> str:
     if process == "learner rank":
         return f"raise learner.zero_stage (now {policy.learner.zero_stage}) and learner.ranks (now {policy.learner.ranks})"
     if process == "engine worker":
-        return "raise rollout.engine.tensor_parallel, or lower rollout.engine.max_num_seqs"
+        return "raise rollout.engine.gpu_memory_utilization or tensor_parallel, or lower rollout.engine.max_num_seqs"
     return "take devices with more memory, or a smaller model"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, Recipe
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.models.packaged import resolve_model
-from dvpo_ray.planning.calibration import calibrated, measured
+from dvpo_ray.planning.calibration import calibrated, measured, recipe_of
 from dvpo_ray.planning.compare import online_critic
 from dvpo_ray.planning.devices import parse_devices
 from dvpo_ray.planning.memory import GB
@@ -39,7 +39,9 @@ def describe(recipe: Recipe, devices: str, model: Path | None, run: Path | None,
     if run is not None:
         seconds, tokens = measured(run)
         work = Workload.of(policy, answer_tokens or tokens)
-        efficiency = calibrated(policy, shape, group.device, replace(work, answer=tokens), seconds)
+        done = recipe_of(run)
+        its_shape = ModelShape.from_folder(resolve_model(done.model.path))
+        efficiency = calibrated(done.policy, its_shape, group.device, Workload.of(done.policy, tokens), seconds)
     plan = make_plan(policy, shape, recipe.model.attention, group, work, efficiency)
     critic = online_critic(policy, shape, group.device, efficiency, work)
     with_critic = plan.stages | {"score": plan.stages["score"] + critic.scoring, "learn": plan.stages["learn"] + critic.learning}
@@ -71,7 +73,10 @@ def describe(recipe: Recipe, devices: str, model: Path | None, run: Path | None,
 def _scaling(
     plan: Plan, recipe: PolicyRecipe | PipelineRecipe, shape: ModelShape, device: Any, efficiency: Efficiency, work: Workload
 ) -> list[dict[str, float]]:
-    """Simulated step time when processes and answers of a step grow together: what is lost to answers of unequal length."""
+    """Simulated step time when processes and answers of a step grow together: what is lost to answers of unequal length.
+
+    Time to exchange gradients and weights between machines is not counted.
+    """
     policy = recipe.policy
     split = plan.best
     if split is None:

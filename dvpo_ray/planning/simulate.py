@@ -184,7 +184,7 @@ class _Simulation:
         if not self.learning and self.unscored.get(self.trained) == 0:
             self.learning = True
             self.busy["learn"] += self.cluster.learn
-            self._push(self.cluster.learn + self.cluster.sync, "trained")
+            self._push(self.cluster.learn, "learned")
 
     def _on_tokens(self, index: int, stamp: int) -> None:
         """An answer of an engine ends, unless the engine changed since this was foreseen."""
@@ -196,6 +196,14 @@ class _Simulation:
         self.unscored[step] -= rows
         self._score()
         self._learn()
+
+    def _on_learned(self) -> None:
+        """Engines stand still while they take the new weights."""
+        for index, engine in enumerate(self.engines):
+            self._advance(index)
+            engine.since += self.cluster.sync
+            engine.stamp += 1
+        self._push(self.cluster.sync, "trained")
 
     def _on_trained(self) -> None:
         self.trained += 1

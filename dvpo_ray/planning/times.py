@@ -29,18 +29,17 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows of one step and their mean lengths, in tokens; ``shared`` prompt tokens are common to all rows and read once."""
+    """Rows of one step and their mean lengths, in tokens."""
 
     rows: int
     prompt: float
     answer: float
-    shared: float = 0.0
 
     @classmethod
-    def of(cls, policy: PolicyTraining, answer: float | None = None, shared: float = 0.0) -> Workload:
+    def of(cls, policy: PolicyTraining, answer: float | None = None) -> Workload:
         """The longest rows a recipe allows, or rows of a known mean answer."""
         rollout = policy.rollout
-        return cls(rollout.rows_per_step, policy.data.max_prompt_tokens, answer or rollout.max_new_tokens, shared)
+        return cls(rollout.rows_per_step, policy.data.max_prompt_tokens, answer or rollout.max_new_tokens)
 
     @property
     def context(self) -> float:
@@ -50,7 +49,7 @@ class Workload:
     @property
     def tokens(self) -> float:
         """Tokens read by a model that scores or trains."""
-        return self.rows * (self.prompt - self.shared + self.answer) + self.shared
+        return self.rows * (self.prompt + self.answer)
 
 
 def decode_step(
@@ -69,7 +68,7 @@ def rollout_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, e
     shards = rollout.engine.tensor_parallel
     rows = work.rows / rollout.actors
     active = min(rows, rollout.engine.max_num_seqs)
-    prefill = shape.forward_flops(rows * (work.prompt - work.shared), work.prompt / 2) / shards
+    prefill = shape.forward_flops(rows * work.prompt, work.prompt / 2) / shards
     decode = decode_step(shape, device, efficiency, active, work.prompt + work.answer / 2, shards)
     return prefill / (device.flops * efficiency.forward) + rows / active * work.answer * decode
 
@@ -120,11 +119,14 @@ def stage_seconds(
 
 
 def step_seconds(stages: dict[str, float], max_staleness: int, shared_devices: bool) -> float:
-    """Seconds of a step in the steady state.
+    """Seconds of a step in the steady state, when no stage waits for a single late answer.
 
-    On devices that all stages share, or without staleness, stages follow one another; else the slowest of the two sides sets
-    the pace: generating and scoring, or learning and syncing.
+    On devices that all stages share, or without staleness, stages follow one another. Else the slowest sets the pace, and
+    engines and learner both stand still during a sync; and a step is under way for its whole length, with
+    ``max_staleness + 1`` at a time.
     """
+    total = sum(stages.values())
     if shared_devices or max_staleness == 0:
-        return sum(stages.values())
-    return max(stages["rollout"], stages["score"], stages["learn"] + stages["sync"])
+        return total
+    slowest = max(stages["rollout"] + stages["sync"], stages["score"], stages["learn"] + stages["sync"])
+    return max(slowest, total / (max_staleness + 1))

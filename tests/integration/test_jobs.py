@@ -246,7 +246,8 @@ def test_generation_ahead_of_training_stays_within_its_limit(policy_recipe: Make
     assert all(0 < line["staleness/weight"] <= 2 for line in steps)
     assert steps[-1]["ledger/in_flight"] == 0 and steps[-1]["ledger/trained"] == 16 * STEPS
     assert result["gold_after"] > result["gold_before"]
-    assert set(result["idle_share"]) >= {"rollout", "score", "learn", "sync"}
+    assert set(result["idle_share"]) == {"rollouts", "scorers", "learner"}
+    assert all(0 < share < 1 for share in result["idle_share"].values())
 
 
 def test_evaluation_of_a_saved_policy_and_the_report(

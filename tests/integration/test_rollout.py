@@ -26,7 +26,7 @@ from dvpo_ray.config.sections import (
 from dvpo_ray.errors import ActorFailedError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights
+from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights, Ragged, ScoredBatch
 from dvpo_ray.weights import WeightPublisher
 from tests.fakes import scored_batch
 
@@ -204,10 +204,10 @@ def test_learner_ranks_and_zero_stages_take_the_same_step(
     gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0, publish_folder=str(tmp_path / "w"))
     gang.wait_ready()
     try:
-        batches = [ray_module.put(scored_batch(ANSWER_LENGTHS, seed=1))]
-        result = gang.step(0, 0.1, batches)
+        scored = scored_batch(ANSWER_LENGTHS, seed=1)
+        result = gang.step(0, 0.1, [ray_module.put(scored)])
         tensors = published_tensors(result.weights)
-        expected = reference_step(tiny_model, config)
+        expected = reference_step(tiny_model, config, scored)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
         for name, tensor in tensors.items():
             assert torch.allclose(tensor, expected[0][name], atol=2e-5), name
@@ -215,13 +215,36 @@ def test_learner_ranks_and_zero_stages_take_the_same_step(
         gang.stop()
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2)])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_sharded_ranks_agree_when_only_one_has_rows_with_a_common_beginning(
+    ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int
+) -> None:
+    """One rank gets two rows that begin alike, the other a single row: both must make the same passes."""
+    config = settings()
+    learner = config.learner.model_copy(update={"ranks": 2, "zero_stage": stage, "token_budget": 256})
+    config = config.model_copy(update={"learner": learner})
+    scored = scored_batch([20, 6, 7], seed=2)
+    begun = [np.concatenate([np.arange(2, 14, dtype=np.int32), row]) for row in scored.prompt_ids.rows()]
+    scored = replace(scored, prompt_ids=Ragged.of(begun, np.int32))
+    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0, publish_folder=str(tmp_path / "w"))
+    gang.wait_ready()
+    try:
+        result = gang.step(0, 0.1, [ray_module.put(scored)])
+        weights, norm = reference_step(tiny_model, config, scored)
+        assert result.metrics["optimizer/grad_norm"] == pytest.approx(norm, rel=1e-3)
+        for name, tensor in published_tensors(result.weights).items():
+            assert torch.allclose(tensor, weights[name], atol=2e-5), name
+    finally:
+        gang.stop()
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
 def test_rows_that_stream_in_take_the_same_step(
     ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int
 ) -> None:
     """Gradients added up while batches come, in any order, give the weights of all rows at once."""
     config = settings()
-    learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 24})
+    learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 24 if ranks == 1 else 18})
     ppo = config.ppo.model_copy(update={"loss_normaliser": "limit"})
     advantage = config.advantage.model_copy(update={"whitening": "none"})
     config = config.model_copy(update={"learner": learner, "ppo": ppo, "advantage": advantage, "streaming": True})
@@ -229,8 +252,9 @@ def test_rows_that_stream_in_take_the_same_step(
     gang.wait_ready()
     try:
         scored = scored_batch(ANSWER_LENGTHS, seed=1)
+        # 12, 18, 7 and 30 tokens: the first three fill a micro-batch of every rank when the last comes.
         result = gang.step(0, 0.1, (ray_module.put(scored.take(rows)) for rows in ([4], [2, 0], [5], [1, 3])))
-        expected = reference_step(tiny_model, config)
+        expected = reference_step(tiny_model, config, scored)
         assert sorted(result.row_ids) == sorted(scored.row_ids)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
         for name, tensor in published_tensors(result.weights).items():
@@ -245,11 +269,10 @@ def published_tensors(weights: PublishedWeights) -> dict[str, torch.Tensor]:
     return load_file(weights.path)
 
 
-def reference_step(folder: Path, config: PolicyTraining) -> tuple[dict[str, torch.Tensor], float]:
+def reference_step(folder: Path, config: PolicyTraining, scored: ScoredBatch) -> tuple[dict[str, torch.Tensor], float]:
     """The same step in plain torch: whole batch, no micro-batches, no DeepSpeed."""
     from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
 
-    scored = scored_batch(ANSWER_LENGTHS, seed=1)
     prepared, _ = prepare(scored, 0, config.advantage, config.kl, 0.1)
     model = load_policy(folder, torch.float32, "eager")
     batch = pad_sequences(scored.prompt_ids.rows(), scored.response_ids.rows())

@@ -192,7 +192,11 @@ def test_streaming_hands_batches_on_while_others_are_generated(tmp_path: Path, s
         return step(number, beta, batches)
 
     stages.generate, stages.step = hold_the_last, learn
-    given: dict[str, object] = {"ppo": {"loss_normaliser": "limit"}, "advantage": {"whitening": "scale"}}
+    given: dict[str, object] = {
+        "ppo": {"loss_normaliser": "limit"},
+        "advantage": {"whitening": "scale"},
+        "scorer": {"rows_per_call": 1},
+    }
     run_driver(tmp_path, stages, streaming=streaming, **given)
     assert overlapped == [streaming] * STEPS
     assert [len(batch) for batch in stages.trained] == [4] * STEPS

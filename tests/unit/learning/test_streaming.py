@@ -42,4 +42,6 @@ def test_streaming_names_all_it_needs() -> None:
         policy()
     with pytest.raises(ConfigError, match="inner_epochs = 1 and"):
         policy(ppo={"inner_epochs": 2, "loss_normaliser": "limit"}, advantage={"whitening": "none"})
-    policy(ppo={"loss_normaliser": "limit"}, advantage={"whitening": "scale"})
+    with pytest.raises(ConfigError, match=r"scorer\.rows_per_call below the 32 answers of a step"):
+        policy(ppo={"loss_normaliser": "limit"}, advantage={"whitening": "scale"})
+    policy(ppo={"loss_normaliser": "limit"}, advantage={"whitening": "scale"}, scorer={"rows_per_call": 8})
