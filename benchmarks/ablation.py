@@ -61,10 +61,10 @@ def plot(folders: dict[str, list[Path]], path: Path) -> None:
         golds.bar(i, statistics.mean(after), color=COLOURS[kind], alpha=0.6)
         golds.scatter([i] * len(after), after, color=COLOURS[kind], zorder=3)
     before = json.loads((next(iter(folders.values()))[0] / "result.json").read_text())["gold_before"]
-    golds.axhline(before, color="#666", linestyle="--", linewidth=1)
-    golds.annotate("before training", (len(folders) - 0.5, before), ha="right", va="bottom", fontsize=8, color="#666")
+    golds.axhline(before, color="#222", linestyle="--", linewidth=1)
     golds.set_xticks(range(len(folders)), [kind.removeprefix("dvpo_") for kind in folders])
-    golds.set_ylabel("held-out gold after training")
+    golds.set_ylabel("held-out gold after training (dashed: before)")
+    curves.xaxis.get_major_locator().set_params(integer=True)
     curves.set_xlabel("step")
     curves.set_ylabel("frozen value at the answer's end")
     curves.legend(frameon=False)
