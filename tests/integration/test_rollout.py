@@ -182,6 +182,7 @@ def test_answers_under_way_go_on_with_the_new_weights(rollouts: RolloutPool, tin
     rollouts.sync(publisher.publish(31, weights[31].items()))
     handles += list(stream)
     answers = ray_module.get(handles, timeout=120)
+    rollouts.sync(publisher.publish(32, weights[30].items()))
     publisher.close()
     assert sorted(answer.row_id for answer in answers) == sorted(request.row_id for request in asked)
     spanning = [answer for answer in answers if set(answer.versions.tolist()) == {30, 31}]
@@ -206,11 +207,9 @@ def test_learner_ranks_and_zero_stages_take_the_same_step(
     try:
         scored = scored_batch(ANSWER_LENGTHS, seed=1)
         result = gang.step(0, 0.1, [ray_module.put(scored)])
-        tensors = published_tensors(result.weights)
         expected = reference_step(tiny_model, config, scored)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
-        for name, tensor in tensors.items():
-            assert torch.allclose(tensor, expected[0][name], atol=2e-5), name
+        assert_same_weights(result.weights, expected[0])
     finally:
         gang.stop()
 
@@ -232,8 +231,7 @@ def test_sharded_ranks_agree_when_only_one_has_rows_with_a_common_beginning(
         result = gang.step(0, 0.1, [ray_module.put(scored)])
         weights, norm = reference_step(tiny_model, config, scored)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(norm, rel=1e-3)
-        for name, tensor in published_tensors(result.weights).items():
-            assert torch.allclose(tensor, weights[name], atol=2e-5), name
+        assert_same_weights(result.weights, weights)
     finally:
         gang.stop()
 
@@ -257,16 +255,18 @@ def test_rows_that_stream_in_take_the_same_step(
         expected = reference_step(tiny_model, config, scored)
         assert sorted(result.row_ids) == sorted(scored.row_ids)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
-        for name, tensor in published_tensors(result.weights).items():
-            assert torch.allclose(tensor, expected[0][name], atol=2e-5), name
+        assert_same_weights(result.weights, expected[0])
     finally:
         gang.stop()
 
 
-def published_tensors(weights: PublishedWeights) -> dict[str, torch.Tensor]:
+def assert_same_weights(published: PublishedWeights, expected: dict[str, torch.Tensor]) -> None:
+    """Equal up to a tenth of the learning rate: Adam's first step is about the rate whatever the gradient, so an element whose
+    gradient is next to nothing may differ a little, and one with a wrong gradient differs by the rate or twice of it."""
     from safetensors.torch import load_file
 
-    return load_file(weights.path)
+    for name, tensor in load_file(published.path).items():
+        assert torch.allclose(tensor, expected[name], rtol=0, atol=1e-4), name
 
 
 def reference_step(folder: Path, config: PolicyTraining, scored: ScoredBatch) -> tuple[dict[str, torch.Tensor], float]:
