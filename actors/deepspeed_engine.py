@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,17 @@ class TrainingEngine:
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters of the wrapped Hugging Face model by name, tied ones once; under ZeRO-3 they are shards."""
+        return dict(self.engine.module.model.named_parameters())
+
     @contextmanager
-    def full_weights(self) -> Iterator[Iterator[tuple[str, Tensor]]]:
-        """(name, tensor) of the wrapped Hugging Face model, gathered over ZeRO-3 shards; tied copies appear once."""
+    def whole(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Within the block these parameters are whole on every rank; all ranks take part."""
         import deepspeed
 
-        model = self.engine.module.model
-        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self._config.zero_stage == 3):
-            yield iter(model.named_parameters())
+        with deepspeed.zero.GatheredParameters(list(parameters), enabled=self._config.zero_stage == 3):
+            yield
 
     def save_pretrained(self, folder: Path, base: Path, trust_remote_code: bool, extra: dict[str, object] | None = None) -> None:
         """Write an ordinary Hugging Face folder with the tokenizer of ``base``, and a manifest when ``extra`` is given.
@@ -113,7 +116,7 @@ class TrainingEngine:
         """
         from transformers import AutoTokenizer
 
-        with self.full_weights():
+        with self.whole(list(self.weights().values())):
             if dist.get_rank() == 0:
                 with written_atomically(folder) as temporary:
                     self.engine.module.model.save_pretrained(temporary)

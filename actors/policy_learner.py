@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from dvpo_ray.learning.policy_update import PreparedBatch, TokenBatch, loss, mea
 from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_metrics
 from dvpo_ray.learning.streaming import OpenStep
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import PublishedWeights, Ragged, ScoredBatch, StepResult
-from dvpo_ray.weights import WeightPublisher
+from dvpo_ray.rows import Ragged, ScoredBatch, StepResult, TensorSpec, WeightBucket
+from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, spec_of, write_bucket
 
 
 class PolicyLearnerRank(Rank):
@@ -36,12 +37,11 @@ class PolicyLearnerRank(Rank):
         model: ModelSection,
         policy: PolicyTraining,
         seed: int,
-        publish_folder: str,
     ) -> None:
         super().__init__(rank, world, model_folder, model, policy.learner, seed)
         self.policy = policy
-        self.publish_folder = Path(publish_folder)
-        self.publisher: WeightPublisher | None = None
+        self._memory = SharedBuffer()
+        self._buckets: list[tuple[TensorSpec, ...]] = []
         self._open: OpenStep | None = None
         self._scale: Tensor | None = None
 
@@ -53,6 +53,8 @@ class PolicyLearnerRank(Rank):
         reader = PolicyReader(model, self.policy.rollout.temperature, share_prefix=self.share_prefix)
         updates = self.policy.steps * self.policy.ppo.inner_epochs * self.policy.ppo.mini_batches
         self.engine = TrainingEngine(reader, self.config, updates)
+        specs = [spec_of(name, tensor) for name, tensor in self.engine.weights().items()]
+        self._buckets = plan_buckets(specs, self.policy.transfer.bucket_mib * 2**20)
         return pid
 
     def step(self, step: int, beta: float, *batches: ScoredBatch) -> StepResult:
@@ -109,25 +111,33 @@ class PolicyLearnerRank(Rank):
         self._scale = prepared.moments
         return self._close(step, scored, dropped, metrics, opened.began)
 
-    def publish(self, version: int) -> PublishedWeights:
-        """Write the weights for the engines (rank 0 writes, all ranks take part in gathering)."""
-        with self.engine.full_weights() as tensors:
+    def bucket_count(self) -> int:
+        """Buckets in which this model's weights travel."""
+        return len(self._buckets)
+
+    def bucket(self, version: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
+        """One bucket of the current weights, in shared memory or as an array, and that it was made.
+
+        Rank 0 gives it, all take part in gathering. The memory is used again for the next bucket: engines must have loaded this
+        one before.
+        """
+        specs, weights = self._buckets[index], self.engine.weights()
+        with self.engine.whole([weights[spec.name] for spec in specs]):
             if self.rank != 0:
-                return PublishedWeights(version, "", "", 0)
-            if self.publisher is None:
-                layout = {name: tensor.detach() for name, tensor in tensors}
-                self.publisher = WeightPublisher(self.publish_folder, layout)
-                tensors = iter(layout.items())
-            return self.publisher.publish(version, tensors)
+                return None, True
+            size = layout(specs)[1]
+            memory = self._memory.bytes(size) if shared else torch.empty(size, dtype=torch.uint8)
+            digest = write_bucket(memory, specs, weights)
+        where: dict[str, Any] = {"path": self._memory.path} if shared else {"data": memory.numpy()}
+        return WeightBucket(version, index, len(self._buckets), specs, size, digest, **where), True
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as an ordinary Hugging Face folder with a manifest."""
         self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code, facts)
 
     def stop(self) -> None:
-        """Leave the gang and remove published files."""
-        if self.publisher is not None:
-            self.publisher.close()
+        """Leave the gang and give shared memory back."""
+        self._memory.close()
         self.leave()
 
     def _add_up(self, opened: OpenStep, scored: ScoredBatch, beta: float, last: bool) -> None:
@@ -181,14 +191,11 @@ class PolicyLearnerRank(Rank):
     def _close(
         self, step: int, scored: ScoredBatch, dropped: tuple[str, ...], metrics: dict[str, float], began: float
     ) -> StepResult:
-        """Publish the new weights and sum the step up."""
-        trained = time.monotonic()
-        weights = self.publish(step + 1)
-        metrics |= staleness_metrics(scored, step, len(dropped))
-        metrics |= {"seconds/update": trained - began, "seconds/publish": time.monotonic() - trained}
+        """Sum the step up."""
+        metrics |= staleness_metrics(scored, step, len(dropped)) | {"seconds/update": time.monotonic() - began}
         metrics["loss/skipped_updates"] = float(self.skipped)
         self.release_free_memory()
-        return StepResult(step, weights, scored.row_ids, metrics, dropped)
+        return StepResult(step, step + 1, scored.row_ids, metrics, dropped)
 
     def _micro_loss(
         self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,9 +18,11 @@ from actors.scorer import ScorerActor
 from actors.value_learner import ValueLearnerRank
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection, ScorerSection
-from dvpo_ray.errors import ActorFailedError, DvpoError, WeightSyncError
-from dvpo_ray.rows import GenerationRequest, PublishedWeights, ScoredBatch, StepResult
-from dvpo_ray.stages import Handle
+from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, DvpoError, WeightSyncError
+from dvpo_ray.rows import GenerationRequest, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.stages import Handle, Weights
+
+SENDINGS = 3
 
 
 @contextmanager
@@ -83,6 +87,11 @@ class RolloutPool:
         checksums = get(self._starting, self._cluster.start_timeout_s, "a rollout actor", "starting its engine")
         return self._agree(checksums, "the starting weights")
 
+    def nodes(self) -> set[str]:
+        """Ids of the Ray nodes that the engines are on."""
+        calls = [actor.node.remote() for actor in self._actors]
+        return set(get(calls, self._cluster.call_timeout_s, "a rollout actor", "telling its node"))
+
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
         """One answer handle for each request, as they finish on any engine."""
         count = len(self._actors)
@@ -106,11 +115,42 @@ class RolloutPool:
                 ray.get(handle, timeout=self._cluster.call_timeout_s)
             yield handle
 
-    def sync(self, weights: PublishedWeights) -> str:
-        """Load a version into every engine; all must report the same checksum."""
-        calls = [actor.update_weights.remote(weights) for actor in self._actors]
-        checksums = get(calls, self._cluster.call_timeout_s, "a rollout actor", f"loading weights {weights.version}")
-        return self._agree(checksums, f"version {weights.version}", weights.sha256)
+    def sync(self, weights: Weights) -> str:
+        """Load a version into every engine, a bucket at a time; all must report the same checksum."""
+        served: list[ServedWeights] = []
+        for index in range(weights.count):
+            served = self._load_bucket(weights, index)
+        known = {(one.version, one.payload) for one in served}
+        if len(known) != 1:
+            raise WeightSyncError(f"rollout actors took different payloads for weights {weights.version}: {sorted(known)}")
+        return self._agree([one.checksum for one in served], f"version {weights.version}", served[0].payload)
+
+    def _load_bucket(self, weights: Weights, index: int) -> list[Any]:
+        """Have every engine load a bucket; one that found it damaged is sent it again."""
+        waiting = dict(enumerate(self._actors))
+        served: dict[int, Any] = {}
+        for attempt in range(SENDINGS):
+            bucket = weights.bucket(index)
+            calls = {i: actor.load_bucket.remote(bucket) for i, actor in waiting.items()}
+            for i, call in calls.items():
+                try:
+                    timeout = self._cluster.call_timeout_s
+                    served[i] = get(call, timeout, f"rollout-{i}", f"loading bucket {index} of weights {weights.version}")
+                    del waiting[i]
+                except DamagedWeightsError as error:
+                    if attempt + 1 == SENDINGS:
+                        self._give_up(index)
+                        raise
+                    logging.getLogger(__name__).warning("rollout-%d: %s; it is sent again", i, error)
+            if not waiting:
+                break
+        return [served[i] for i in sorted(served)]
+
+    def _give_up(self, index: int) -> None:
+        """Engines that had begun an update stay fenced; those that had not go on with what they serve."""
+        if index > 0:
+            calls = [actor.abandon_update.remote() for actor in self._actors]
+            get(calls, self._cluster.call_timeout_s, "a rollout actor", "abandoning an update")
 
     def busy_seconds(self) -> float:
         """Mean time in which an engine had answers under way, in seconds."""
@@ -212,28 +252,28 @@ class Gang:
 
     def __init__(self, actors: list[Any], cluster: ClusterSection) -> None:
         self.actors = actors
-        self._cluster = cluster
+        self.cluster = cluster
         self._starting: list[Any] = []
 
     def begin_start(self) -> None:
         """Let rank 0 name an address, then start all ranks at once."""
-        address, port = get(self.actors[0].rendezvous.remote(), self._cluster.start_timeout_s, "learner-0", "starting")
+        address, port = get(self.actors[0].rendezvous.remote(), self.cluster.start_timeout_s, "learner-0", "starting")
         self._starting = [actor.start.remote(address, port) for actor in self.actors]
 
     def wait_ready(self) -> None:
         """Wait until every rank has its model."""
         if not self._starting:
             self.begin_start()
-        get(self._starting, self._cluster.start_timeout_s, "a learner rank", "loading its model")
+        get(self._starting, self.cluster.start_timeout_s, "a learner rank", "loading its model")
 
     def call(self, method: str, *args: Any, doing: str) -> list[Any]:
         """Call a method on every rank; results in rank order."""
         calls = [getattr(actor, method).remote(*args) for actor in self.actors]
-        return get(calls, self._cluster.call_timeout_s, "a learner rank", doing)
+        return get(calls, self.cluster.call_timeout_s, "a learner rank", doing)
 
     def busy_seconds(self) -> float:
         """Mean time in which a rank trained, in seconds."""
-        return mean_busy_seconds(self.actors, self._cluster, "a learner rank")
+        return mean_busy_seconds(self.actors, self.cluster, "a learner rank")
 
     def stop(self) -> None:
         """Leave the process group, then end the actors."""
@@ -250,15 +290,16 @@ class PolicyLearner(Gang):
         policy: PolicyTraining,
         cluster: ClusterSection,
         seed: int,
-        publish_folder: str,
     ) -> None:
         learner = policy.learner
+        self._backend = policy.transfer.backend
+        self._shared = self._backend != "object_store"
         self._streaming = policy.streaming
         environment = actor_environment(learner.cpu_threads)
         share = learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
         actors = [
             start_actor(PolicyLearnerRank, f"learner-{i}", environment, share).remote(
-                i, learner.ranks, model_folder, model, policy, seed, publish_folder
+                i, learner.ranks, model_folder, model, policy, seed
             )
             for i in range(learner.ranks)
         ]
@@ -271,16 +312,40 @@ class PolicyLearner(Gang):
             return self.call("step", step, beta, *scored, doing=doing)[0]
         given = [actor.accumulate.remote(step, beta, batch) for batch in scored for actor in self.actors]
         # Should a rank fail while it accumulates, its error says more than that of a step it never began.
-        get(given, self._cluster.call_timeout_s, "a learner rank", doing)
+        get(given, self.cluster.call_timeout_s, "a learner rank", doing)
         return self.call("finish", step, beta, doing=doing)[0]
 
-    def publish(self, version: int) -> PublishedWeights:
-        """Write the current weights for the engines."""
-        return self.call("publish", version, doing="publishing weights")[0]
+    def connect(self, rollouts: RolloutPool) -> None:
+        """Send weights through shared memory when all engines are on the node of rank 0, unless the recipe says how."""
+        if self._backend == "auto":
+            here = get(self.actors[0].node.remote(), self.cluster.call_timeout_s, "learner-0", "telling its node")
+            self._shared = rollouts.nodes() == {here}
+
+    def weights(self, version: int) -> GangWeights:
+        """The current weights, for the engines."""
+        count = self.call("bucket_count", doing="counting buckets")[0]
+        return GangWeights(self, version, count, self._shared)
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""
         self.call("save", folder, facts, doing="saving the policy")
+
+
+@dataclass(frozen=True)
+class GangWeights:
+    """A version of the policy's weights, held by its learner ranks."""
+
+    gang: Gang
+    version: int
+    count: int
+    shared: bool
+
+    def bucket(self, index: int) -> Handle:
+        """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
+        doing = f"gathering bucket {index} of weights {self.version}"
+        calls = [actor.bucket.options(num_returns=2).remote(self.version, index, self.shared) for actor in self.gang.actors]
+        get([done for _, done in calls], self.gang.cluster.call_timeout_s, "a learner rank", doing)
+        return calls[0][0]
 
 
 def value_gang(

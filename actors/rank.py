@@ -54,6 +54,12 @@ class Rank:
         address = ray.util.get_node_ip_address()
         return address, free_port(address)
 
+    def node(self) -> str:
+        """Id of the Ray node this process is on."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
     def join(self, address: str, port: int) -> int:
         """Join the process group; returns this process's id."""
         self.device = join_process_group(self.rank, self.world, address, port, self.config.cpu_threads)

@@ -14,8 +14,8 @@ import torch
 from actors.busy import BusyClock
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorFailedError, WeightSyncError
-from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights
-from dvpo_ray.weights import verify_published
+from dvpo_ray.rows import Answer, GenerationRequest, ServedWeights, WeightBucket
+from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
 
@@ -35,8 +35,11 @@ class RolloutActor:
         self._trust_remote_code = trust_remote_code
         self._engine: Any = None
         self._fence: str | None = "the engine has not started"
-        self._updating = asyncio.Lock()
-        self._version = 0
+        self._served = asyncio.Event()
+        self._served.set()
+        self._expected: tuple[int, int] | None = None
+        self._payload = hashlib.sha256()
+        self._buffer = SharedBuffer()
         self._busy = BusyClock()
 
     async def start(self) -> str:
@@ -50,7 +53,7 @@ class RolloutActor:
         self._engine = AsyncLLM.from_engine_args(args)
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
         checksum = await self._checksum()
-        await self._engine.update_weight_version(str(self._version))
+        await self._engine.update_weight_version("0")
         self._fence = None
         return checksum
 
@@ -61,9 +64,9 @@ class RolloutActor:
             ActorFailedError: an answer missed its deadline; the message names its row.
             WeightSyncError: the engine is fenced.
         """
-        async with self._updating:
-            if self._fence:
-                raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
+        await self._served.wait()
+        if self._fence:
+            raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
         tasks = [asyncio.create_task(self._answer(request)) for request in requests]
         self._busy.enter()
         try:
@@ -74,30 +77,64 @@ class RolloutActor:
             for task in tasks:
                 task.cancel()
 
-    async def update_weights(self, weights: PublishedWeights) -> str:
-        """Verify and load a version; returns the checksum of the weights now serving.
+    async def load_bucket(self, bucket: WeightBucket) -> ServedWeights | None:
+        """Verify and load one bucket of a version; buckets come in order. Serves the version after the last, and says so.
 
-        A payload that fails verification is refused before the engine is touched. A failure after that leaves the engine
-        fenced until a full update succeeds.
+        A damaged bucket is refused and may be sent again. From the first good bucket on the engine is fenced, and it stays so
+        after a failure, until all buckets of a version are loaded.
         """
-        async with self._updating:
-            return await self._update(weights)
+        await asyncio.to_thread(verify, bucket)
+        try:
+            if bucket.index == 0:
+                await self._begin_update(bucket.version)
+            if self._expected != (bucket.version, bucket.index):
+                raise WeightSyncError(f"bucket {bucket.index} of weights {bucket.version} came, expected {self._expected}")
+            self._expected = (bucket.version, bucket.index + 1)
+            self._payload.update(bucket.sha256.encode())
+            await self._load(bucket)
+            return await self._finish_update(bucket.version) if bucket.index + 1 == bucket.count else None
+        except BaseException:
+            await self.abandon_update()
+            raise
 
-    async def _update(self, weights: PublishedWeights) -> str:
+    async def abandon_update(self) -> None:
+        """Stop waiting for the rest of an update: the engine stays fenced, and who waits for it is told so."""
+        self._expected = None
+        self._served.set()
+
+    async def _begin_update(self, version: int) -> None:
+        self._served.clear()
+        self._fence = f"an update to version {version} did not complete"
+        self._payload = hashlib.sha256()
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        await self._engine.collective_rpc("abandon_weight_update")
+        await self._engine.start_weight_update()
+        self._expected = (version, 0)
+
+    async def _load(self, bucket: WeightBucket) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await asyncio.to_thread(verify_published, weights)
-        self._fence = f"an update to version {weights.version} did not complete"
-        await self._engine.pause_generation(mode="keep", clear_cache=True)
-        await self._engine.start_weight_update()
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
-        await self._engine.finish_weight_update(weight_version=str(weights.version))
+        path = bucket.path
+        if bucket.data is not None:
+            self._buffer.bytes(bucket.bytes).numpy()[:] = bucket.data
+            path = self._buffer.path
+        tensors = [[spec.name, spec.dtype, list(spec.shape)] for spec in bucket.tensors]
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": path, "tensors": tensors}))
+
+    async def _finish_update(self, version: int) -> ServedWeights:
+        await self._engine.finish_weight_update(weight_version=str(version))
         await self._engine.reset_prefix_cache()
         checksum = await self._checksum()
         await self._engine.resume_generation()
-        self._version = weights.version
-        self._fence = None
-        return checksum
+        self._expected, self._fence = None, None
+        self._served.set()
+        return ServedWeights(version, self._payload.hexdigest(), checksum)
+
+    async def node(self) -> str:
+        """Id of the Ray node this process is on."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
 
     async def busy_seconds(self) -> float:
         """Time since the start in which at least one answer was under way, in seconds."""
@@ -108,6 +145,7 @@ class RolloutActor:
         if self._engine is not None:
             engine, self._engine = self._engine, None
             self._fence = "the engine was stopped"
+            self._buffer.close()
             await asyncio.to_thread(engine.shutdown)
 
     async def _answer(self, request: GenerationRequest) -> Answer:
@@ -129,13 +167,8 @@ class RolloutActor:
         return _to_answer(request, final.outputs[0])
 
     async def _checksum(self) -> str:
-        """One digest over the digests of every parameter of every worker."""
-        per_worker = await self._engine.compute_weight_checksums()
-        digest = hashlib.sha256()
-        for digests in per_worker:
-            for name, value in sorted(digests.items()):
-                digest.update(f"{name}={value};".encode())
-        return digest.hexdigest()
+        """One digest over those of every worker."""
+        return hashlib.sha256("".join(await self._engine.collective_rpc("weight_digest")).encode()).hexdigest()
 
 
 def engine_arguments(model: str, config: RolloutSection, seed: int, trust_remote_code: bool = False) -> Any:
@@ -164,7 +197,7 @@ def engine_arguments(model: str, config: RolloutSection, seed: int, trust_remote
         # Log-probs of the distribution sampled from; the default would ignore temperature and top-p.
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.vllm_worker.DvpoWorkerExtension",
-        weight_transfer_config=WeightTransferConfig(backend="dvpo_safetensors"),
+        weight_transfer_config=WeightTransferConfig(backend="dvpo_buckets"),
         disable_log_stats=True,
     )
 

@@ -1,53 +1,62 @@
-"""Runs inside vLLM's worker process: the weight transfer engine that reads published safetensors.
+"""Runs inside vLLM's worker process: the weight transfer engine that reads buckets of weights, and digests of what is served.
 
 Importing this module registers the engine, so naming ``DvpoWorkerExtension`` as ``worker_extension_cls`` is all it takes.
-The metadata that crosses into the worker is plain JSON (a path and a version); tensors never travel as pickles.
+What crosses into the worker is plain JSON (a path and what lies there); tensors never travel as pickles.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-BACKEND = "dvpo_safetensors"
+from dvpo_ray.rows import TensorSpec
+from dvpo_ray.weights import mapped, read_bucket
+
+BACKEND = "dvpo_buckets"
 
 
 @dataclass
-class SafetensorsInitInfo(WeightTransferInitInfo):
-    """Nothing to negotiate: the file system is the channel."""
+class BucketInitInfo(WeightTransferInitInfo):
+    """Nothing to negotiate: shared memory is the channel."""
 
 
 @dataclass
-class SafetensorsUpdateInfo(WeightTransferUpdateInfo):
-    """Where the published weights lie; already verified by the rollout actor."""
+class BucketUpdateInfo(WeightTransferUpdateInfo):
+    """Where a bucket lies and the (name, type, shape) of its tensors; already verified by the rollout actor."""
 
     path: str
+    tensors: list[list[Any]]
 
 
-class SafetensorsWeightTransferEngine(WeightTransferEngine[SafetensorsInitInfo, SafetensorsUpdateInfo]):
-    """Loads checkpoint-format tensors from a local safetensors file through vLLM's layerwise reload.
+class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
+    """Loads checkpoint-format tensors, a bucket at a time, through vLLM's layerwise reload.
 
     Layerwise reload is required: CPU kernels repack weights after loading, so writing parameters in place would fail.
     """
 
-    init_info_cls = SafetensorsInitInfo
-    update_info_cls = SafetensorsUpdateInfo
+    init_info_cls = BucketInitInfo
+    update_info_cls = BucketUpdateInfo
 
-    def init_transfer_engine(self, init_info: SafetensorsInitInfo) -> None:
+    def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
         """No connection to open."""
 
     def start_weight_update(self) -> None:
         """Prepare every layer to take checkpoint-format weights again."""
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
         self._abandon_update()
         initialize_layerwise_reload(self.model)
 
@@ -56,8 +65,6 @@ class SafetensorsWeightTransferEngine(WeightTransferEngine[SafetensorsInitInfo, 
 
         Initialising skips such layers, and the tensors they had taken would be mixed with the new ones.
         """
-        from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, get_layerwise_info
-
         half_loaded = [info for info in map(get_layerwise_info, self.model.modules()) if info.can_load()]
         if half_loaded:
             for info in half_loaded:
@@ -65,15 +72,18 @@ class SafetensorsWeightTransferEngine(WeightTransferEngine[SafetensorsInitInfo, 
                 info.load_numel = 0
             finalize_layerwise_reload(self.model, self.model_config)
 
-    def receive_weights(self, update_info: SafetensorsUpdateInfo) -> None:
-        """Stream the tensors of the file into the model."""
-        with safe_open(update_info.path, framework="pt", device="cpu") as tensors:
-            self.model.load_weights((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118
+    def receive_weights(self, update_info: BucketUpdateInfo) -> None:
+        """Load a bucket's tensors into the model, and keep copies of those whose layers wait for the next bucket."""
+        specs = [TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in update_info.tensors]
+        self.model.load_weights(read_bucket(mapped(update_info.path), specs))
+        for module in self.model.modules():
+            for _, call in get_layerwise_info(module).loaded_weights:
+                for name, value in call.arguments.items():
+                    if name != "param" and isinstance(value, Tensor):
+                        call.arguments[name] = value.clone()
 
     def finish_weight_update(self) -> None:
         """Process the loaded layers for inference."""
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
         finalize_layerwise_reload(self.model, self.model_config)
         repack_tied_heads(self.model)
 
@@ -96,9 +106,40 @@ def repack_tied_heads(model: Any) -> None:
             layer.quant_method.process_weights_after_loading(layer)
 
 
+@torch.inference_mode()
+def packed_answers(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """(name, product with a fixed vector) of every layer that multiplies by a packed copy of its weight."""
+    for name, layer in model.named_modules():
+        if hasattr(layer, "cpu_linear"):
+            width = layer.embedding_dim if hasattr(layer, "embedding_dim") else layer.input_size_per_partition
+            dtype = next(layer.parameters()).dtype
+            probe = torch.randn(1, width, generator=torch.Generator().manual_seed(width)).to(dtype)
+            yield f"{name}.packed", layer.quant_method.apply(layer, probe)
+
+
 if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, SafetensorsWeightTransferEngine)
+    WeightTransferEngineFactory.register_engine(BACKEND, BucketWeightTransferEngine)
 
 
 class DvpoWorkerExtension:
-    """Mixed into vLLM's worker class; exists so that the worker imports this module."""
+    """Mixed into vLLM's worker class."""
+
+    def weight_digest(self) -> str:
+        """sha256 over the names and digests of all parameters, buffers and packed weights of this worker.
+
+        On CPU vLLM multiplies by packed copies whose bytes cannot be read, and drops the weights they were made of. Such a
+        layer is known by its answer to a fixed input.
+        """
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers()) | dict(packed_answers(model))
+
+        def digest(name: str) -> bytes:
+            flat = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            return f"{name}={hashlib.sha256(flat).hexdigest()};".encode()
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            return hashlib.sha256(b"".join(threads.map(digest, sorted(tensors)))).hexdigest()
+
+    def abandon_weight_update(self) -> None:
+        """Allow a new update to begin where one was broken off."""
+        self._weight_update_active = False

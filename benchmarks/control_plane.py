@@ -19,8 +19,9 @@ from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.driver import train
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import GenerationRequest, PublishedWeights, StepResult
+from dvpo_ray.rows import GenerationRequest, StepResult
 from dvpo_ray.run import Run
+from dvpo_ray.stages import Weights
 
 ROLLOUTS, SCORERS, RANKS = 256, 64, 64
 ROWS_PER_CALL = 16
@@ -43,6 +44,17 @@ class Batch:
 
     rows: list[str]
     done: float
+
+
+@dataclass(frozen=True)
+class NoWeights:
+    """A version without tensors."""
+
+    version: int
+    count: int = 0
+
+    def bucket(self, index: int) -> None:
+        """There is none."""
 
 
 class SimulatedStages:
@@ -90,12 +102,16 @@ class SimulatedStages:
         rows = tuple(row for batch in scored for row in batch.rows)
         self._until(time.monotonic() + self._seconds.learn)
         metrics = {"kl/per_answer": 0.0} | {f"metric/{i}": float(i) for i in range(40)}
-        return StepResult(step, PublishedWeights(step + 1, "", "", 0), rows, metrics)
+        return StepResult(step, step + 1, rows, metrics)
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
-    def sync(self, weights: PublishedWeights) -> str:
+    def weights(self, version: int) -> NoWeights:
+        """Only the number."""
+        return NoWeights(version)
+
+    def sync(self, weights: Weights) -> str:
         """Syncs for the time given."""
         self._until(time.monotonic() + self._seconds.sync)
         return "checksum"

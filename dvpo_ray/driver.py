@@ -42,7 +42,7 @@ def train(
             with record.span("learn"):
                 result = stages.learner.step(step, kl.beta, scored)
             with record.span("sync"):
-                checksum = stages.rollouts.sync(result.weights)
+                checksum = stages.rollouts.sync(stages.learner.weights(result.version))
             ledger.trained_rows(result.row_ids)
             ledger.dead_letter_rows(result.dropped_ids)
             kl.observe(result.metrics["kl/per_answer"])

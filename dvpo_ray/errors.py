@@ -40,6 +40,10 @@ class WeightSyncError(RunError):
     """New weights did not reach an engine intact; the engine is fenced."""
 
 
+class DamagedWeightsError(WeightSyncError):
+    """A bucket of weights is not what its digest says; it was refused before an engine took it."""
+
+
 class FrozenValueChangedError(RunError):
     """The frozen value model's parameters changed during a run."""
 

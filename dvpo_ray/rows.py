@@ -137,24 +137,51 @@ RAGGED_FIELDS = ("prompt_ids", "response_ids", "log_probs", "versions", "values"
 
 
 @dataclass(frozen=True)
-class PublishedWeights:
-    """Weights a learner published for the engines. Example: version 7 in ``/dev/shm/.../v7.safetensors``."""
+class TensorSpec:
+    """What a tensor is called, its type and shape. Example: ``TensorSpec("lm_head.weight", "bfloat16", (49152, 576))``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WeightBucket:
+    """Some tensors of one weight version on their way to the engines: bucket ``index`` of ``count``.
+
+    ``tensors`` are in the order in which they lie. The bytes are in ``data`` [bytes] (uint8), or, when it
+    is None, in the shared memory that ``path`` names on the learner's node.
+    """
 
     version: int
-    path: str
-    sha256: str
+    index: int
+    count: int
+    tensors: tuple[TensorSpec, ...]
     bytes: int
+    sha256: str
+    path: str = ""
+    data: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ServedWeights:
+    """What an engine says when it serves a version: the digest of what it was sent, and of what it holds."""
+
+    version: int
+    payload: str
+    checksum: str
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What one learner step did.
 
-    ``metrics`` are plain floats; ``row_ids`` the rows trained and ``dropped_ids`` those found too old, in no particular order.
+    ``version`` is that of the weights it made, ``metrics`` are plain floats; ``row_ids`` the rows trained and ``dropped_ids``
+    those found too old, in no particular order.
     """
 
     step: int
-    weights: PublishedWeights
+    version: int
     row_ids: tuple[str, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     dropped_ids: tuple[str, ...] = ()

@@ -122,7 +122,7 @@ class StepRecord:
         self._run.committed = now
         seconds["speed/answer_tokens_per_s"] = result.metrics.get("answer/total_tokens", 0.0) / seconds["seconds/step"]
         metrics = result.metrics | seconds | {name: float(value) for name, value in books.items()}
-        self._run.log(self._step, metrics | {"weights/version": float(result.weights.version)})
+        self._run.log(self._step, metrics | {"weights/version": float(result.version)})
 
     def _add(self, name: str, start: float, end: float) -> None:
         self._seconds[name] = end - start

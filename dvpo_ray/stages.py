@@ -9,9 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from dvpo_ray.rows import GenerationRequest, PublishedWeights, ScoredBatch, StepResult
+from dvpo_ray.rows import GenerationRequest, ScoredBatch, StepResult
 
 Handle = Any
+
+
+class Weights(Protocol):
+    """One version of the policy's weights, to be had a bucket at a time."""
+
+    @property
+    def version(self) -> int:
+        """The number of steps trained."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many buckets there are."""
+        ...
+
+    def bucket(self, index: int) -> Handle:
+        """A bucket (``WeightBucket``); it may be asked for again, and the one before is then gone."""
+        ...
 
 
 class Rollouts(Protocol):
@@ -21,7 +39,7 @@ class Rollouts(Protocol):
         """Waits for engines; raises ActorFailedError when one dies or misses a deadline."""
         ...
 
-    def sync(self, weights: PublishedWeights) -> str:
+    def sync(self, weights: Weights) -> str:
         """Bring every engine to these weights; returns the checksum they all share."""
         ...
 
@@ -50,7 +68,11 @@ class Learner(Protocol):
     """Trains the policy."""
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
-        """Waits for scored batches as they come; returns after the update, with the weights published."""
+        """Waits for scored batches as they come; returns after the update."""
+        ...
+
+    def weights(self, version: int) -> Weights:
+        """The weights as they are now, under a version number."""
         ...
 
     def save(self, folder: str, facts: dict[str, object]) -> None:

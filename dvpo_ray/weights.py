@@ -1,121 +1,156 @@
-"""Published weights: a safetensors file in shared memory with a digest, written by a learner and read by engines.
+"""Weights on their way from the learner to the engines, a bucket at a time.
 
-Slots are written in turn and kept mapped, because touching fresh shared-memory pages costs several times more than
-overwriting old ones. With n slots, an engine must have taken a version before the n-th after it is published; a loop that syncs
-after every step needs one.
+A bucket is some whole tensors, one after another, without a header; what lies where travels beside it as plain numbers. It is
+kept in anonymous shared memory, which has a name only while its process lives: nothing stays behind when one is killed, and
+the size of ``/dev/shm`` does not matter.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import mmap
 import os
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.errors import WeightSyncError
-from dvpo_ray.rows import PublishedWeights
+from dvpo_ray.errors import DamagedWeightsError, WeightSyncError
+from dvpo_ray.rows import TensorSpec, WeightBucket
 
-HASH_CHUNK = 32 * 2**20
-_SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
-
-
-def tree_sha256(data: memoryview | mmap.mmap) -> str:
-    """sha256 over the sha256 digests of 32 MiB chunks, hashed on all cores."""
-    view = memoryview(data)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        digests = threads.map(
-            lambda start: hashlib.sha256(view[start : start + HASH_CHUNK]).digest(), range(0, max(len(view), 1), HASH_CHUNK)
-        )
-        joined = b"".join(digests)
-    view.release()
-    return hashlib.sha256(joined).hexdigest()
+HASH_CHUNK = 8 * 2**20
+ALIGNMENT = 64
+_MAPPED: dict[tuple[int, int, int], mmap.mmap] = {}
 
 
-class WeightPublisher:
-    """Writes successive versions of one model's tensors as safetensors files."""
+def spec_of(name: str, tensor: Tensor) -> TensorSpec:
+    """The spec of a tensor; that of a parameter sharded by ZeRO-3 is the whole one's."""
+    return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(getattr(tensor, "ds_shape", tensor.shape)))
 
-    def __init__(self, folder: Path, layout: Mapping[str, Tensor], slots: int = 1) -> None:
-        """``layout`` gives name, type and shape of every tensor; its values are not read."""
-        self._header, self._offsets, self._bytes = _safetensors_header(layout)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._paths = [folder / f"slot-{i}.safetensors" for i in range(slots)]
-        self._maps: list[mmap.mmap | None] = [None] * slots
 
-    def publish(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> PublishedWeights:
-        """Write one version and its digest; all tensors of the layout must come, in any order."""
-        slot = version % len(self._paths)
-        target = self._map(slot)
-        missing = set(self._offsets)
-        for name, tensor in tensors:
-            start, end = self._offsets[name]
-            flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-            if flat.numel() != end - start:
-                raise WeightSyncError(f"tensor '{name}' has {flat.numel()} bytes, the layout says {end - start}")
-            torch.frombuffer(target, dtype=torch.uint8, count=end - start, offset=start).copy_(flat)
-            missing.discard(name)
-        if missing:
-            raise WeightSyncError(f"version {version} lacks {len(missing)} tensors, for example '{min(missing)}'")
-        return PublishedWeights(version, str(self._paths[slot]), tree_sha256(target), self._bytes)
+def spec_bytes(spec: TensorSpec) -> int:
+    """A tensor's size in bytes."""
+    return math.prod(spec.shape) * int(getattr(torch, spec.dtype).itemsize)
+
+
+def plan_buckets(specs: Iterable[TensorSpec], limit: int) -> list[tuple[TensorSpec, ...]]:
+    """Cut tensors, in their order, into buckets of at most ``limit`` bytes; a larger tensor has a bucket of its own."""
+    buckets: list[list[TensorSpec]] = []
+    room = 0
+    for spec in specs:
+        size = _aligned(spec_bytes(spec))
+        if size > room or not buckets:
+            buckets.append([])
+            room = max(limit, size)
+        buckets[-1].append(spec)
+        room -= size
+    return [tuple(bucket) for bucket in buckets]
+
+
+def layout(specs: Sequence[TensorSpec]) -> tuple[list[int], int]:
+    """Offset of each tensor in its bucket, and the bucket's size, in bytes."""
+    ends = np.cumsum([0] + [_aligned(spec_bytes(spec)) for spec in specs])
+    return [int(start) for start in ends[:-1]], int(ends[-1])
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class SharedBuffer:
+    """Anonymous shared memory of one process, which others on the machine open by ``path`` while it lives.
+
+    It grows when needed and is kept mapped, because touching fresh pages costs several times more than writing old ones.
+    """
+
+    def __init__(self) -> None:
+        self._file = os.memfd_create("dvpo-weights", os.MFD_CLOEXEC)
+        self._map: mmap.mmap | None = None
+
+    @property
+    def path(self) -> str:
+        """Where other processes of the same user find it."""
+        return f"/proc/{os.getpid()}/fd/{self._file}"
+
+    def bytes(self, size: int) -> Tensor:
+        """The first ``size`` bytes as a uint8 tensor; it must not be kept when the buffer grows."""
+        if self._map is None or len(self._map) < size:
+            os.ftruncate(self._file, size)
+            self._map = mmap.mmap(self._file, size)
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=size)
 
     def close(self) -> None:
-        """Remove the files."""
-        self._maps = [None] * len(self._paths)
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-
-    def _map(self, slot: int) -> mmap.mmap:
-        existing = self._maps[slot]
-        if existing is not None:
-            return existing
-        with self._paths[slot].open("w+b") as file:
-            file.truncate(self._bytes)
-            mapped = mmap.mmap(file.fileno(), self._bytes)
-        mapped[: len(self._header)] = self._header
-        self._maps[slot] = mapped
-        return mapped
+        """Give the memory back."""
+        self._map = None
+        os.close(self._file)
 
 
-def verify_published(weights: PublishedWeights) -> None:
-    """Check a published file against its digest, before any engine is touched.
+def write_bucket(buffer: Tensor, specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor]) -> str:
+    """Copy tensors into a bucket of ``layout(specs)``; returns its digest.
 
     Raises:
-        WeightSyncError: the file is missing, cut short or altered.
+        WeightSyncError: a tensor is not of the size its spec says.
     """
-    path = Path(weights.path)
+    for spec, start in zip(specs, layout(specs)[0], strict=True):
+        flat = tensors[spec.name].detach().contiguous().flatten().view(torch.uint8)
+        if flat.numel() != spec_bytes(spec):
+            raise WeightSyncError(f"tensor '{spec.name}' has {flat.numel()} bytes, expected {spec_bytes(spec)}")
+        buffer[start : start + spec_bytes(spec)].copy_(flat)
+    return tree_sha256(buffer.numpy())
+
+
+def read_bucket(data: Any, specs: Sequence[TensorSpec]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a bucket's tensors, views of ``data`` (anything with the buffer protocol)."""
+    for spec, start in zip(specs, layout(specs)[0], strict=True):
+        flat = torch.frombuffer(data, dtype=torch.uint8, count=spec_bytes(spec), offset=start)
+        yield spec.name, flat.view(getattr(torch, spec.dtype)).view(spec.shape)
+
+
+def verify(bucket: WeightBucket) -> None:
+    """Check a bucket against its digest.
+
+    Raises:
+        DamagedWeightsError: it is missing, cut short or altered.
+    """
+    where = f"bucket {bucket.index + 1} of {bucket.count} of weights {bucket.version}"
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found, size = tree_sha256(data), len(data)
+        data = bucket_bytes(bucket)
+        size = min(len(data), bucket.bytes)
+        found = tree_sha256(np.frombuffer(data, np.uint8, count=size))
     except (OSError, ValueError) as error:
-        raise WeightSyncError(f"weights of version {weights.version} cannot be read from {path}: {error}") from error
-    if size != weights.bytes or found != weights.sha256:
-        raise WeightSyncError(
-            f"weights of version {weights.version} in {path} are damaged: {size} bytes, digest {found[:16]}..., expected "
-            f"{weights.bytes} bytes, {weights.sha256[:16]}...; they were refused and the engine keeps the version it serves"
+        raise DamagedWeightsError(f"{where} cannot be read: {error}") from error
+    if size != bucket.bytes or found != bucket.sha256:
+        raise DamagedWeightsError(
+            f"{where} is damaged: {size} bytes, digest {found[:16]}..., expected {bucket.bytes} bytes, "
+            f"{bucket.sha256[:16]}...; it was refused"
         )
 
 
-def _safetensors_header(layout: Mapping[str, Tensor]) -> tuple[bytes, dict[str, tuple[int, int]], int]:
-    """Header bytes, absolute byte range of each tensor, and the file's size (format: docs of the safetensors library)."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    ranges: dict[str, tuple[int, int]] = {}
-    position = 0
-    for name, tensor in layout.items():
-        size = tensor.numel() * tensor.element_size()
-        ranges[name] = (position, position + size)
-        entries[name] = {
-            "dtype": _SAFETENSORS_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, position + size],
-        }
-        position += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % 64)
-    header = struct.pack("<Q", len(text)) + text
-    return header, {name: (len(header) + a, len(header) + b) for name, (a, b) in ranges.items()}, len(header) + position
+def bucket_bytes(bucket: WeightBucket) -> Any:
+    """The bytes of a bucket, wherever they are (buffer protocol)."""
+    return mapped(bucket.path) if bucket.data is None else bucket.data.data
+
+
+def mapped(path: str) -> mmap.mmap:
+    """A file's bytes, shared; nothing may write to them. The last one mapped stays so: mapping costs more than reading."""
+    with Path(path).open("r+b") as file:
+        facts = os.fstat(file.fileno())
+        key = (facts.st_dev, facts.st_ino, facts.st_size)
+        if key not in _MAPPED:
+            _MAPPED.clear()
+            _MAPPED[key] = mmap.mmap(file.fileno(), 0)
+        return _MAPPED[key]
+
+
+def tree_sha256(data: Any) -> str:
+    """sha256 over the sha256 digests of 8 MiB chunks, hashed on all cores."""
+    view = memoryview(data)
+    starts = range(0, max(len(view), 1), HASH_CHUNK)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        joined = b"".join(threads.map(lambda start: hashlib.sha256(view[start : start + HASH_CHUNK]).digest(), starts))
+    return hashlib.sha256(joined).hexdigest()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +27,6 @@ from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prom
 
 POLICY = "policy"
 EVALUATIONS = "evaluations.jsonl"
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass
@@ -97,7 +94,6 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run)
     """Start Ray and all actors at once, wait for them, and take everything down again."""
     policy, cluster, seed = recipe.policy, recipe.cluster, recipe.run.seed
     folder, model = str(base.folder), recipe.model
-    publish_folder = SHARED_MEMORY / f"dvpo-{recipe.run.name}-{uuid.uuid4().hex[:8]}"
     with ray_session(cluster), run.failures(keep_logs):
         run.phase(
             f"starting {policy.rollout.actors} rollout actor(s), {policy.scorer.actors} scorer(s), "
@@ -111,17 +107,15 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run)
             started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed))
             temperature = policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, str(value_folder), model, policy.scorer, temperature, cluster))
-            started.append(learner := PolicyLearner(folder, model, policy, cluster, seed, str(publish_folder)))
+            started.append(learner := PolicyLearner(folder, model, policy, cluster, seed))
             learner.wait_ready()
             scorers.wait_ready()
             rollouts.wait_ready()
+            learner.connect(rollouts)
             yield ActorStages(rollouts, scorers, learner)
         finally:
             for pool in started:
                 pool.stop()
-            # A learner that died could not remove what it had published.
-            if publish_folder.exists():
-                shutil.rmtree(publish_folder)
 
 
 def _evaluator(recipe: PolicyRecipe, base: BaseModel, folder: Path, prompts: list[Any]) -> Evaluator | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from dvpo_ray.rows import GenerationRequest, PublishedWeights, Ragged, ScoredBatch, StepResult
+from dvpo_ray.rows import GenerationRequest, Ragged, ScoredBatch, StepResult
+from dvpo_ray.stages import Weights
 
 
 def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> ScoredBatch:
@@ -27,6 +30,18 @@ def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> Sc
         ref_log_probs=ragged(lengths),
         finish_reasons=tuple("stop" for _ in lengths),
     )
+
+
+@dataclass(frozen=True)
+class FakeWeights:
+    """A version without tensors."""
+
+    version: int
+    count: int = 0
+
+    def bucket(self, index: int) -> Any:
+        """There is none."""
+        raise IndexError(index)
 
 
 class FakeStages:
@@ -67,12 +82,16 @@ class FakeStages:
         self.betas.append(beta)
         self.version += 1
         rows = tuple(row for batch in scored for row in batch)
-        return StepResult(step, PublishedWeights(self.version, "", "", 0), rows, {"kl/per_answer": 12.0})
+        return StepResult(step, self.version, rows, {"kl/per_answer": 12.0})
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
-    def sync(self, weights: PublishedWeights) -> str:
+    def weights(self, version: int) -> FakeWeights:
+        """Only the number."""
+        return FakeWeights(version)
+
+    def sync(self, weights: Weights) -> str:
         """Counts versions."""
         self.calls.append(f"sync {weights.version}")
         return "checksum"

@@ -27,6 +27,7 @@ from dvpo_ray.config.sections import (
     RunSection,
     ScorerSection,
     TrackingSection,
+    TransferSection,
 )
 
 SHARED_SECTIONS = ("run", "cluster", "model", "tracking")
@@ -82,6 +83,9 @@ class PolicyTraining(Section):
     ppo: PpoUpdateSection = Field(default_factory=lambda: PpoUpdateSection(), description="Clipped update.")
     off_policy: OffPolicySection = Field(
         default_factory=lambda: OffPolicySection(), description="How far generation may run ahead of training."
+    )
+    transfer: TransferSection = Field(
+        default_factory=lambda: TransferSection(), description="The way of new weights to the engines."
     )
     streaming: bool = Field(
         False,

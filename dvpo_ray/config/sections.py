@@ -157,6 +157,21 @@ class LearnerSection(Section):
     )
 
 
+class TransferSection(Section):
+    """How new weights travel from the learner to the engines."""
+
+    backend: Literal["auto", "shared_memory", "object_store"] = Field(
+        "auto",
+        description="Shared memory (one node), Ray's object store (several nodes), or the first where it will do.",
+    )
+    bucket_mib: int = Field(
+        512,
+        ge=1,
+        description="Weights travel in buckets of this many MiB, the extra memory of a transfer; a larger tensor travels alone. "
+        "Damage in the first bucket leaves the engines as they were, damage in later ones is sent again or fences them.",
+    )
+
+
 class EvaluationSection(Section):
     """Held-out evaluation of a policy."""
 

@@ -84,7 +84,8 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
     training["libraries"] = base["learner"]
     if device.is_cpu:
         training["kept by the allocator"] = (CPU_GROWTH - 1) * sum(training.values())
-        training["published weights"] = shape.parameters * element_size(learner.dtype)
+        size = shape.parameters * element_size(learner.dtype)
+        training["bucket of weights"] = min(size, policy.transfer.bucket_mib * 2**20)
     frozen = element_size(scorer.dtype)
     scoring = {
         "value model": shape.value_parameters * frozen,

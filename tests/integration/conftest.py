@@ -16,10 +16,10 @@ from dvpo_ray.config.sections import ClusterSection
 def ray() -> Iterator[ClusterSection]:
     """An embedded Ray; afterwards every process started by the tests must have ended."""
     cluster = ClusterSection(num_cpus=8)
-    before = set(Path("/dev/shm").glob("dvpo-*"))
+    before = set(Path("/dev/shm").iterdir())
     with ray_session(cluster):
         yield cluster
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
     assert not alive, f"processes left behind: {alive}"
-    published = set(Path("/dev/shm").glob("dvpo-*")) - before
-    assert not published, f"published weights left behind: {published}"
+    left = set(Path("/dev/shm").iterdir()) - before
+    assert not left, f"shared memory left behind: {left}"

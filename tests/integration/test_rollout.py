@@ -22,12 +22,13 @@ from dvpo_ray.config.sections import (
     ModelSection,
     RolloutSection,
     ScorerSection,
+    TransferSection,
 )
-from dvpo_ray.errors import ActorFailedError, WeightSyncError
+from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights, Ragged, ScoredBatch
-from dvpo_ray.weights import WeightPublisher
+from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch, WeightBucket
+from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, spec_of, write_bucket
 from tests.fakes import scored_batch
 
 pytestmark = pytest.mark.integration
@@ -73,6 +74,33 @@ def weights_of(folder: Path, scale: float) -> dict[str, torch.Tensor]:
     return {name: p.detach() * scale for name, p in model.named_parameters()}
 
 
+class Sent:
+    """Weights sent by the test itself, in buckets of at most ``limit`` bytes; ``damaged`` says how often a bucket is."""
+
+    def __init__(
+        self, version: int, tensors: dict[str, torch.Tensor], limit: int = 2**30, damaged: dict[int, int] | None = None
+    ) -> None:
+        self.version = version
+        self._tensors = tensors
+        self._buckets = plan_buckets([spec_of(name, t) for name, t in tensors.items()], limit)
+        self._damaged = damaged or {}
+        self._memory = SharedBuffer()
+
+    @property
+    def count(self) -> int:
+        return len(self._buckets)
+
+    def bucket(self, index: int) -> WeightBucket:
+        specs = self._buckets[index]
+        size = layout(specs)[1]
+        memory = self._memory.bytes(size)
+        digest = write_bucket(memory, specs, self._tensors)
+        if self._damaged.get(index, 0):
+            self._damaged[index] -= 1
+            memory[size // 2] ^= 1
+        return WeightBucket(self.version, index, self.count, specs, size, digest, self._memory.path)
+
+
 def log_probs_of(weights: dict[str, torch.Tensor], folder: Path, answers: list[Answer]) -> list[np.ndarray]:
     model = load_policy(folder, torch.float32, "eager")
     with torch.no_grad():
@@ -116,74 +144,87 @@ def test_many_prompts_at_once_do_not_split_a_prefill(rollouts: RolloutPool) -> N
     assert len(answers) == 40
 
 
-def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
-    """Prompts longer than a cache block (128 tokens): stale keys and values would show in the log-probs."""
+SMALL = 40_000
+
+
+def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: RolloutPool, tiny_model: Path) -> None:
+    """Prompts longer than a cache block (128 tokens): stale keys and values would show in the log-probs. Small buckets cut
+    layers apart."""
     a, b = weights_of(tiny_model, 1.0), weights_of(tiny_model, 1.3)
-    publisher = WeightPublisher(tmp_path, a)
     asked = requests(6, prompt_tokens=180, seed=3)
     checksums = []
     embedding = "model.embed_tokens.weight"
     tied = a | {embedding: a[embedding] * 1.3}
-    for version, weights in ((1, a), (2, b), (3, a), (4, tied)):
-        checksums.append(rollouts.sync(publisher.publish(version, weights.items())))
-        answers = answers_of(rollouts, [replace(r, row_id=f"{version}/{r.row_id}") for r in asked])
-        assert {int(v) for answer in answers for v in answer.versions} == {version}
+    assert Sent(0, a, SMALL).count > 10
+    for sent in (Sent(1, a), Sent(2, b, SMALL), Sent(3, a), Sent(4, tied, SMALL)):
+        checksums.append(rollouts.sync(sent))
+        answers = answers_of(rollouts, [replace(r, row_id=f"{sent.version}/{r.row_id}") for r in asked])
+        assert {int(v) for answer in answers for v in answer.versions} == {sent.version}
+        weights = {1: a, 2: b, 3: a, 4: tied}[sent.version]
         assert gap(answers, log_probs_of(weights, tiny_model, answers)) <= 1e-3
     assert checksums[0] == checksums[2] != checksums[1]
-    publisher.close()
 
 
-def test_damaged_weights_are_refused_and_the_old_ones_keep_serving(
-    rollouts: RolloutPool, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_every_weight_shows_in_the_checksum(rollouts: RolloutPool, tiny_model: Path) -> None:
+    """Also those that a CPU engine keeps packed only."""
+    a = weights_of(tiny_model, 1.0)
+    checksums = {"": rollouts.sync(Sent(5, a))}
+    for version, kind in enumerate(("q_proj", "o_proj", "up_proj", "down_proj", "embed_tokens", "norm"), start=6):
+        name = [name for name in a if kind in name][-1]
+        checksums[name] = rollouts.sync(Sent(version, a | {name: a[name] * 1.1}))
+    assert len(set(checksums.values())) == len(checksums)
+    assert rollouts.sync(Sent(9, a)) == checksums[""]
+
+
+def test_damaged_weights_are_refused_and_the_old_ones_keep_serving(rollouts: RolloutPool, tiny_model: Path) -> None:
     a, b = weights_of(tiny_model, 1.0), weights_of(tiny_model, 1.3)
-    publisher = WeightPublisher(tmp_path, a)
-    rollouts.sync(publisher.publish(10, a.items()))
-    bad = publisher.publish(11, b.items())
-    with Path(bad.path).open("r+b") as file:
-        file.seek(-4, 2)
-        file.write(b"\x00\x00\x80\x7f")
-    with pytest.raises(WeightSyncError, match="version 11.*damaged.*keeps the version it serves"):
-        rollouts.sync(bad)
+    rollouts.sync(Sent(10, a))
+    with pytest.raises(DamagedWeightsError, match="bucket 1 of 1 of weights 11 is damaged.*it was refused"):
+        rollouts.sync(Sent(11, b, damaged={0: 99}))
     answers = answers_of(rollouts, requests(4, seed=5))
     assert {int(v) for answer in answers for v in answer.versions} == {10}
     assert gap(answers, log_probs_of(a, tiny_model, answers)) <= 1e-3
-    publisher.close()
 
 
-def test_an_update_cut_half_way_fences_the_engine_until_a_full_one(
-    rollouts: RolloutPool, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_bucket_is_sent_again_and_fences_the_engine_when_it_stays_so(rollouts: RolloutPool, tiny_model: Path) -> None:
+    a, b = weights_of(tiny_model, 1.0), weights_of(tiny_model, 1.3)
+    rollouts.sync(Sent(12, b, SMALL, damaged={0: 1, 3: 2}))
+    answers = answers_of(rollouts, requests(4, seed=5))
+    assert gap(answers, log_probs_of(b, tiny_model, answers)) <= 1e-3
+    with pytest.raises(DamagedWeightsError, match="bucket 4 of"):
+        rollouts.sync(Sent(13, a, SMALL, damaged={3: 99}))
+    with pytest.raises(WeightSyncError, match="fenced: an update to version 13 did not complete"):
+        answers_of(rollouts, requests(1, seed=6))
+    rollouts.sync(Sent(14, a))
+    answers = answers_of(rollouts, requests(4, seed=7))
+    assert gap(answers, log_probs_of(a, tiny_model, answers)) <= 1e-3
+
+
+def test_an_update_cut_half_way_fences_the_engine_until_a_full_one(rollouts: RolloutPool, tiny_model: Path) -> None:
     """A payload that is whole by its digest but holds a tensor of the wrong shape fails inside the engine."""
     a = weights_of(tiny_model, 1.0)
     name = "model.layers.0.mlp.down_proj.weight"
     wrong = a | {name: a[name][:5].contiguous()}
-    publisher = WeightPublisher(tmp_path / "wrong", wrong)
-    with pytest.raises(ActorFailedError, match="rollout actor failed while loading weights 20"):
-        rollouts.sync(publisher.publish(20, wrong.items()))
+    with pytest.raises(ActorFailedError, match="rollout-0 failed while loading bucket 0 of weights 20"):
+        rollouts.sync(Sent(20, wrong))
     with pytest.raises(WeightSyncError, match="fenced: an update to version 20 did not complete"):
         answers_of(rollouts, requests(1, seed=6))
-    publisher.close()
-    good = WeightPublisher(tmp_path / "good", a)
-    rollouts.sync(good.publish(21, a.items()))
+    rollouts.sync(Sent(21, a))
     answers = answers_of(rollouts, requests(4, seed=7))
     assert gap(answers, log_probs_of(a, tiny_model, answers)) <= 1e-3
-    good.close()
 
 
-def test_answers_under_way_go_on_with_the_new_weights(rollouts: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_answers_under_way_go_on_with_the_new_weights(rollouts: RolloutPool, tiny_model: Path) -> None:
     """Every token's version is right: its log-prob is the one of the weights it names, given all tokens before it."""
     weights = {30: weights_of(tiny_model, 1.0), 31: weights_of(tiny_model, 1.3)}
-    publisher = WeightPublisher(tmp_path, weights[30])
-    rollouts.sync(publisher.publish(30, weights[30].items()))
+    rollouts.sync(Sent(30, weights[30]))
     asked = requests(320, seed=8)
     stream = rollouts.generate(asked)
     handles = [next(stream)]
-    rollouts.sync(publisher.publish(31, weights[31].items()))
+    rollouts.sync(Sent(31, weights[31]))
     handles += list(stream)
     answers = ray_module.get(handles, timeout=120)
-    rollouts.sync(publisher.publish(32, weights[30].items()))
-    publisher.close()
+    rollouts.sync(Sent(32, weights[30]))
     assert sorted(answer.row_id for answer in answers) == sorted(request.row_id for request in asked)
     spanning = [answer for answer in answers if set(answer.versions.tolist()) == {30, 31}]
     assert spanning, "no answer was under way during the update"
@@ -194,29 +235,47 @@ def test_answers_under_way_go_on_with_the_new_weights(rollouts: RolloutPool, tin
             assert np.abs(answer.log_probs - log_probs)[sampled].max() <= 1e-3
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
-def test_learner_ranks_and_zero_stages_take_the_same_step(
-    ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int
+@pytest.mark.parametrize("backend", ["shared_memory", "object_store"])
+def test_a_learner_sends_its_weights_to_the_engine(
+    rollouts: RolloutPool, ray: ClusterSection, tiny_model: Path, backend: str
 ) -> None:
+    config = settings().model_copy(update={"transfer": TransferSection(backend=backend, bucket_mib=1)})
+    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
+    gang.wait_ready()
+    try:
+        gang.connect(rollouts)
+        for version in (40, 41):
+            checksum = rollouts.sync(gang.weights(version))
+        gang.step(0, 0.1, [ray_module.put(scored_batch(ANSWER_LENGTHS, seed=1))])
+        assert rollouts.sync(gang.weights(42)) != checksum
+        answers = answers_of(rollouts, requests(4, seed=40))
+        assert gap(answers, log_probs_of(weights_in(gang), tiny_model, answers)) <= 1e-3
+    finally:
+        gang.stop()
+    rollouts.sync(Sent(43, weights_of(tiny_model, 1.0)))
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
+def test_learner_ranks_and_zero_stages_take_the_same_step(ray: ClusterSection, tiny_model: Path, stage: int, ranks: int) -> None:
     """One step on the same rows gives the same weights, loss and gradient norm however it is sharded."""
     config = settings()
     learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 256})
     config = config.model_copy(update={"learner": learner})
-    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0, publish_folder=str(tmp_path / "w"))
+    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
     try:
         scored = scored_batch(ANSWER_LENGTHS, seed=1)
         result = gang.step(0, 0.1, [ray_module.put(scored)])
         expected = reference_step(tiny_model, config, scored)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
-        assert_same_weights(result.weights, expected[0])
+        assert_same_weights(gang, expected[0])
     finally:
         gang.stop()
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_sharded_ranks_agree_when_only_one_has_rows_with_a_common_beginning(
-    ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int
+    ray: ClusterSection, tiny_model: Path, stage: int
 ) -> None:
     """One rank gets two rows that begin alike, the other a single row: both must make the same passes."""
     config = settings()
@@ -225,28 +284,26 @@ def test_sharded_ranks_agree_when_only_one_has_rows_with_a_common_beginning(
     scored = scored_batch([20, 6, 7], seed=2)
     begun = [np.concatenate([np.arange(2, 14, dtype=np.int32), row]) for row in scored.prompt_ids.rows()]
     scored = replace(scored, prompt_ids=Ragged.of(begun, np.int32))
-    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0, publish_folder=str(tmp_path / "w"))
+    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
     try:
         result = gang.step(0, 0.1, [ray_module.put(scored)])
         weights, norm = reference_step(tiny_model, config, scored)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(norm, rel=1e-3)
-        assert_same_weights(result.weights, weights)
+        assert_same_weights(gang, weights)
     finally:
         gang.stop()
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (3, 2)])
-def test_rows_that_stream_in_take_the_same_step(
-    ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int
-) -> None:
+def test_rows_that_stream_in_take_the_same_step(ray: ClusterSection, tiny_model: Path, stage: int, ranks: int) -> None:
     """Gradients added up while batches come, in any order, give the weights of all rows at once."""
     config = settings()
     learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 24 if ranks == 1 else 18})
     ppo = config.ppo.model_copy(update={"loss_normaliser": "limit"})
     advantage = config.advantage.model_copy(update={"whitening": "none"})
     config = config.model_copy(update={"learner": learner, "ppo": ppo, "advantage": advantage, "streaming": True})
-    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0, publish_folder=str(tmp_path / "w"))
+    gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
     try:
         scored = scored_batch(ANSWER_LENGTHS, seed=1)
@@ -255,17 +312,26 @@ def test_rows_that_stream_in_take_the_same_step(
         expected = reference_step(tiny_model, config, scored)
         assert sorted(result.row_ids) == sorted(scored.row_ids)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
-        assert_same_weights(result.weights, expected[0])
+        assert_same_weights(gang, expected[0])
     finally:
         gang.stop()
 
 
-def assert_same_weights(published: PublishedWeights, expected: dict[str, torch.Tensor]) -> None:
+def weights_in(gang: PolicyLearner) -> dict[str, torch.Tensor]:
+    weights = gang.weights(0)
+    found = {}
+    for index in range(weights.count):
+        bucket = ray_module.get(weights.bucket(index), timeout=60)
+        found |= {name: tensor.clone() for name, tensor in read_bucket(bytearray(bucket_bytes(bucket)), bucket.tensors)}
+    return found
+
+
+def assert_same_weights(gang: PolicyLearner, expected: dict[str, torch.Tensor]) -> None:
     """Equal up to a tenth of the learning rate: Adam's first step is about the rate whatever the gradient, so an element whose
     gradient is next to nothing may differ a little, and one with a wrong gradient differs by the rate or twice of it."""
-    from safetensors.torch import load_file
-
-    for name, tensor in load_file(published.path).items():
+    found = weights_in(gang)
+    assert set(found) == set(expected)
+    for name, tensor in found.items():
         assert torch.allclose(tensor, expected[name], rtol=0, atol=1e-4), name
 
 

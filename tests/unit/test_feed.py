@@ -18,8 +18,10 @@ from dvpo_ray.driver import train
 from dvpo_ray.errors import ActorFailedError
 from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import Answer, GenerationRequest, PublishedWeights, Ragged, ScoredBatch, StepResult
+from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch, StepResult
 from dvpo_ray.run import Run
+from dvpo_ray.stages import Weights
+from tests.fakes import FakeWeights
 
 STEPS = 8
 
@@ -79,12 +81,16 @@ class InterleavedStages:
         kept, dropped = keep_fresh(ScoredBatch.concat(list(scored)), step, self.config)
         self.trained.append(kept)
         metrics = {"kl/per_answer": 0.0} | staleness_metrics(kept, step, len(dropped))
-        return StepResult(step, PublishedWeights(step + 1, "", "", 0), kept.row_ids, metrics, dropped)
+        return StepResult(step, step + 1, kept.row_ids, metrics, dropped)
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
-    def sync(self, weights: PublishedWeights) -> str:
+    def weights(self, version: int) -> FakeWeights:
+        """Only the number."""
+        return FakeWeights(version)
+
+    def sync(self, weights: Weights) -> str:
         """Serves the new version from now on."""
         with self._turn:
             self.served = weights.version

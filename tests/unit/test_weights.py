@@ -1,59 +1,90 @@
-"""Published weights: readable as safetensors, verified by digest, refused when damaged."""
+"""Buckets of weights: whole tensors in order, verified by digest, refused when damaged."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dvpo_ray.errors import WeightSyncError
-from dvpo_ray.weights import WeightPublisher, verify_published
+from dvpo_ray.errors import DamagedWeightsError, WeightSyncError
+from dvpo_ray.rows import TensorSpec, WeightBucket
+from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, spec_of, verify, write_bucket
 
-LAYOUT = {"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b.weight": torch.zeros(7), "c": torch.zeros(2, 2, dtype=torch.float16)}
-
-
-def filled(value: float) -> dict[str, torch.Tensor]:
-    return {name: torch.full_like(tensor, value) for name, tensor in LAYOUT.items()}
-
-
-def test_versions_are_safetensors_and_equal_content_has_equal_digest(tmp_path: Path) -> None:
-    publisher = WeightPublisher(tmp_path, LAYOUT, slots=2)
-    published = [publisher.publish(version, filled(value).items()) for version, value in ((1, 1.0), (2, 2.0), (3, 1.0))]
-    assert len({p.path for p in published}) == 2
-    assert published[0].sha256 == published[2].sha256 != published[1].sha256
-    tensors = load_file(published[1].path)
-    assert {name: t.dtype for name, t in tensors.items()} == {name: t.dtype for name, t in LAYOUT.items()}
-    assert all(torch.equal(tensors[name], filled(2.0)[name]) for name in LAYOUT)
-    verify_published(published[1])
-    verify_published(published[2])
-    publisher.close()
-    assert list(tmp_path.iterdir()) == []
+TENSORS = {
+    "a": torch.randn(3, 5).bfloat16(),
+    "b.weight": torch.randn(7),
+    "scalar": torch.tensor(2.5),
+    "c": torch.randn(4, 2).half().t(),
+}
+SPECS = tuple(spec_of(name, tensor) for name, tensor in TENSORS.items())
 
 
-def test_damage_is_refused(tmp_path: Path) -> None:
-    publisher = WeightPublisher(tmp_path, LAYOUT)
-    published = publisher.publish(1, filled(1.0).items())
-    with pytest.raises(WeightSyncError, match="damaged.*keeps the version it serves"):
-        verify_published(replace(published, sha256="0" * 64))
-    data = bytearray(Path(published.path).read_bytes())
-    data[-1] ^= 1
-    Path(published.path).write_bytes(data)
-    with pytest.raises(WeightSyncError, match="damaged"):
-        verify_published(published)
-    Path(published.path).write_bytes(data[:-9])
-    with pytest.raises(WeightSyncError, match="damaged"):
-        verify_published(published)
-    Path(published.path).unlink()
-    with pytest.raises(WeightSyncError, match="cannot be read"):
-        verify_published(published)
+def bucket_of(memory: SharedBuffer, tensors: dict[str, torch.Tensor]) -> WeightBucket:
+    size = layout(SPECS)[1]
+    digest = write_bucket(memory.bytes(size), SPECS, tensors)
+    return WeightBucket(1, 0, 1, SPECS, size, digest, memory.path)
 
 
-def test_incomplete_or_misshapen_versions_are_refused(tmp_path: Path) -> None:
-    publisher = WeightPublisher(tmp_path, LAYOUT)
-    with pytest.raises(WeightSyncError, match="lacks 1 tensors, for example 'c'"):
-        publisher.publish(1, [(n, t) for n, t in filled(1.0).items() if n != "c"])
-    with pytest.raises(WeightSyncError, match="'a' has 2 bytes"):
-        publisher.publish(1, [("a", torch.zeros(1, dtype=torch.bfloat16))])
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=30), st.integers(1, 500))
+def test_buckets_hold_every_tensor_once_in_order_within_the_limit(sizes: list[int], limit: int) -> None:
+    specs = [TensorSpec(f"t{i}", "bfloat16", (n,)) for i, n in enumerate(sizes)]
+    buckets = plan_buckets(specs, limit)
+    assert [spec for bucket in buckets for spec in bucket] == specs
+    for bucket in buckets:
+        assert layout(bucket)[1] <= limit or len(bucket) == 1 or all(spec.shape == (0,) for spec in bucket[1:])
+
+
+@pytest.mark.parametrize("in_shared_memory", [True, False])
+def test_what_is_written_is_read(in_shared_memory: bool) -> None:
+    memory = SharedBuffer()
+    bucket = bucket_of(memory, TENSORS)
+    if not in_shared_memory:
+        bucket = replace(bucket, path="", data=np.frombuffer(bytearray(Path(bucket.path).read_bytes()), np.uint8))
+    verify(bucket)
+    found = dict(read_bucket(bucket_bytes(bucket), bucket.tensors))
+    assert list(found) == list(TENSORS)
+    assert all(torch.equal(found[name], TENSORS[name]) and found[name].dtype == TENSORS[name].dtype for name in TENSORS)
+    again = bucket_of(memory, TENSORS)
+    assert again.sha256 == bucket.sha256
+    assert bucket_of(memory, TENSORS | {"b.weight": torch.zeros(7)}).sha256 != bucket.sha256
+    memory.close()
+
+
+def test_damage_is_refused() -> None:
+    memory = SharedBuffer()
+    bucket = bucket_of(memory, TENSORS)
+    with Path(bucket.path).open("r+b") as file:
+        file.seek(bucket.bytes // 2)
+        file.write(b"\xff\x00\xff\x00")
+    with pytest.raises(DamagedWeightsError, match="bucket 1 of 1 of weights 1 is damaged"):
+        verify(bucket)
+    bucket = bucket_of(memory, TENSORS)
+    with pytest.raises(DamagedWeightsError, match="is damaged"):
+        verify(replace(bucket, bytes=bucket.bytes + 1))
+    memory.close()
+    with pytest.raises(DamagedWeightsError, match="cannot be read"):
+        verify(bucket)
+
+
+def test_a_buffer_grows_keeps_its_name_and_goes_with_its_process() -> None:
+    memory = SharedBuffer()
+    path = memory.path
+    memory.bytes(10)[:] = 1
+    memory.bytes(10_000)[:] = 2
+    assert memory.path == path
+    assert Path(path).read_bytes()[:10_000] == b"\x02" * 10_000
+    assert f"/{os.getpid()}/" in path
+    memory.close()
+
+
+def test_misshapen_tensors_are_refused() -> None:
+    memory = SharedBuffer()
+    with pytest.raises(WeightSyncError, match="'a' has 2 bytes, expected 30"):
+        bucket_of(memory, TENSORS | {"a": torch.zeros(1, dtype=torch.bfloat16)})
+    memory.close()
