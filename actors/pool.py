@@ -115,15 +115,16 @@ class RolloutPool:
                 ray.get(handle, timeout=self._cluster.call_timeout_s)
             yield handle
 
-    def sync(self, weights: Weights) -> str:
-        """Load a version into every engine, a bucket at a time; all must report the same checksum."""
+    def sync(self, weights: Weights) -> ServedWeights:
+        """Load a version into every engine, a bucket at a time; all must report the same checksum. Returns the slowest's."""
         served: list[ServedWeights] = []
         for index in range(weights.count):
             served = self._load_bucket(weights, index)
         known = {(one.version, one.payload) for one in served}
         if len(known) != 1:
             raise WeightSyncError(f"rollout actors took different payloads for weights {weights.version}: {sorted(known)}")
-        return self._agree([one.checksum for one in served], f"version {weights.version}", served[0].payload)
+        self._agree([one.checksum for one in served], f"version {weights.version}", served[0].payload)
+        return max(served, key=lambda one: one.seconds)
 
     def _load_bucket(self, weights: Weights, index: int) -> list[Any]:
         """Have every engine load a bucket; one that found it damaged is sent it again."""

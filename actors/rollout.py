@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ class RolloutActor:
         self._expected: tuple[int, int] | None = None
         self._payload = hashlib.sha256()
         self._buffer = SharedBuffer()
+        self._loading_seconds = 0.0
         self._busy = BusyClock()
 
     async def start(self) -> str:
@@ -85,6 +87,7 @@ class RolloutActor:
         """
         await asyncio.to_thread(verify, bucket)
         try:
+            began = time.monotonic()
             if bucket.index == 0:
                 await self._begin_update(bucket.version)
             if self._expected != (bucket.version, bucket.index):
@@ -92,6 +95,7 @@ class RolloutActor:
             self._expected = (bucket.version, bucket.index + 1)
             self._payload.update(bucket.sha256.encode())
             await self._load(bucket)
+            self._loading_seconds += time.monotonic() - began
             return await self._finish_update(bucket.version) if bucket.index + 1 == bucket.count else None
         except BaseException:
             await self.abandon_update()
@@ -106,6 +110,7 @@ class RolloutActor:
         self._served.clear()
         self._fence = f"an update to version {version} did not complete"
         self._payload = hashlib.sha256()
+        self._loading_seconds = 0.0
         await self._engine.pause_generation(mode="keep", clear_cache=True)
         await self._engine.collective_rpc("abandon_weight_update")
         await self._engine.start_weight_update()
@@ -122,13 +127,15 @@ class RolloutActor:
         await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": path, "tensors": tensors}))
 
     async def _finish_update(self, version: int) -> ServedWeights:
+        began = time.monotonic()
         await self._engine.finish_weight_update(weight_version=str(version))
         await self._engine.reset_prefix_cache()
         checksum = await self._checksum()
         await self._engine.resume_generation()
         self._expected, self._fence = None, None
         self._served.set()
-        return ServedWeights(version, self._payload.hexdigest(), checksum)
+        seconds = self._loading_seconds + time.monotonic() - began
+        return ServedWeights(version, self._payload.hexdigest(), checksum, seconds)
 
     async def node(self) -> str:
         """Id of the Ray node this process is on."""

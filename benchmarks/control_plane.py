@@ -19,7 +19,7 @@ from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.driver import train
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import GenerationRequest, StepResult
+from dvpo_ray.rows import GenerationRequest, ServedWeights, StepResult
 from dvpo_ray.run import Run
 from dvpo_ray.stages import Weights
 
@@ -111,10 +111,10 @@ class SimulatedStages:
         """Only the number."""
         return NoWeights(version)
 
-    def sync(self, weights: Weights) -> str:
+    def sync(self, weights: Weights) -> ServedWeights:
         """Syncs for the time given."""
         self._until(time.monotonic() + self._seconds.sync)
-        return "checksum"
+        return ServedWeights(weights.version, "payload", "checksum", 0.0)
 
     def _send(self, rows: list[str]) -> Batch:
         scorer = min(range(SCORERS), key=lambda i: self._free[i])

@@ -53,6 +53,8 @@ def progress(as_json: bool) -> Iterator[Listener]:
             elif event.kind == "phase":
                 bar.console.print(f"[bold cyan]•[/] {event.text}")
                 bar.reset(task, total=None, description="working")
+            elif event.kind == "warning":
+                bar.console.print(f"[bold yellow]![/] {event.text}")
             else:
                 bar.console.print(f"  after {event.step} steps: {headline(event.metrics)}")
 
@@ -149,7 +151,7 @@ def _print_json(event: Event) -> None:
 
 
 def _print_plain(event: Event) -> None:
-    if event.kind == "phase":
+    if event.kind in ("phase", "warning"):
         print(event.text, file=sys.stderr, flush=True)
     else:
         where = f"{event.step}/{event.total}" if event.kind == "step" else f"after {event.step} steps:"

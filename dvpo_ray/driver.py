@@ -12,6 +12,7 @@ from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import FrozenValueChangedError
 from dvpo_ray.feed import Feed
+from dvpo_ray.health import alarms
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.maths.kl_control import next_coefficient
 from dvpo_ray.run import Run
@@ -42,11 +43,13 @@ def train(
             with record.span("learn"):
                 result = stages.learner.step(step, kl.beta, scored)
             with record.span("sync"):
-                checksum = stages.rollouts.sync(stages.learner.weights(result.version))
+                served = stages.rollouts.sync(stages.learner.weights(result.version))
             ledger.trained_rows(result.row_ids)
             ledger.dead_letter_rows(result.dropped_ids)
             kl.observe(result.metrics["kl/per_answer"])
-            record.commit(result, ledger.check(), checksum)
+            record.commit(result, ledger.check(), served)
+            for alarm in alarms(result.metrics, config):
+                run.warn(step, alarm)
             if every and (step + 1) % every == 0 and step + 1 < config.steps:
                 evaluate(step + 1)
                 run.restart_clock()

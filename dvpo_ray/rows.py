@@ -165,11 +165,13 @@ class WeightBucket:
 
 @dataclass(frozen=True)
 class ServedWeights:
-    """What an engine says when it serves a version: the digest of what it was sent, and of what it holds."""
+    """What an engine says when it serves a version: the digest of what it was sent and of what it holds, and for how many
+    seconds it loaded instead of generating."""
 
     version: int
     payload: str
     checksum: str
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import ConfigError, RunError
-from dvpo_ray.rows import StepResult
+from dvpo_ray.rows import ServedWeights, StepResult
 from dvpo_ray.timeline import Timeline
 from dvpo_ray.tracking import Trackers
 
@@ -27,7 +27,7 @@ LOGS = "logs"
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth showing: ``kind`` is ``phase``, ``step`` or ``evaluation``."""
+    """Something worth showing: ``kind`` is ``phase``, ``step``, ``evaluation`` or ``warning``."""
 
     kind: str
     text: str
@@ -56,6 +56,10 @@ class Run:
     def phase(self, text: str) -> None:
         """Say what happens now."""
         self.listener(Event("phase", text))
+
+    def warn(self, step: int, text: str) -> None:
+        """Say that a step (counted from 0) gave cause for doubt."""
+        self.listener(Event("warning", f"step {step + 1}: {text}", step + 1, self.total_steps))
 
     def record(self, step: int, lane: int = 0) -> StepRecord:
         """The record of one step; steps whose spans overlap have different lanes."""
@@ -114,12 +118,13 @@ class StepRecord:
         with self.span(name):
             yield from items
 
-    def commit(self, result: StepResult, books: dict[str, int], checksum: str) -> None:
+    def commit(self, result: StepResult, books: dict[str, int], served: ServedWeights) -> None:
         """Write the step's metrics. Its time is that since the step before it was committed: steps may overlap."""
         now = time.time()
         seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
         seconds["seconds/step"] = now - max(self._began, self._run.committed)
         self._run.committed = now
+        seconds["seconds/engine_update"] = served.seconds
         seconds["speed/answer_tokens_per_s"] = result.metrics.get("answer/total_tokens", 0.0) / seconds["seconds/step"]
         metrics = result.metrics | seconds | {name: float(value) for name, value in books.items()}
         self._run.log(self._step, metrics | {"weights/version": float(result.version)})

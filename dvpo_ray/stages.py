@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from dvpo_ray.rows import GenerationRequest, ScoredBatch, StepResult
+from dvpo_ray.rows import GenerationRequest, ScoredBatch, ServedWeights, StepResult
 
 Handle = Any
 
@@ -39,8 +39,8 @@ class Rollouts(Protocol):
         """Waits for engines; raises ActorFailedError when one dies or misses a deadline."""
         ...
 
-    def sync(self, weights: Weights) -> str:
-        """Bring every engine to these weights; returns the checksum they all share."""
+    def sync(self, weights: Weights) -> ServedWeights:
+        """Bring every engine to these weights; returns what the slowest says, whose checksum is that of all."""
         ...
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dvpo_ray.rows import GenerationRequest, Ragged, ScoredBatch, StepResult
+from dvpo_ray.rows import GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
 from dvpo_ray.stages import Weights
 
 
@@ -91,10 +91,10 @@ class FakeStages:
         """Only the number."""
         return FakeWeights(version)
 
-    def sync(self, weights: Weights) -> str:
+    def sync(self, weights: Weights) -> ServedWeights:
         """Counts versions."""
         self.calls.append(f"sync {weights.version}")
-        return "checksum"
+        return ServedWeights(weights.version, "payload", "checksum", 0.0)
 
 
 def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

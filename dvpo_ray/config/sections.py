@@ -102,6 +102,9 @@ class RolloutSection(Section):
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass.")
     row_timeout_s: float = Field(300.0, gt=0, description="Deadline of one answer, in seconds.")
+    max_log_prob_gap: float = Field(
+        0.25, gt=0, description="Mean absolute gap between engine's and learner's log-probs, in nats, above which a run warns."
+    )
     cpu_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0 takes all cores.")
     gpu_share: float | None = Field(
         None, gt=0, le=1, description="GPU that an engine on one GPU reserves; none is `engine.gpu_memory_utilization`."

@@ -157,7 +157,7 @@ def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: Rollo
     tied = a | {embedding: a[embedding] * 1.3}
     assert Sent(0, a, SMALL).count > 10
     for sent in (Sent(1, a), Sent(2, b, SMALL), Sent(3, a), Sent(4, tied, SMALL)):
-        checksums.append(rollouts.sync(sent))
+        checksums.append(rollouts.sync(sent).checksum)
         answers = answers_of(rollouts, [replace(r, row_id=f"{sent.version}/{r.row_id}") for r in asked])
         assert {int(v) for answer in answers for v in answer.versions} == {sent.version}
         weights = {1: a, 2: b, 3: a, 4: tied}[sent.version]
@@ -168,12 +168,12 @@ def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: Rollo
 def test_every_weight_shows_in_the_checksum(rollouts: RolloutPool, tiny_model: Path) -> None:
     """Also those that a CPU engine keeps packed only."""
     a = weights_of(tiny_model, 1.0)
-    checksums = {"": rollouts.sync(Sent(5, a))}
+    checksums = {"": rollouts.sync(Sent(5, a)).checksum}
     for version, kind in enumerate(("q_proj", "o_proj", "up_proj", "down_proj", "embed_tokens", "norm"), start=6):
         name = [name for name in a if kind in name][-1]
-        checksums[name] = rollouts.sync(Sent(version, a | {name: a[name] * 1.1}))
+        checksums[name] = rollouts.sync(Sent(version, a | {name: a[name] * 1.1})).checksum
     assert len(set(checksums.values())) == len(checksums)
-    assert rollouts.sync(Sent(9, a)) == checksums[""]
+    assert rollouts.sync(Sent(9, a)).checksum == checksums[""]
 
 
 def test_damaged_weights_are_refused_and_the_old_ones_keep_serving(rollouts: RolloutPool, tiny_model: Path) -> None:
@@ -245,9 +245,9 @@ def test_a_learner_sends_its_weights_to_the_engine(
     try:
         gang.connect(rollouts)
         for version in (40, 41):
-            checksum = rollouts.sync(gang.weights(version))
+            checksum = rollouts.sync(gang.weights(version)).checksum
         gang.step(0, 0.1, [ray_module.put(scored_batch(ANSWER_LENGTHS, seed=1))])
-        assert rollouts.sync(gang.weights(42)) != checksum
+        assert rollouts.sync(gang.weights(42)).checksum != checksum
         answers = answers_of(rollouts, requests(4, seed=40))
         assert gap(answers, log_probs_of(weights_in(gang), tiny_model, answers)) <= 1e-3
     finally:

@@ -18,7 +18,7 @@ from dvpo_ray.driver import train
 from dvpo_ray.errors import ActorFailedError
 from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch, StepResult
+from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
 from dvpo_ray.run import Run
 from dvpo_ray.stages import Weights
 from tests.fakes import FakeWeights
@@ -90,11 +90,11 @@ class InterleavedStages:
         """Only the number."""
         return FakeWeights(version)
 
-    def sync(self, weights: Weights) -> str:
+    def sync(self, weights: Weights) -> ServedWeights:
         """Serves the new version from now on."""
         with self._turn:
             self.served = weights.version
-        return "checksum"
+        return ServedWeights(weights.version, "payload", "checksum", 0.0)
 
 
 def run_driver(tmp_path: Path, stages: InterleavedStages, **policy: object) -> Ledger:
