@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
+import ray
 
+from actors.placement import actor_environment, engine_environment, ray_session
+from actors.pool import PolicyLearner, RolloutPool, ScorerPool
+from actors.rank import free_port
 from benchmarks.common import ROOT, table, write_section
 from benchmarks.step_time import value_model
 from dvpo_ray.config import PipelineRecipe, load_recipe
 from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.sections import ClusterSection, ModelSection
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.rows import GenerationRequest, Ragged, ScoredBatch
 
-ROUNDS = 6
+ROUNDS, WARM_UP = 10, 2
+READY = "ready"
 PARTS = ("rollout", "score", "learn")
 MODEL = "smollm2-135m-instruct"
+CLUSTER, ATTENTION = ClusterSection(), ModelSection(attention="eager")
 
 
 def requests() -> list[GenerationRequest]:
@@ -64,17 +72,17 @@ def scored_rows() -> ScoredBatch:
     )
 
 
-def timed(work: Callable[[], int]) -> list[float]:
-    """Tokens a second of each round; ``work`` returns its tokens. One round warms up."""
-    speeds = []
-    for _ in range(ROUNDS + 1):
-        began = time.monotonic()
-        tokens = work()
-        speeds.append(tokens / (time.monotonic() - began))
-    return speeds[1:]
+Work = Callable[[], int]
 
 
-def bare_rollout(policy: PolicyTraining) -> list[float]:
+def speed(work: Work) -> float:
+    """Tokens a second of one round; ``work`` returns its tokens."""
+    began = time.monotonic()
+    return work() / (time.monotonic() - began)
+
+
+@contextmanager
+def bare_rollout(policy: PolicyTraining) -> Iterator[Work]:
     """vLLM's AsyncLLM with the engine's own arguments."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -83,27 +91,26 @@ def bare_rollout(policy: PolicyTraining) -> list[float]:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(policy.rollout)
     asked = requests()
 
-    async def measure() -> list[float]:
-        engine = AsyncLLM.from_engine_args(engine_arguments(str(resolve_model(MODEL)), policy.rollout, 0))
+    async def answer(engine: Any, request: GenerationRequest, number: int) -> int:
+        prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
+        parameters = sampling_params(policy.rollout, request.seed)
+        outputs = [output async for output in engine.generate(prompt, parameters, f"{request.row_id}-{number}")]
+        return len(outputs[-1].outputs[0].token_ids)
 
-        async def answer(request: GenerationRequest, number: int) -> int:
-            prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
-            parameters = sampling_params(policy.rollout, request.seed)
-            outputs = [output async for output in engine.generate(prompt, parameters, f"{request.row_id}-{number}")]
-            return len(outputs[-1].outputs[0].token_ids)
+    async def answers(engine: Any, number: int) -> int:
+        return sum(await asyncio.gather(*(answer(engine, request, number) for request in asked)))
 
-        speeds = []
-        for number in range(ROUNDS + 1):
-            began = time.monotonic()
-            tokens = sum(await asyncio.gather(*(answer(request, number) for request in asked)))
-            speeds.append(tokens / (time.monotonic() - began))
+    async def start() -> Any:
+        return AsyncLLM.from_engine_args(engine_arguments(str(resolve_model(MODEL)), policy.rollout, 0))
+
+    with asyncio.Runner() as loop:
+        engine, numbers = loop.run(start()), count()
+        yield lambda: loop.run(answers(engine, next(numbers)))
         engine.shutdown()
-        return speeds[1:]
-
-    return asyncio.run(measure())
 
 
-def bare_score(policy: PolicyTraining) -> list[float]:
+@contextmanager
+def bare_score(policy: PolicyTraining) -> Iterator[Work]:
     """Forward passes of the two frozen models on the same micro-batches."""
     import torch
 
@@ -125,10 +132,11 @@ def bare_score(policy: PolicyTraining) -> list[float]:
                 value(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
         return scored.tokens
 
-    return timed(work)
+    yield work
 
 
-def bare_learn(policy: PolicyTraining) -> list[float]:
+@contextmanager
+def bare_learn(policy: PolicyTraining) -> Iterator[Work]:
     """A DeepSpeed loop on the same micro-batches: forward, a policy-gradient loss, backward, optimizer step."""
     import torch
 
@@ -152,53 +160,51 @@ def bare_learn(policy: PolicyTraining) -> list[float]:
         engine.step()
         return scored.tokens
 
-    return timed(work)
+    yield work
 
 
-def through_service(policy: PolicyTraining) -> dict[str, list[float]]:
-    """Tokens a second of the actors, one stage after the other on one Ray, as in a run."""
-    import ray
+@contextmanager
+def served_rollout(policy: PolicyTraining) -> Iterator[Work]:
+    """Generation through the rollout actor."""
+    asked = requests()
+    pool = RolloutPool(str(resolve_model(MODEL)), ATTENTION, policy.rollout, CLUSTER, 0)
+    pool.wait_ready()
+    yield lambda: sum(answer.response_ids.size for answer in ray.get(list(pool.generate(asked))))
+    pool.stop()
 
-    from actors.placement import ray_session
-    from actors.pool import PolicyLearner, RolloutPool, ScorerPool
-    from dvpo_ray.config.sections import ClusterSection, ModelSection
 
-    cluster, model, folder = ClusterSection(), ModelSection(attention="eager"), str(resolve_model(MODEL))
-    asked, scored = requests(), scored_rows()
-    speeds: dict[str, list[float]] = {}
-    with ray_session(cluster):
-        rollouts = RolloutPool(folder, model, policy.rollout, cluster, 0)
-        rollouts.wait_ready()
-        answers: list[Any] = []
+@contextmanager
+def served_score(policy: PolicyTraining) -> Iterator[Work]:
+    """Scoring through the scorer actor, answers in the object store."""
+    scored = scored_rows()
+    given = [_answer(scored, i) for i in range(len(scored))]
+    pool = ScorerPool(
+        str(resolve_model(MODEL)), str(value_model()), ATTENTION, policy.scorer, policy.rollout.temperature, CLUSTER
+    )
+    pool.wait_ready()
 
-        def generate() -> int:
-            answers[:] = ray.get(list(rollouts.generate(asked)))
-            return sum(answer.response_ids.size for answer in answers)
+    def work() -> int:
+        pool.wait(list(pool.score(ray.put(answer) for answer in given)))
+        return scored.tokens
 
-        speeds["rollout"] = timed(generate)
-        rollouts.stop()
-        scorers = ScorerPool(folder, str(value_model()), model, policy.scorer, policy.rollout.temperature, cluster)
-        scorers.wait_ready()
-        given = [_answer(scored, i) for i in range(len(scored))]
+    yield work
+    pool.stop()
 
-        def score() -> int:
-            handles = list(scorers.score(ray.put(answer) for answer in given))
-            scorers.wait(handles)
-            return scored.tokens
 
-        speeds["score"] = timed(score)
-        scorers.stop()
-        learner = PolicyLearner(folder, model, policy, cluster, 0)
-        learner.wait_ready()
-        handle = ray.put(scored)
-        speeds["learn"] = []
-        for step in range(ROUNDS + 1):
-            began = time.monotonic()
-            learner.step(0, 0.0, [handle])
-            if step:
-                speeds["learn"].append(scored.tokens / (time.monotonic() - began))
-        learner.stop()
-    return speeds
+@contextmanager
+def served_learn(policy: PolicyTraining) -> Iterator[Work]:
+    """Training through the learner actor."""
+    scored = scored_rows()
+    learner = PolicyLearner(str(resolve_model(MODEL)), ATTENTION, policy, CLUSTER, 0)
+    learner.wait_ready()
+    handle = ray.put(scored)
+
+    def work() -> int:
+        learner.step(0, 0.0, [handle])
+        return scored.tokens
+
+    yield work
+    learner.stop()
 
 
 def _answer(scored: ScoredBatch, i: int) -> Any:
@@ -208,37 +214,66 @@ def _answer(scored: ScoredBatch, i: int) -> Any:
     return Answer(scored.row_ids[i], *(part.rows()[i] for part in ragged), scored.finish_reasons[i])
 
 
-def bare(part: str) -> list[float]:
-    """One part in a process of its own, with the environment of its actor."""
-    from actors.placement import actor_environment, engine_environment
-    from actors.rank import free_port
+BARE = {"rollout": bare_rollout, "score": bare_score, "learn": bare_learn}
+SERVED = {"rollout": served_rollout, "score": served_score, "learn": served_learn}
 
+
+def serve_bare(part: str, policy: PolicyTraining) -> None:
+    """Run a round of a bare part for every line on standard input, and print its speed."""
+    with BARE[part](policy) as work:
+        print(READY, flush=True)
+        for _ in sys.stdin:
+            print(f"{READY} {speed(work)}", flush=True)
+
+
+@contextmanager
+def bare(part: str) -> Iterator[Callable[[], float]]:
+    """One part in a process of its own, with the environment of its actor: each call is a round and returns its speed."""
     environment = engine_environment(0) if part == "rollout" else actor_environment(0)
     environment = os.environ | environment | {"PYTHONPATH": str(ROOT), "BENCHMARK_PORT": str(free_port())}
     command = [sys.executable, "-m", "benchmarks.overheads", "--part", part]
-    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin and process.stdout
+
+        def reply() -> str:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith(READY):
+                    return line.removeprefix(READY).strip()
+            raise RuntimeError(f"the bare {part} ended")
+
+        def one_round() -> float:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return float(reply())
+
+        reply()
+        yield one_round
+        process.stdin.close()
 
 
 def main() -> None:
-    """Measure and write; with ``--part`` measure one bare part and print it."""
+    """Measure and write; with ``--part`` be a bare part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS)
     part = parser.parse_args().part
     policy = load_recipe(PipelineRecipe, "demo").policy
     if part:
-        print(json.dumps({"rollout": bare_rollout, "score": bare_score, "learn": bare_learn}[part](policy)))
+        serve_bare(part, policy)
         return
-    first = {name: bare(name) for name in PARTS}
-    service = through_service(policy)
-    second = {name: bare(name) for name in PARTS}
     lines = []
-    for name in PARTS:
-        alone = statistics.median([*first[name], *second[name]])
-        with_service = statistics.median(service[name])
-        lines.append([name, f"{alone:.0f}", f"{with_service:.0f}", f"{with_service / alone:.2f}"])
-    body = f"32 answers of the demo's prompts, SmolLM2-135M; medians of {ROUNDS} rounds through the service, and of "
-    body += f"{2 * ROUNDS} of the bare parts, half of them before and half after.\n\n"
+    with ray_session(CLUSTER):
+        for name in PARTS:
+            with SERVED[name](policy) as work, bare(name) as alone:
+                pairs = [(speed(work), alone()) for _ in range(ROUNDS + WARM_UP)][WARM_UP:]
+            ratio = statistics.median(service / bare for service, bare in pairs)
+            service, by_itself = (statistics.median(column) for column in zip(*pairs, strict=True))
+            lines.append([name, f"{by_itself:.0f}", f"{service:.0f}", f"{ratio:.2f}"])
+            print(name, [f"{service:.0f}/{bare:.0f}" for service, bare in pairs], flush=True)
+    body = f"32 answers of the demo's prompts, SmolLM2-135M; {ROUNDS} rounds, each through the service and then bare, both "
+    body += "processes up all the time. Medians; the ratio is the median of the rounds' ratios.\n\n"
     body += table(["stage", "bare, answer tokens/s", "service, answer tokens/s", "ratio"], lines)
     write_section("overheads", "What the service adds to its parts", "python -m benchmarks.overheads", body)
     print(body)

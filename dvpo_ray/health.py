@@ -14,7 +14,7 @@ def alarms(metrics: Mapping[str, float], config: PolicyTraining) -> list[str]:
     if gap > limit:
         found.append(
             f"the engine's log-probs are {gap:.3f} nats from the learner's on average, more than "
-            f"rollout.max_log_prob_gap ({limit}): the engine samples from another distribution than is trained. Look for different number types, a wrong temperature, "
-            "or (with off_policy.max_staleness) weights that move fast"
+            f"rollout.max_log_prob_gap ({limit}): the engine samples from another distribution than is trained. Look for "
+            "different number types, a wrong temperature, or (with off_policy.max_staleness) weights that move fast"
         )
     return found
