@@ -16,9 +16,12 @@ import torch
 from actors.busy import BusyClock
 from dvpo_ray.config.sections import ModelSection, ScorerSection
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
+from dvpo_ray.learning.score_cache import ScoreCache
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.rows import Answer, Ragged, ScoredBatch
+
+Scores = tuple[np.ndarray, np.ndarray]
 
 
 class ScorerActor:
@@ -33,6 +36,7 @@ class ScorerActor:
         self._temperature = temperature
         self._reference: Any = None
         self._value: Any = None
+        self._cache: ScoreCache | None = None
         self._busy = BusyClock()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -61,12 +65,9 @@ class ScorerActor:
         because scoring keeps no state.
         """
         self._load()
-        lengths = [a.prompt_ids.size + a.response_ids.size for a in answers]
-        values: list[np.ndarray] = [np.empty(0)] * len(answers)
-        ref_log_probs = list(values)
         with self._busy:
-            for group in micro_batches(lengths, self._config.token_budget, self._config.max_padding):
-                self._score_group(answers, group, values, ref_log_probs)
+            scores = self._scores(answers)
+        values, ref_log_probs = zip(*scores, strict=True)
         return ScoredBatch(
             row_ids=tuple(a.row_id for a in answers),
             prompt_ids=Ragged.of([a.prompt_ids for a in answers], np.int32),
@@ -77,6 +78,24 @@ class ScorerActor:
             ref_log_probs=Ragged.of(ref_log_probs, np.float32),
             finish_reasons=tuple(a.finish_reason for a in answers),
         )
+
+    def cache_hits(self) -> int:
+        """Answers whose scores were known already."""
+        return self._cache.hits if self._cache else 0
+
+    def _scores(self, answers: Sequence[Answer]) -> list[Scores]:
+        """(values, reference log-probs) of every answer; each sequence is computed once."""
+        assert self._cache is not None
+        keys = [self._cache.key(answer) for answer in answers]
+        known = {key: found for key in keys if (found := self._cache.get(key)) is not None}
+        new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
+        lengths = [answers[i].prompt_ids.size + answers[i].response_ids.size for i in new]
+        for group in micro_batches(lengths, self._config.token_budget, self._config.max_padding):
+            rows = [new[g] for g in group]
+            for i, scores in zip(rows, self._score_group([answers[i] for i in rows]), strict=True):
+                known[keys[i]] = scores
+                self._cache.put(keys[i], *scores)
+        return [known[key] for key in keys]
 
     def _load(self) -> None:
         """Load the models, unless they are there already; the value model's files are checked against its seal."""
@@ -91,18 +110,15 @@ class ScorerActor:
             self._value = freeze(ValueReader(load_value_model(value, *options))).to(self._device)
         reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False)
         self._reference = freeze(reference).to(self._device)
+        self._cache = ScoreCache(self._config.cache_mib * 2**20, parameter_hash(self._value) if self._value else "")
 
-    def _score_group(
-        self, answers: Sequence[Answer], group: list[int], values: list[np.ndarray], ref_log_probs: list[np.ndarray]
-    ) -> None:
-        prompts = [answers[i].prompt_ids for i in group]
-        batch = pad_sequences(prompts, [answers[i].response_ids for i in group], self._device)
+    def _score_group(self, answers: Sequence[Answer]) -> list[Scores]:
+        """One forward pass of both models."""
+        batch = pad_sequences([a.prompt_ids for a in answers], [a.response_ids for a in answers], self._device)
         log_probs, _ = self._reference(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
         if self._value is None:
             flat = np.zeros(batch.with_prompt_end.numel(), dtype=np.float32)
         else:
             flat = self._value(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
-        value_rows = Ragged(flat, batch.response_lengths + 1).rows()
-        log_prob_rows = Ragged(log_probs.cpu().numpy(), batch.response_lengths).rows()
-        for i, q, p in zip(group, value_rows, log_prob_rows, strict=True):
-            values[i], ref_log_probs[i] = q, p
+        values = Ragged(flat, batch.response_lengths + 1).rows()
+        return list(zip(values, Ragged(log_probs.cpu().numpy(), batch.response_lengths).rows(), strict=True))

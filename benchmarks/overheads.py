@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.gang import PolicyLearner
 from actors.placement import actor_environment, engine_environment, ray_session
-from actors.pool import PolicyLearner, RolloutPool, ScorerPool
 from actors.rank import free_port
+from actors.rollout_pool import RolloutPool
+from actors.scorer_pool import ScorerPool
 from benchmarks.common import ROOT, table, write_section
 from benchmarks.step_time import value_model
 from dvpo_ray.config import PipelineRecipe, load_recipe

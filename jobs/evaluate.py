@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from actors.placement import ray_session
-from actors.pool import RolloutPool, ScorerPool
+from actors.rollout_pool import RolloutPool
+from actors.scorer_pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.data import DeadLetters, load_pairs, template_hash, tokenizer_hash
 from dvpo_ray.errors import ConfigError

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from actors.gang import Gang, value_gang
 from actors.placement import keep_logs, ray_session
-from actors.pool import Gang, value_gang
 from dvpo_ray import cli
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import TargetConfig

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.gang import PolicyLearner
 from actors.placement import keep_logs, ray_session
-from actors.pool import PolicyLearner, RolloutPool, ScorerPool
+from actors.rollout_pool import RolloutPool
+from actors.scorer_pool import ScorerPool
 from dvpo_ray import cli
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.data import template_hash, tokenizer_hash
@@ -69,6 +71,7 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
             loop_began, busy_before = time.time(), stages.busy_seconds()
             train(policy, stages, ledger, run, evaluate)
             loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
+            cache_hits = stages.scorers.cache_hits()
             evaluate(policy.steps)
             run.phase("saving the policy")
             saved = (run.folder / POLICY).resolve()
@@ -80,6 +83,7 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
             "seconds_training": loop_seconds,
             # A scorer that was started again counts from its new start.
             "idle_share": {name: 1 - max(0.0, busy_after[name] - busy_before[name]) / loop_seconds for name in busy_after},
+            "score_cache_hits": cache_hits,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dvpo_ray.config.base import EntryPoint, PathField, Secret, Section
 
@@ -121,6 +121,18 @@ class ScorerSection(Section):
     """Frozen value model and frozen reference model."""
 
     actors: int = Field(1, ge=1, description="Scorer actors; each holds the value model and the reference model.")
+    max_actors: int | None = Field(
+        None, ge=1, description="Start more scorers, up to so many, while answers wait for one; none keeps their number."
+    )
+    scale_up_after_s: float = Field(
+        5.0, ge=0, description="Longest wait of answers for a scorer before one more is started, in seconds."
+    )
+    scale_down_after_s: float = Field(
+        60.0, gt=0, description="A scorer beyond `actors` that had no work for so long is ended, in seconds."
+    )
+    cache_mib: int = Field(
+        64, ge=0, description="Memory of a scorer for scores it has given, which are not computed again, in MiB."
+    )
     dtype: Dtype = Field("bfloat16", description="Number type of the frozen models.")
     rows_per_call: int = Field(32, ge=1, description="Answers sent to a scorer together, as soon as so many are finished.")
     token_budget: int = Field(4096, ge=16, description="Most tokens, padding included, in one forward pass.")
@@ -132,6 +144,12 @@ class ScorerSection(Section):
     max_restarts: int = Field(
         3, ge=0, description="Times a scorer that died is started again; what it had not scored is scored again."
     )
+
+    @model_validator(mode="after")
+    def _validate_actors(self) -> Self:
+        if self.max_actors is not None and self.max_actors < self.actors:
+            raise ValueError(f"max_actors ({self.max_actors}) is smaller than actors ({self.actors})")
+        return self
 
 
 class LearnerSection(Section):

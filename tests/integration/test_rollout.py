@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,9 @@ import pytest
 import ray as ray_module
 import torch
 
-from actors.pool import PolicyLearner, RolloutPool, ScorerPool
+from actors.gang import PolicyLearner
+from actors.rollout_pool import RolloutPool
+from actors.scorer_pool import ScorerPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
     ClusterSection,
@@ -369,5 +373,47 @@ def test_a_scorer_without_value_model_gives_reference_log_probs(
         assert sorted(rows) == sorted(r.row_id for r in asked)
         for batch in batches:
             assert np.abs(batch.log_probs.flat - batch.ref_log_probs.flat).max() <= 1e-3
+    finally:
+        pool.stop()
+
+
+def scores_by_row(batches: list[ScoredBatch]) -> dict[str, np.ndarray]:
+    return {
+        row_id: log_probs
+        for batch in batches
+        for row_id, log_probs in zip(batch.row_ids, batch.ref_log_probs.rows(), strict=True)
+    }
+
+
+def test_scorers_come_and_go_with_the_work_and_nothing_is_lost(ray: ClusterSection, tiny_model: Path) -> None:
+    config = ScorerSection(
+        dtype="float32", rows_per_call=2, max_actors=2, scale_up_after_s=0.0, scale_down_after_s=0.5, cpu_threads=1
+    )
+    pool = ScorerPool(str(tiny_model), None, MODEL, config, 1.0, ray)
+    pool.wait_ready()
+    rows = scored_batch([6] * 40, seed=3)
+    ragged = (rows.prompt_ids, rows.response_ids, rows.log_probs, rows.versions)
+    columns = [part.rows() for part in ragged]
+    answers = [Answer(row_id, *(column[i] for column in columns), "stop") for i, row_id in enumerate(rows.row_ids)]
+    refs = [ray_module.put(answer) for answer in answers]
+    sizes, handles = {pool.size}, []
+    try:
+        deadline = time.monotonic() + 120
+        while 2 not in sizes and time.monotonic() < deadline:
+            handles = list(pool.score(refs))
+            pool.wait(handles)
+            sizes.add(pool.size)
+        assert sizes == {1, 2}
+        before = handles
+        handles = list(pool.score(refs))
+        found, again = scores_by_row(pool.fetch(before)), scores_by_row(pool.fetch(handles))
+        assert set(found) == set(again) == set(rows.row_ids)
+        assert all(np.allclose(found[row], again[row], atol=1e-5) for row in found)
+        assert pool.cache_hits() > 0, "a sequence that comes to a scorer again is not computed again"
+        waiting = threading.Event()
+        while pool.size > 1 and time.monotonic() < deadline:
+            waiting.wait(0.1)
+        assert pool.size == 1
+        assert len(pool.fetch(handles)) == 20, "what an ended scorer scored is still there"
     finally:
         pool.stop()

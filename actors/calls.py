@@ -1,0 +1,58 @@
+"""Calls on actors: deadlines, and errors that name the actor and what it was doing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from dvpo_ray.config.sections import ClusterSection
+from dvpo_ray.errors import ActorFailedError, DvpoError
+
+
+@contextmanager
+def actor_errors(who: str, doing: str) -> Iterator[None]:
+    """Turn Ray's errors into ours, naming the actor and what it was doing."""
+    try:
+        yield
+    except GetTimeoutError as error:
+        raise ActorFailedError(
+            f"{who} did not finish {doing} in time; raise cluster.call_timeout_s if the work is that long, else look at its log"
+        ) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, DvpoError):
+            raise error.cause from error
+        raise ActorFailedError(f"{who} failed while {doing}: {error.cause!r}") from error
+    except RayActorError as error:
+        raise ActorFailedError(f"{who} died while {doing}: {_first_and_last_line(error)}") from error
+    except RayError as error:
+        raise ActorFailedError(f"{who}: Ray failed while {doing}: {_first_and_last_line(error)}") from error
+
+
+def _first_and_last_line(error: RayError) -> str:
+    """What Ray says happened and why, without the table between."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else repr(error)
+
+
+def get(refs: Any, timeout: float, who: str, doing: str) -> Any:
+    """``ray.get`` with a deadline and our errors."""
+    with actor_errors(who, doing):
+        return ray.get(refs, timeout=timeout)
+
+
+def mean_busy_seconds(actors: Sequence[Any], cluster: ClusterSection, who: str) -> float:
+    """What the actors say of their busy time, averaged."""
+    seconds = get([actor.busy_seconds.remote() for actor in actors], cluster.call_timeout_s, who, "telling its busy time")
+    return sum(seconds) / len(seconds)
+
+
+def stop_actors(actors: Sequence[Any], timeout: float = 30.0) -> None:
+    """Ask actors to stop; end those that are dead already or do not answer."""
+    calls = [actor.stop.remote() for actor in actors]
+    ray.wait(calls, num_returns=len(calls), timeout=timeout)
+    for actor in actors:
+        ray.kill(actor)

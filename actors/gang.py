@@ -1,0 +1,133 @@
+"""Learner ranks that live and die together, and the policy's among them behind the driver's Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from actors.calls import get, mean_busy_seconds, stop_actors
+from actors.placement import actor_environment, start_actor
+from actors.policy_learner import PolicyLearnerRank
+from actors.rollout_pool import RolloutPool
+from actors.value_learner import ValueLearnerRank
+from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
+from dvpo_ray.config.sections import ClusterSection, ModelSection
+from dvpo_ray.rows import StepResult
+from dvpo_ray.stages import Handle
+
+
+class Gang:
+    """Learner ranks that live and die together."""
+
+    def __init__(self, actors: list[Any], cluster: ClusterSection) -> None:
+        self.actors = actors
+        self.cluster = cluster
+        self._starting: list[Any] = []
+
+    def begin_start(self) -> None:
+        """Let rank 0 name an address, then start all ranks at once."""
+        address, port = get(self.actors[0].rendezvous.remote(), self.cluster.start_timeout_s, "learner-0", "starting")
+        self._starting = [actor.start.remote(address, port) for actor in self.actors]
+
+    def wait_ready(self) -> None:
+        """Wait until every rank has its model."""
+        if not self._starting:
+            self.begin_start()
+        get(self._starting, self.cluster.start_timeout_s, "a learner rank", "loading its model")
+
+    def call(self, method: str, *args: Any, doing: str) -> list[Any]:
+        """Call a method on every rank; results in rank order."""
+        calls = [getattr(actor, method).remote(*args) for actor in self.actors]
+        return get(calls, self.cluster.call_timeout_s, "a learner rank", doing)
+
+    def busy_seconds(self) -> float:
+        """Mean time in which a rank trained, in seconds."""
+        return mean_busy_seconds(self.actors, self.cluster, "a learner rank")
+
+    def stop(self) -> None:
+        """Leave the process group, then end the actors."""
+        stop_actors(self.actors)
+
+
+class PolicyLearner(Gang):
+    """The policy's learner ranks."""
+
+    def __init__(
+        self,
+        model_folder: str,
+        model: ModelSection,
+        policy: PolicyTraining,
+        cluster: ClusterSection,
+        seed: int,
+    ) -> None:
+        learner = policy.learner
+        self._backend = policy.transfer.backend
+        self._shared = self._backend != "object_store"
+        self._streaming = policy.streaming
+        environment = actor_environment(learner.cpu_threads)
+        share = learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
+        actors = [
+            start_actor(PolicyLearnerRank, f"learner-{i}", environment, share).remote(
+                i, learner.ranks, model_folder, model, policy, seed
+            )
+            for i in range(learner.ranks)
+        ]
+        super().__init__(actors, cluster)
+
+    def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
+        """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""
+        doing = f"training step {step}"
+        if not self._streaming:
+            return self.call("step", step, beta, *scored, doing=doing)[0]
+        given = [actor.accumulate.remote(step, beta, batch) for batch in scored for actor in self.actors]
+        # Should a rank fail while it accumulates, its error says more than that of a step it never began.
+        get(given, self.cluster.call_timeout_s, "a learner rank", doing)
+        return self.call("finish", step, beta, doing=doing)[0]
+
+    def connect(self, rollouts: RolloutPool) -> None:
+        """Send weights through shared memory when all engines are on the node of rank 0, unless the recipe says how."""
+        if self._backend == "auto":
+            here = get(self.actors[0].node.remote(), self.cluster.call_timeout_s, "learner-0", "telling its node")
+            self._shared = rollouts.nodes() == {here}
+
+    def weights(self, version: int) -> GangWeights:
+        """The current weights, for the engines."""
+        count = self.call("bucket_count", doing="counting buckets")[0]
+        return GangWeights(self, version, count, self._shared)
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Write the policy as a Hugging Face folder."""
+        self.call("save", folder, facts, doing="saving the policy")
+
+
+@dataclass(frozen=True)
+class GangWeights:
+    """A version of the policy's weights, held by its learner ranks."""
+
+    gang: Gang
+    version: int
+    count: int
+    shared: bool
+
+    def bucket(self, index: int) -> Handle:
+        """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
+        doing = f"gathering bucket {index} of weights {self.version}"
+        calls = [actor.bucket.options(num_returns=2).remote(self.version, index, self.shared) for actor in self.gang.actors]
+        get([done for _, done in calls], self.gang.cluster.call_timeout_s, "a learner rank", doing)
+        return calls[0][0]
+
+
+def value_gang(
+    model_folder: str, model: ModelSection, value: ValueTraining, cluster: ClusterSection, seed: int, total_steps: int
+) -> Gang:
+    """The value model's learner ranks."""
+    learner = value.learner
+    environment = actor_environment(learner.cpu_threads)
+    actors = [
+        start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0).remote(
+            i, learner.ranks, model_folder, model, value, seed, total_steps
+        )
+        for i in range(learner.ranks)
+    ]
+    return Gang(actors, cluster)

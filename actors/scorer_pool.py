@@ -1,0 +1,198 @@
+"""The scorer actors behind the driver's Protocol: as many as the work asks for, and none that still has work is taken away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import ray
+
+from actors.calls import get, mean_busy_seconds
+from actors.placement import actor_environment, start_actor
+from actors.scorer import ScorerActor
+from dvpo_ray.config.sections import ClusterSection, ModelSection, ScorerSection
+from dvpo_ray.errors import ActorFailedError
+from dvpo_ray.rows import ScoredBatch
+from dvpo_ray.scaling import Load, least_loaded, queue_age, to_remove
+from dvpo_ray.stages import Handle
+
+TICK_S = 0.25
+
+
+class Replica:
+    """One scorer actor and the batches it was given."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self.actor = actor
+        self.name = name
+        self.starting = actor.start.remote()
+        self.load = Load(idle_since=time.monotonic())
+        self._batches: list[Handle] = []
+
+    def send(self, answers: Sequence[Handle]) -> Handle:
+        """Give it a batch."""
+        batch = self.actor.score.remote(*answers)
+        self._batches.append(batch)
+        self.load.sent.append(time.monotonic())
+        self.load.idle_since = None
+        return batch
+
+    def look(self) -> None:
+        """Find out what is done."""
+        if not self._batches:
+            return
+        done = set(ray.wait(self._batches, num_returns=len(self._batches), timeout=0, fetch_local=False)[0])
+        under_way = [(batch, sent) for batch, sent in zip(self._batches, self.load.sent, strict=True) if batch not in done]
+        self._batches, self.load.sent = [batch for batch, _ in under_way], [sent for _, sent in under_way]
+        if not under_way:
+            self.load.idle_since = time.monotonic()
+
+
+class ScorerPool:
+    """``scorer.actors`` to ``scorer.max_actors`` scorers; a batch goes to the one with the least work.
+
+    A thread looks after their number: it starts one more when a batch has waited for ``scale_up_after_s``, and ends one that
+    has been without work for ``scale_down_after_s``. What it scored stays in the object store.
+    """
+
+    def __init__(
+        self,
+        model_folder: str,
+        value_model: str | None,
+        model: ModelSection,
+        scorer: ScorerSection,
+        temperature: float,
+        cluster: ClusterSection,
+    ) -> None:
+        self._arguments = (model_folder, value_model, model, scorer, temperature)
+        self._config = scorer
+        self._cluster = cluster
+        self._started = 0
+        self._lock = threading.Lock()
+        self._replicas = [self._start() for _ in range(scorer.actors)]
+        self._coming: Replica | None = None
+        self._failure: BaseException | None = None
+        self._hash: str | None = None
+        self._stopping = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    def wait_ready(self) -> str:
+        """Wait for all scorers; returns the value model's parameter hash."""
+        starting = [replica.starting for replica in self._replicas]
+        self._hash = self._same(get(starting, self._cluster.start_timeout_s, "a scorer", "loading its models"))
+        if (self._config.max_actors or 0) > self._config.actors:
+            self._keeper = threading.Thread(target=self._keep, name="scorers", daemon=True)
+            self._keeper.start()
+        return self._hash
+
+    @property
+    def size(self) -> int:
+        """Scorers that take batches now."""
+        return len(self._replicas)
+
+    def score(self, answers: Iterable[Handle]) -> Iterator[Handle]:
+        """Scored-batch handles, each as soon as its ``rows_per_call`` answers are there and sent off."""
+        waiting: list[Handle] = []
+        for answer in answers:
+            waiting.append(answer)
+            if len(waiting) == self._config.rows_per_call:
+                yield self._send(waiting)
+                waiting = []
+        if waiting:
+            yield self._send(waiting)
+
+    def wait(self, handles: Sequence[Handle]) -> None:
+        """Wait until these batches are scored."""
+        timeout = self._cluster.call_timeout_s
+        _, late = ray.wait(list(handles), num_returns=len(handles), timeout=timeout, fetch_local=False)
+        if late:
+            raise ActorFailedError(f"{len(late)} of {len(handles)} batches were not scored within {timeout} s")
+
+    def fetch(self, handles: Iterable[Handle]) -> list[ScoredBatch]:
+        """The scored rows behind handles."""
+        return get(list(handles), self._cluster.call_timeout_s, "a scorer", "scoring")
+
+    def value_hash(self) -> str:
+        """Parameter hash of the frozen value model, as it is in memory now."""
+        calls = [actor.parameter_hash.remote() for actor in self._actors()]
+        return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its value model"))
+
+    def busy_seconds(self) -> float:
+        """Mean time in which a scorer scored, in seconds."""
+        return mean_busy_seconds(self._actors(), self._cluster, "a scorer")
+
+    def cache_hits(self) -> int:
+        """Answers that were not scored again because their scores were known."""
+        return sum(get([a.cache_hits.remote() for a in self._actors()], self._cluster.call_timeout_s, "a scorer", "telling hits"))
+
+    def stop(self) -> None:
+        """End the actors."""
+        self._stopping.set()
+        if self._keeper is not None:
+            self._keeper.join()
+        for replica in [*self._replicas, *([self._coming] if self._coming else [])]:
+            ray.kill(replica.actor)
+
+    def _actors(self) -> list[Any]:
+        with self._lock:
+            return [replica.actor for replica in self._replicas]
+
+    def _start(self) -> Replica:
+        name = f"scorer-{self._started}"
+        self._started += 1
+        config = self._config
+        retries = {"max_restarts": config.max_restarts, "max_task_retries": config.max_restarts}
+        kind = start_actor(ScorerActor, name, actor_environment(config.cpu_threads), config.gpu_share, **retries)
+        return Replica(kind.remote(*self._arguments), name)
+
+    def _send(self, answers: list[Handle]) -> Handle:
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            for replica in self._replicas:
+                replica.look()
+            return self._replicas[least_loaded([replica.load for replica in self._replicas])].send(answers)
+
+    def _keep(self) -> None:
+        """Look after the number of scorers until the pool stops."""
+        while not self._stopping.wait(TICK_S):
+            try:
+                self._welcome()
+                self._resize()
+            except BaseException as error:
+                self._failure = error
+                return
+
+    def _welcome(self) -> None:
+        """Let a new scorer take part once it has loaded its models, if they are those of the others."""
+        if self._coming is None or not ray.wait([self._coming.starting], timeout=0)[0]:
+            return
+        found = get(self._coming.starting, self._cluster.start_timeout_s, self._coming.name, "loading its models")
+        self._same([str(self._hash), found])
+        with self._lock:
+            self._coming.load.idle_since = time.monotonic()
+            self._replicas.append(self._coming)
+            self._coming = None
+
+    def _resize(self) -> None:
+        """One more or one fewer."""
+        config = self._config
+        assert config.max_actors is not None
+        with self._lock:
+            for replica in self._replicas:
+                replica.look()
+            loads, now = [replica.load for replica in self._replicas], time.monotonic()
+            if self._coming is None and len(loads) < config.max_actors and queue_age(loads, now) > config.scale_up_after_s:
+                self._coming = self._start()
+            leaving = to_remove(loads, now, config.actors, config.scale_down_after_s)
+            gone = self._replicas.pop(leaving) if leaving is not None else None
+        if gone is not None:
+            ray.kill(gone.actor)
+
+    @staticmethod
+    def _same(hashes: Sequence[str]) -> str:
+        if len(set(hashes)) != 1:
+            raise ActorFailedError(f"scorers hold different value models: {sorted({h[:16] for h in hashes})}")
+        return hashes[0]
