@@ -63,7 +63,7 @@ class TrainingEngine:
             model=reader, model_parameters=trainable, optimizer=optimizer, config=deepspeed_config(config)
         )
         self._plain = config.zero_stage == 0 and config.dtype == "float32"
-        self._step = 0
+        self.steps = 0
         self._total_steps = total_steps
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -77,7 +77,7 @@ class TrainingEngine:
 
     def apply(self) -> tuple[float, float]:
         """Take the optimizer step; returns (gradient norm before clipping, learning rate used)."""
-        rate = self._config.learning_rate * learning_rate_factor(self._step, self._config, self._total_steps)
+        rate = self._config.learning_rate * learning_rate_factor(self.steps, self._config, self._total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         # Without ZeRO and mixed precision DeepSpeed neither reports the norm nor withholds a step that is not finite.
@@ -86,7 +86,7 @@ class TrainingEngine:
             self.discard()
             return norm, rate
         self.engine.step()
-        self._step += 1
+        self.steps += 1
         if norm is None:
             reported = self.engine.get_global_grad_norm()
             norm = math.nan if reported is None else float(reported)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import ray
 
 from actors.calls import get, mean_busy_seconds, stop_actors
 from actors.placement import actor_environment, start_actor
@@ -13,6 +15,7 @@ from actors.rollout_pool import RolloutPool
 from actors.value_learner import ValueLearnerRank
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection
+from dvpo_ray.errors import ActorFailedError, LearnerLostError
 from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
@@ -38,8 +41,18 @@ class Gang:
 
     def call(self, method: str, *args: Any, doing: str) -> list[Any]:
         """Call a method on every rank; results in rank order."""
-        calls = [getattr(actor, method).remote(*args) for actor in self.actors]
-        return get(calls, self.cluster.call_timeout_s, "a learner rank", doing)
+        return self.await_calls([getattr(actor, method).remote(*args) for actor in self.actors], doing)
+
+    def await_calls(self, calls: Sequence[Any], doing: str) -> list[Any]:
+        """Results of calls on ranks.
+
+        Raises:
+            LearnerLostError: a rank died, hangs, or failed for no reason of ours (it lost its peers).
+        """
+        try:
+            return get(list(calls), self.cluster.call_timeout_s, "a learner rank", doing)
+        except ActorFailedError as error:
+            raise LearnerLostError(str(error)) from error
 
     def busy_seconds(self) -> float:
         """Mean time in which a rank trained, in seconds."""
@@ -61,19 +74,34 @@ class PolicyLearner(Gang):
         cluster: ClusterSection,
         seed: int,
     ) -> None:
-        learner = policy.learner
         self._backend = policy.transfer.backend
         self._shared = self._backend != "object_store"
         self._streaming = policy.streaming
+        self._arguments = (model_folder, model, policy, seed)
+        self._starts = 0
+        super().__init__(self._ranks(), cluster)
+
+    def _ranks(self) -> list[Any]:
+        model_folder, model, policy, seed = self._arguments
+        learner = policy.learner
         environment = actor_environment(learner.cpu_threads)
         share = learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
-        actors = [
-            start_actor(PolicyLearnerRank, f"learner-{i}", environment, share).remote(
+        self._starts += 1
+        # The name of a dead actor is not free at once.
+        suffix = f"-start-{self._starts}" if self._starts > 1 else ""
+        return [
+            start_actor(PolicyLearnerRank, f"learner-{i}{suffix}", environment, share).remote(
                 i, learner.ranks, model_folder, model, policy, seed
             )
             for i in range(learner.ranks)
         ]
-        super().__init__(actors, cluster)
+
+    def restart(self) -> None:
+        """End all ranks, dead or not, and start new ones on the base model."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors, self._starting = self._ranks(), []
+        self.wait_ready()
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
         """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""
@@ -82,7 +110,7 @@ class PolicyLearner(Gang):
             return self.call("step", step, beta, *scored, doing=doing)[0]
         given = [actor.accumulate.remote(step, beta, batch) for batch in scored for actor in self.actors]
         # Should a rank fail while it accumulates, its error says more than that of a step it never began.
-        get(given, self.cluster.call_timeout_s, "a learner rank", doing)
+        self.await_calls(given, doing)
         return self.call("finish", step, beta, doing=doing)[0]
 
     def connect(self, rollouts: RolloutPool) -> None:
@@ -95,6 +123,18 @@ class PolicyLearner(Gang):
         """The current weights, for the engines."""
         count = self.call("bucket_count", doing="counting buckets")[0]
         return GangWeights(self, version, count, self._shared)
+
+    def begin_commit(self, folder: str) -> None:
+        """Let every rank start writing what it knows; training may go on meanwhile."""
+        self.call("begin_commit", folder, doing="beginning a commit")
+
+    def end_commit(self) -> dict[str, str]:
+        """Wait until all is written; returns the sha256 of every file."""
+        return dict(self.call("end_commit", doing="writing a commit"))
+
+    def load_commit(self, folder: str) -> None:
+        """Go on from a commit."""
+        self.call("load_commit", folder, doing=f"loading the commit {folder}")
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""
@@ -114,7 +154,7 @@ class GangWeights:
         """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
         doing = f"gathering bucket {index} of weights {self.version}"
         calls = [actor.bucket.options(num_returns=2).remote(self.version, index, self.shared) for actor in self.gang.actors]
-        get([done for _, done in calls], self.gang.cluster.call_timeout_s, "a learner rank", doing)
+        self.gang.await_calls([done for _, done in calls], doing)
         return calls[0][0]
 
 

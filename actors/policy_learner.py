@@ -131,6 +131,16 @@ class PolicyLearnerRank(Rank):
         where: dict[str, Any] = {"path": self._memory.path} if shared else {"data": memory.numpy()}
         return WeightBucket(version, index, len(self._buckets), specs, size, digest, **where), True
 
+    def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
+        """As for every rank, with the scale of streamed advantages."""
+        super().begin_commit(folder, (more or {}) | ({} if self._scale is None else {"scale": self._scale}))
+
+    def load_commit(self, folder: str) -> dict[str, Tensor]:
+        """As for every rank."""
+        more = super().load_commit(folder)
+        self._scale, self._open = more.get("scale"), None
+        return more
+
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as an ordinary Hugging Face folder with a manifest."""
         self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code, facts)

@@ -7,14 +7,18 @@ import math
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor
 
 from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
+from actors.learner_state import SEPARATOR, StateWriter, file_name, load_pieces, pieces, updates_done
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.errors import NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
@@ -43,6 +47,7 @@ class Rank:
         self.device = torch.device("cpu")
         self.skipped = 0
         self.busy = BusyClock()
+        self.writer = StateWriter()
         self._lean_bytes = 0
         self._steps_kept = 0
         self.engine: TrainingEngine
@@ -79,6 +84,39 @@ class Rank:
         """Time since the start in which this rank trained, in seconds."""
         return self.busy.seconds
 
+    def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
+        """Start writing what this rank knows into a commit's folder; the next optimizer step waits until it is written."""
+        owns = self.rank == 0 or self.config.zero_stage > 0
+        tensors = dict(pieces(self.engine.weights(), self.engine.engine.optimizer)) if owns else {}
+        tensors |= {"rng": torch.get_rng_state()} | (more or {})
+        facts = {
+            "adam_steps": str(updates_done(self.engine.engine.optimizer)),
+            "schedule_steps": str(self.engine.steps),
+            "skipped": str(self.skipped),
+            "world": str(self.world),
+        }
+        self.writer.begin(Path(folder) / file_name(self.rank), tensors, facts)
+
+    def end_commit(self) -> tuple[str, str]:
+        """Wait for what ``begin_commit`` began; returns the file's name and sha256.
+
+        Raises:
+            CommitError: it could not be written.
+        """
+        return file_name(self.rank), self.writer.collect()
+
+    def load_commit(self, folder: str) -> dict[str, Tensor]:
+        """Go on from a verified commit, written by any number of ranks; returns what it holds besides (``more``)."""
+        with safe_open(Path(folder) / file_name(0), framework="pt", device="cpu") as file:
+            facts = file.metadata()
+            more = {name: file.get_tensor(name) for name in file.keys() if SEPARATOR not in name}  # noqa: SIM118
+        load_pieces(Path(folder), self.engine.weights(), self.engine.engine.optimizer, int(facts["adam_steps"]))
+        self.engine.steps, self.skipped = int(facts["schedule_steps"]), int(facts["skipped"])
+        if int(facts["world"]) == self.world:
+            with safe_open(Path(folder) / file_name(self.rank), framework="pt", device="cpu") as file:
+                torch.set_rng_state(file.get_tensor("rng"))
+        return more
+
     def leave(self) -> None:
         """Leave the process group."""
         if dist.is_initialized():
@@ -90,6 +128,7 @@ class Rank:
         Raises:
             NonFiniteUpdateError: more than ``learner.max_skipped_updates`` in a row had to be withheld.
         """
+        self.writer.wait()
         if finite:
             norm, rate = self.engine.apply()
             if math.isfinite(norm):

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import table, write_section
+from dvpo_ray.commits import CommitStore
+from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.driver import train
+from dvpo_ray.driver import Driver
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import GenerationRequest, ServedWeights, StepResult
 from dvpo_ray.run import Run
@@ -107,6 +109,19 @@ class SimulatedStages:
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
+    def begin_commit(self, folder: str) -> None:
+        """Writes nothing."""
+
+    def end_commit(self) -> dict[str, str]:
+        """No files."""
+        return {}
+
+    def load_commit(self, folder: str) -> None:
+        """Nothing to load."""
+
+    def restart(self) -> None:
+        """Nothing to start."""
+
     def weights(self, version: int) -> NoWeights:
         """Only the number."""
         return NoWeights(version)
@@ -145,7 +160,9 @@ def drive(seconds: Seconds, rows: int, steps: int, staleness: int) -> tuple[floa
         prompts = [EncodedPrompt(f"p{i}", "", tuple(range(PROMPT_TOKENS)), f"p{i}") for i in range(rows)]
         run = Run(recipe, steps)
         wall, cpu = time.monotonic(), time.process_time()
-        train(recipe.policy, SimulatedStages(seconds), Ledger(prompts, rows, 1, 0), run)
+        stages = SimulatedStages(seconds)
+        committer = Committer(CommitStore(run.folder / "commits"), stages, run, every=0, steps=recipe.policy.steps)
+        Driver(recipe.policy, stages, Ledger(prompts, rows, 1, 0), run, committer).train()
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
         run.close()
         assert (Path(folder) / "r" / "metrics.jsonl").read_text().count("\n") == steps

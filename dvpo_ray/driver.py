@@ -7,10 +7,13 @@ prompts --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner (
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from dvpo_ray.commits import Commit
+from dvpo_ray.committer import Committer
 from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.errors import FrozenValueChangedError
+from dvpo_ray.errors import CommitError, FrozenValueChangedError, LearnerLostError, RunStoppedError
 from dvpo_ray.feed import Feed
 from dvpo_ray.health import alarms
 from dvpo_ray.ledger import Ledger
@@ -19,44 +22,115 @@ from dvpo_ray.run import Run
 from dvpo_ray.stages import Stages
 
 
-def train(
-    config: PolicyTraining, stages: Stages, ledger: Ledger, run: Run, evaluate: Callable[[int], None] = lambda step: None
-) -> None:
-    """Train for ``config.steps`` steps.
+class Driver:
+    """Trains a policy for ``config.steps`` steps."""
 
-    Args:
-        config: policy training settings.
-        stages: the actors, or fakes.
-        ledger: where rows come from.
-        run: where metrics and spans go.
-        evaluate: called with the number of finished steps when ``evaluation.every`` asks for it.
+    def __init__(
+        self,
+        config: PolicyTraining,
+        stages: Stages,
+        ledger: Ledger,
+        run: Run,
+        committer: Committer,
+        evaluate: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
+        ``evaluation.every`` asks for it."""
+        self._config = config
+        self._stages = stages
+        self._ledger = ledger
+        self._run = run
+        self._committer = committer
+        self._evaluate = evaluate
+        self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
+        self._sealed = stages.scorers.value_hash()
+        self._restarts = 0
 
-    Raises:
-        FrozenValueChangedError: the value model is not bit for bit what it was at the start.
-    """
-    sealed = stages.scorers.value_hash()
-    kl = KlControl(config.kl.control, config.rollout.rows_per_step)
-    every = config.evaluation.every if config.evaluation else 0
-    with Feed(stages, ledger, run, config.steps, config.off_policy.max_staleness, config.streaming) as feed:
-        for step in range(config.steps):
-            record, scored = feed.take(step)
-            with record.span("learn"):
-                result = stages.learner.step(step, kl.beta, scored)
-            with record.span("sync"):
-                served = stages.rollouts.sync(stages.learner.weights(result.version))
-            ledger.trained_rows(result.row_ids)
-            ledger.dead_letter_rows(result.dropped_ids)
-            kl.observe(result.metrics["kl/per_answer"])
-            record.commit(result, ledger.check(), served)
-            for alarm in alarms(result.metrics, config):
-                run.warn(step, alarm)
-            if every and (step + 1) % every == 0 and step + 1 < config.steps:
-                evaluate(step + 1)
-                run.restart_clock()
-            feed.trained(step + 1)
-    found = stages.scorers.value_hash()
-    if found != sealed:
-        raise FrozenValueChangedError(f"value model parameters changed during the run: {sealed[:16]}... became {found[:16]}...")
+    def train(self, commit: Commit | None = None) -> None:
+        """Train from the start, or from a commit. Learner ranks that die are started again, on the newest commit.
+
+        Raises:
+            FrozenValueChangedError: the value model is not bit for bit what it was at the start.
+            CommitError: the commit was made under another value model.
+            RunStoppedError: the run was asked to stop, and did after a commit.
+        """
+        go_back = commit is not None
+        while True:
+            try:
+                self._train_from(self._go_back(commit) if go_back else 0)
+                break
+            except LearnerLostError as error:
+                self._restart_learner(error)
+                commit, go_back = self._committer.store.newest(), True
+        found = self._stages.scorers.value_hash()
+        if found != self._sealed:
+            raise FrozenValueChangedError(
+                f"value model parameters changed during the run: {self._sealed[:16]}... became {found[:16]}..."
+            )
+
+    def _train_from(self, first: int) -> None:
+        config, stages, ledger, run, committer = self._config, self._stages, self._ledger, self._run, self._committer
+        with Feed(stages, ledger, run, first, config.steps, config.off_policy.max_staleness, config.streaming) as feed:
+            for step in range(first, config.steps):
+                record, scored = feed.take(step)
+                with record.span("learn"):
+                    result = stages.learner.step(step, self._kl.beta, scored)
+                with record.span("sync"):
+                    served = stages.rollouts.sync(stages.learner.weights(result.version))
+                ledger.trained_rows(result.row_ids)
+                ledger.dead_letter_rows(result.dropped_ids)
+                self._kl.observe(result.metrics["kl/per_answer"])
+                record.close(result, ledger.check(), served)
+                for alarm in alarms(result.metrics, config):
+                    run.warn(step, alarm)
+                committer.finish()
+                self._evaluate_when_due(step + 1)
+                if committer.due(step + 1) or run.stopping:
+                    committer.begin(step + 1, self._state(step + 1))
+                if run.stopping and step + 1 < config.steps:
+                    committer.finish()
+                    raise RunStoppedError(f"stopped after step {step + 1} of {config.steps}, as asked: --resume auto goes on")
+                feed.trained(step + 1)
+        committer.finish()
+
+    def _evaluate_when_due(self, step: int) -> None:
+        section = self._config.evaluation
+        if section and section.every and step % section.every == 0 and step < self._config.steps:
+            self._evaluate(step)
+            self._run.restart_clock()
+
+    def _state(self, step: int) -> dict[str, Any]:
+        """What the driver itself must remember after so many steps."""
+        return {
+            "step": step,
+            "kl_coefficient": self._kl.beta,
+            "ledger": self._ledger.state(),
+            "value_sha256": self._sealed,
+            "seconds": self._run.seconds,
+        }
+
+    def _restart_learner(self, error: LearnerLostError) -> None:
+        self._restarts += 1
+        if self._restarts > self._config.learner.max_restarts:
+            raise error
+        self._run.phase(f"{error}; starting the learner again")
+        self._committer.forget()
+        self._stages.learner.restart()
+
+    def _go_back(self, commit: Commit | None) -> int:
+        """Bring everything to a commit (to the start when there is none); returns the steps trained then."""
+        step = 0 if commit is None else commit.step
+        if commit is not None:
+            if commit.state["value_sha256"] != self._sealed:
+                raise CommitError(f"commit '{commit.folder}' was made under another value model: name that one, or start anew")
+            self._stages.learner.load_commit(str(commit.folder.resolve()))
+        self._kl = KlControl(self._config.kl.control, self._config.rollout.rows_per_step)
+        self._kl.beta = commit.state["kl_coefficient"] if commit else self._kl.beta
+        self._ledger.restore(commit.state["ledger"] if commit else Ledger.EMPTY, step)
+        self._stages.rollouts.sync(self._stages.learner.weights(step))
+        self._run.rewind(step)
+        self._run.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))
+        return step
 
 
 class KlControl:

@@ -36,12 +36,24 @@ class ActorFailedError(RunError):
     """An actor died, hung past its deadline, or reported a failure; the message names it."""
 
 
+class LearnerLostError(ActorFailedError):
+    """A learner rank died or hangs; the ranks live and die together."""
+
+
+class RunStoppedError(RunError):
+    """The run was asked to stop; what it had done is committed."""
+
+
 class WeightSyncError(RunError):
     """New weights did not reach an engine intact; the engine is fenced."""
 
 
 class DamagedWeightsError(WeightSyncError):
     """A bucket of weights is not what its digest says; it was refused before an engine took it."""
+
+
+class CommitError(RunError):
+    """A commit could not be written, or what lies on the disk is damaged or of another run."""
 
 
 class FrozenValueChangedError(RunError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,17 @@ class Evaluation:
     def rows(self) -> list[dict[str, Any]]:
         """Plain rows for a JSON lines file."""
         return [{"step": self.step} | asdict(answer) for answer in self.answers]
+
+
+def read_evaluations(path: Path, last_step: int) -> dict[int, Evaluation]:
+    """Evaluations after at most ``last_step`` steps, by step, from the rows that ``Evaluation.rows`` gave."""
+    answers: dict[int, list[EvaluatedAnswer]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        row = json.loads(line)
+        step = row.pop("step")
+        if step <= last_step:
+            answers.setdefault(step, []).append(EvaluatedAnswer(**row))
+    return {step: Evaluation(step, rows) for step, rows in answers.items()}
 
 
 class Evaluator:

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from dvpo_ray.errors import LearnerLostError
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import GenerationRequest
 from dvpo_ray.run import Run, StepRecord
@@ -25,24 +26,27 @@ class Feed:
     When ``streaming``, a step's batches are handed on as they are sent to be scored, else when all are scored.
     """
 
-    def __init__(self, stages: Stages, ledger: Ledger, run: Run, steps: int, lead: int, streaming: bool) -> None:
+    def __init__(self, stages: Stages, ledger: Ledger, run: Run, first: int, steps: int, lead: int, streaming: bool) -> None:
+        """``first`` steps are trained already, ``steps`` will be."""
         self._stages = stages
         self._ledger = ledger
         self._run = run
         self._steps = steps
         self._lead = lead
         self._streaming = streaming
-        self._begun = 0
+        self._first = first
+        self._begun = first
         self._under_way: dict[int, tuple[StepRecord, SimpleQueue[Handle | _End]]] = {}
         self._threads = ThreadPoolExecutor(lead + 1, thread_name_prefix="feed")
 
     def __enter__(self) -> Self:
-        self.trained(0)
+        self.trained(self._first)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # After a failure threads may still wait for actors; they end with an error when the actors are taken down.
-        self._threads.shutdown(wait=error is None, cancel_futures=True)
+        # When only the learner is lost the engines go on: what they were asked for must end before it is asked for again. After
+        # other failures threads may wait for actors that hang; they end with an error when the actors are taken down.
+        self._threads.shutdown(wait=error is None or isinstance(error, LearnerLostError), cancel_futures=True)
 
     def take(self, step: int) -> tuple[StepRecord, Iterator[Handle]]:
         """Wait for the first batch of ``step``; returns all, as they come. Raises what went wrong with them."""

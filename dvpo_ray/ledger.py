@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.errors import CommitError
 from dvpo_ray.rows import GenerationRequest
 
 
@@ -16,6 +18,8 @@ class Ledger:
     Prompts are visited in a seeded order, every prompt once per epoch; the position is a function of the step alone, so a
     run that starts again at step n admits the same rows.
     """
+
+    EMPTY: ClassVar[Mapping[str, Any]] = {"trained": 0, "dead_lettered": 0, "in_flight": []}
 
     def __init__(self, prompts: Sequence[EncodedPrompt], prompts_per_step: int, answers_per_prompt: int, seed: int) -> None:
         self._prompts = prompts
@@ -61,6 +65,23 @@ class Ledger:
         assert ids <= self._in_flight, f"rows given up that are not in flight: {sorted(ids - self._in_flight)[:3]}"
         self._in_flight -= ids
         self.dead_lettered += len(ids)
+
+    def state(self) -> dict[str, Any]:
+        """The books as they are, for a commit."""
+        self.check()
+        return {"trained": self.trained, "dead_lettered": self.dead_lettered, "in_flight": sorted(self._in_flight)}
+
+    def restore(self, state: Mapping[str, Any], step: int) -> None:
+        """Take the books over from a commit of ``step`` trained steps.
+
+        Rows that were in flight are of later steps, which admit them again under the same ids and seeds.
+        """
+        early = [row_id for row_id in state["in_flight"] if int(row_id.partition("/")[0]) < step]
+        if early:
+            raise CommitError(f"commit of step {step} has rows of trained steps in flight: {early[:3]}")
+        self._in_flight = set()
+        self.trained, self.dead_lettered = int(state["trained"]), int(state["dead_lettered"])
+        self.admitted = self.trained + self.dead_lettered
 
     def check(self) -> dict[str, int]:
         """The invariant, and the counts for the record."""

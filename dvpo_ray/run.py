@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dvpo_ray.config import Recipe, dump_resolved
-from dvpo_ray.errors import ConfigError, RunError
+from dvpo_ray.errors import RunError
 from dvpo_ray.rows import ServedWeights, StepResult
+from dvpo_ray.run_folder import CONFIG, METRICS, prepare_folder, rewind, run_folder
 from dvpo_ray.timeline import Timeline
 from dvpo_ray.tracking import Trackers
 
 T = TypeVar("T")
-METRICS = "metrics.jsonl"
-CONFIG = "config.json"
 RESULT = "result.json"
 TIMELINE = "timeline.json"
 LOGS = "logs"
@@ -42,16 +40,37 @@ Listener = Callable[[Event], None]
 class Run:
     """The folder of one run. Every record is written as it happens, so a run that dies leaves what it knew."""
 
-    def __init__(self, recipe: Recipe, total_steps: int, listener: Listener = lambda event: None) -> None:
-        self.folder = prepare_folder(recipe)
+    def __init__(
+        self,
+        recipe: Recipe,
+        total_steps: int,
+        listener: Listener = lambda event: None,
+        in_place: bool = False,
+    ) -> None:
+        """``in_place`` goes on in the folder of an earlier run."""
+        self.folder = run_folder(recipe) if in_place else prepare_folder(recipe)
         (self.folder / CONFIG).write_text(dump_resolved(recipe))
         self.total_steps = total_steps
         self.listener = listener
         self.began = time.time()
+        self.seconds_before = 0.0
+        self.stopping = False
         self.timeline = Timeline(self.began)
-        self.committed = 0.0
+        self.closed = 0.0
         self._trackers = Trackers(recipe.tracking, self.folder, recipe.run.name, json.loads(dump_resolved(recipe)))
         self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+
+    @property
+    def seconds(self) -> float:
+        """Time since the run began, that of earlier drivers included."""
+        return self.seconds_before + time.time() - self.began
+
+    def rewind(self, step: int) -> None:
+        """Take back what was recorded after so many trained steps."""
+        self._metrics.close()
+        rewind(self.folder, step)
+        self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+        self.restart_clock()
 
     def phase(self, text: str) -> None:
         """Say what happens now."""
@@ -67,7 +86,7 @@ class Run:
 
     def restart_clock(self) -> None:
         """The next step's time counts from now: what was done since the last commit was no part of a step."""
-        self.committed = time.time()
+        self.closed = time.time()
 
     def log(self, step: int, metrics: dict[str, float], kind: str = "step") -> None:
         """One line of metrics, to the file and every tracker; ``step`` counts from 0, an evaluation's is the steps before it."""
@@ -118,12 +137,12 @@ class StepRecord:
         with self.span(name):
             yield from items
 
-    def commit(self, result: StepResult, books: dict[str, int], served: ServedWeights) -> None:
-        """Write the step's metrics. Its time is that since the step before it was committed: steps may overlap."""
+    def close(self, result: StepResult, books: dict[str, int], served: ServedWeights) -> None:
+        """Write the step's metrics. Its time is that since the step before it was closed: steps may overlap."""
         now = time.time()
         seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
-        seconds["seconds/step"] = now - max(self._began, self._run.committed)
-        self._run.committed = now
+        seconds["seconds/step"] = now - max(self._began, self._run.closed)
+        self._run.closed = now
         seconds["seconds/engine_update"] = served.seconds
         seconds["speed/answer_tokens_per_s"] = result.metrics.get("answer/total_tokens", 0.0) / seconds["seconds/step"]
         metrics = result.metrics | seconds | {name: float(value) for name, value in books.items()}
@@ -139,42 +158,3 @@ def write_json(path: Path, content: Any) -> Path:
     """Write indented JSON."""
     path.write_text(json.dumps(content, indent=2, default=str) + "\n")
     return path
-
-
-def prepare_folder(recipe: Recipe) -> Path:
-    """The run's folder, new and empty.
-
-    Raises:
-        ConfigError: an earlier run is there and ``run.overwrite`` is off.
-    """
-    section = recipe.run
-    folder = Path(section.output_dir) / section.name
-    if folder.exists() and any(folder.iterdir()):
-        if not section.overwrite:
-            raise ConfigError(
-                f"run folder '{folder}' already holds a run: choose another run.name, or set run.overwrite=true to replace it"
-            )
-        if not (folder / CONFIG).is_file():
-            raise ConfigError(f"'{folder}' is not a run folder (no {CONFIG}); it is not replaced")
-        inside = [text for text in _strings(recipe.model_dump(exclude={"run"})) if _lies_in(text, folder)]
-        if inside:
-            raise ConfigError(
-                f"replacing run '{folder}' would delete '{inside[0]}', which this run needs: choose another run.name"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _strings(tree: Any) -> Iterator[str]:
-    """All strings of a plain tree of settings."""
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from _strings(value)
-
-
-def _lies_in(text: str, folder: Path) -> bool:
-    path = Path(text)
-    return path.exists() and folder.resolve() in path.resolve().parents

@@ -65,7 +65,11 @@ class Scorers(Protocol):
 
 
 class Learner(Protocol):
-    """Trains the policy."""
+    """Trains the policy. Every call raises LearnerLostError when a rank died or hangs."""
+
+    def restart(self) -> None:
+        """Start all ranks anew, on the base model."""
+        ...
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
         """Waits for scored batches as they come; returns after the update."""
@@ -73,6 +77,18 @@ class Learner(Protocol):
 
     def weights(self, version: int) -> Weights:
         """The weights as they are now, under a version number."""
+        ...
+
+    def begin_commit(self, folder: str) -> None:
+        """Start writing the learner's state into a folder; returns at once."""
+        ...
+
+    def end_commit(self) -> dict[str, str]:
+        """Waits until it is written; returns the sha256 of every file. Raises CommitError when it could not be."""
+        ...
+
+    def load_commit(self, folder: str) -> None:
+        """Go on from a verified commit."""
         ...
 
     def save(self, folder: str, facts: dict[str, object]) -> None:

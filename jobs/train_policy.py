@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,18 +19,20 @@ from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray import cli
+from dvpo_ray.commits import Commit, CommitStore
+from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.data import template_hash, tokenizer_hash
-from dvpo_ray.driver import train
-from dvpo_ray.evaluation import Evaluation, Evaluator, compare
+from dvpo_ray.driver import Driver
+from dvpo_ray.evaluation import Evaluation, Evaluator, compare, read_evaluations
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal
-from dvpo_ray.run import METRICS, RESULT, Listener, Run
+from dvpo_ray.run import RESULT, Listener, Run
+from dvpo_ray.run_folder import COMMITS, CONFIG, EVALUATIONS, METRICS, check_same_run, locked, run_folder
 from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prompts
 
 POLICY = "policy"
-EVALUATIONS = "evaluations.jsonl"
 
 
 @dataclass
@@ -46,42 +50,52 @@ class ActorStages:
 
 def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
     """Evaluate, train, evaluate again, save; returns what ``result.json`` holds."""
-    began = time.time()
+    with locked(run_folder(recipe)):
+        return _train_policy(recipe, listener)
+
+
+def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     policy = recipe.policy
     base = base_model(recipe.model)
     value_folder = Path(policy.value_model or "").resolve()
     gvm = read_seal(value_folder)
     check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
-    run = Run(recipe, policy.steps, listener)
+    commit = find_commit(recipe)
+    run = Run(recipe, policy.steps, listener, in_place=commit is not None and commit.folder.parent.parent == run_folder(recipe))
     try:
         prompts = read_prompts(policy.data, base.tokenizer, run.folder)
         evaluator = _evaluator(recipe, base, run.folder, prompts)
         rollout = policy.rollout
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
-        evaluations: list[Evaluation] = []
-        with MemoryMonitor(os.getpid()) as memory, _stages(recipe, base, value_folder, run) as stages:
+        evaluations = {} if commit is None else read_evaluations(run.folder / EVALUATIONS, commit.step)
+        if commit is not None:
+            run.seconds_before = commit.state["seconds"]
+        with MemoryMonitor(os.getpid()) as memory, _stages(recipe, base, value_folder, run) as stages, stop_on_signal(run):
             value_hash = stages.scorers.value_hash()
 
             def evaluate(step: int) -> None:
                 if evaluator is not None:
-                    evaluations.append(_evaluate(evaluator, step, stages, run))
+                    evaluations[step] = _evaluate(evaluator, step, stages, run)
 
-            evaluate(0)
+            if 0 not in evaluations:
+                evaluate(0)
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
+            store = CommitStore(run.folder / COMMITS, policy.commit.keep_last, policy.commit.keep_every)
+            committer = Committer(store, stages.learner, run, policy.commit.every, policy.steps)
             loop_began, busy_before = time.time(), stages.busy_seconds()
-            train(policy, stages, ledger, run, evaluate)
+            Driver(policy, stages, ledger, run, committer, evaluate).train(commit)
             loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
             cache_hits = stages.scorers.cache_hits()
             evaluate(policy.steps)
             run.phase("saving the policy")
             saved = (run.folder / POLICY).resolve()
             stages.learner.save(str(saved), {"base_model": base.name, "steps": policy.steps, "gvm_parameters_sha256": value_hash})
-        result = _result(recipe, gvm, evaluations, run.folder, value_hash)
+        result = _result(recipe, gvm, [evaluations[step] for step in sorted(evaluations)], run.folder, value_hash)
         result |= {
             "policy": str(saved),
-            "seconds_total": time.time() - began,
+            "seconds_total": run.seconds,
             "seconds_training": loop_seconds,
-            # A scorer that was started again counts from its new start.
+            # A process that was started again counts from its new start.
             "idle_share": {name: 1 - max(0.0, busy_after[name] - busy_before[name]) / loop_seconds for name in busy_after},
             "score_cache_hits": cache_hits,
             "peak_memory_gb": memory.peak_gb,
@@ -91,6 +105,41 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
         return result
     finally:
         run.close()
+
+
+def find_commit(recipe: PolicyRecipe) -> Commit | None:
+    """The commit that ``run.resume`` asks for, or None to start anew.
+
+    Raises:
+        CommitError: the one named is damaged.
+        ConfigError: it belongs to a run that another recipe made, in what must not change.
+    """
+    resume, folder = recipe.run.resume, run_folder(recipe)
+    if resume == "never":
+        return None
+    store = CommitStore(folder / COMMITS if resume == "auto" else Path(resume).parent)
+    commit = store.newest() if resume == "auto" else store.open(Path(resume))
+    if commit is not None:
+        check_same_run(recipe, commit.folder.parent.parent / CONFIG)
+    return commit
+
+
+@contextmanager
+def stop_on_signal(run: Run) -> Iterator[None]:
+    """SIGTERM asks the run to commit after its step and stop; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        run.stopping = True
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

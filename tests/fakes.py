@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from dvpo_ray.commits import Commit, CommitStore
+from dvpo_ray.committer import Committer
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.driver import Driver
+from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
-from dvpo_ray.stages import Weights
+from dvpo_ray.run import Run
+from dvpo_ray.run_folder import COMMITS
+from dvpo_ray.stages import Stages, Weights
 
 
 def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> ScoredBatch:
@@ -87,6 +94,19 @@ class FakeStages:
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
+    def begin_commit(self, folder: str) -> None:
+        """Writes nothing."""
+
+    def end_commit(self) -> dict[str, str]:
+        """No files."""
+        return {}
+
+    def load_commit(self, folder: str) -> None:
+        """Nothing to load."""
+
+    def restart(self) -> None:
+        """Nothing to start."""
+
     def weights(self, version: int) -> FakeWeights:
         """Only the number."""
         return FakeWeights(version)
@@ -95,6 +115,12 @@ class FakeStages:
         """Counts versions."""
         self.calls.append(f"sync {weights.version}")
         return ServedWeights(weights.version, "payload", "checksum", 0.0)
+
+
+def drive(config: PolicyTraining, stages: Stages, ledger: Ledger, run: Run, commit: Commit | None = None) -> None:
+    """The real driver, committing into the run's folder."""
+    committer = Committer(CommitStore(run.folder / COMMITS), stages.learner, run, config.commit.every, config.steps)
+    Driver(config, stages, ledger, run, committer).train(commit)
 
 
 def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

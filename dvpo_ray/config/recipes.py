@@ -18,6 +18,7 @@ from dvpo_ray.config.algorithms import (
 from dvpo_ray.config.base import Section
 from dvpo_ray.config.sections import (
     ClusterSection,
+    CommitSection,
     DataSection,
     EvaluationSection,
     LearnerSection,
@@ -84,6 +85,7 @@ class PolicyTraining(Section):
     off_policy: OffPolicySection = Field(
         default_factory=lambda: OffPolicySection(), description="How far generation may run ahead of training."
     )
+    commit: CommitSection = Field(default_factory=lambda: CommitSection(), description="Commits, to go on after a failure.")
     transfer: TransferSection = Field(
         default_factory=lambda: TransferSection(), description="The way of new weights to the engines."
     )

@@ -20,6 +20,12 @@ class RunSection(Section):
     output_dir: PathField = Field(default="runs", description="Folder that holds the runs.")  # type: ignore[assignment]
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of sampling, shuffling and initialisation.")
     overwrite: bool = Field(False, description="Replace an earlier run of this name instead of refusing to start.")
+    resume: str = Field(
+        "never",
+        min_length=1,
+        description="`auto` goes on from the newest whole commit of this run, or starts when there is none; a commit's folder "
+        "starts from that one; `never` starts anew.",
+    )
 
 
 class ClusterSection(Section):
@@ -173,9 +179,20 @@ class LearnerSection(Section):
     gpu_share: float | None = Field(
         None, gt=0, le=1, description="GPU that a rank reserves; none is 0.3 for an only rank and 1 for several."
     )
+    max_restarts: int = Field(
+        3, ge=0, description="Times the ranks are started again after one died or hung; training goes on from the last commit."
+    )
     max_skipped_updates: int = Field(
         3, ge=0, description="Updates in a row that may be withheld for NaN or Inf before the run stops."
     )
+
+
+class CommitSection(Section):
+    """Commits: what a run needs to go on after a failure (`run.resume`)."""
+
+    every: int = Field(25, ge=0, description="Steps from one commit to the next, and one after the last; 0 makes none.")
+    keep_last: int = Field(2, ge=1, description="Newest commits that are kept.")
+    keep_every: int = Field(0, ge=0, description="Commits of every so many steps are kept as well; 0 keeps no others.")
 
 
 class TransferSection(Section):

@@ -10,11 +10,10 @@ import pytest
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.driver import train
 from dvpo_ray.errors import ActorFailedError, ConfigError, FrozenValueChangedError
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.run import Run
-from tests.fakes import FakeStages
+from tests.fakes import FakeStages, drive
 
 
 def recipe(tmp_path: Path, **policy: object) -> PolicyRecipe:
@@ -29,7 +28,7 @@ def recipe(tmp_path: Path, **policy: object) -> PolicyRecipe:
 def run_driver(config: PolicyRecipe, stages: FakeStages) -> list[dict[str, float]]:
     run = Run(config, config.policy.steps)
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
-    train(config.policy, stages, ledger, run)
+    drive(config.policy, stages, ledger, run)
     run.close()
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 

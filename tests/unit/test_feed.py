@@ -14,14 +14,13 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.algorithms import OffPolicySection
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.driver import train
 from dvpo_ray.errors import ActorFailedError
 from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
 from dvpo_ray.run import Run
 from dvpo_ray.stages import Weights
-from tests.fakes import FakeWeights
+from tests.fakes import FakeWeights, drive
 
 STEPS = 8
 
@@ -86,6 +85,19 @@ class InterleavedStages:
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
+    def begin_commit(self, folder: str) -> None:
+        """Writes nothing."""
+
+    def end_commit(self) -> dict[str, str]:
+        """No files."""
+        return {}
+
+    def load_commit(self, folder: str) -> None:
+        """Nothing to load."""
+
+    def restart(self) -> None:
+        """Nothing to start."""
+
     def weights(self, version: int) -> FakeWeights:
         """Only the number."""
         return FakeWeights(version)
@@ -114,7 +126,7 @@ def run_driver(tmp_path: Path, stages: InterleavedStages, **policy: object) -> L
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
     run = Run(config, STEPS)
     try:
-        train(config.policy, stages, ledger, run)
+        drive(config.policy, stages, ledger, run)
     finally:
         run.close()
     return ledger

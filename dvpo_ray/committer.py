@@ -1,0 +1,60 @@
+"""When a run commits, and how it gets back to a commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dvpo_ray.commits import Commit, CommitStore
+from dvpo_ray.run import Run
+from dvpo_ray.stages import Learner
+
+
+class Committer:
+    """Begins commits when they are due and ends them a step later: meanwhile they are written while training goes on."""
+
+    def __init__(self, store: CommitStore, learner: Learner, run: Run, every: int, steps: int) -> None:
+        self.store = store
+        self._learner = learner
+        self._run = run
+        self._every = every
+        self._steps = steps
+        self._pending: tuple[int, Path, Mapping[str, Any]] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether to commit after so many trained steps."""
+        return bool(self._every) and (step % self._every == 0 or step == self._steps)
+
+    def begin(self, step: int, state: Mapping[str, Any]) -> None:
+        """Start a commit of ``step`` trained steps; ``state`` is the driver's part, as it is now."""
+        self.finish()
+        began = time.time()
+        folder = self.store.begin(step)
+        self._pending = step, folder, state
+        self._learner.begin_commit(str(folder.resolve()))
+        self._run.timeline.add("commit", began, time.time(), step=step)
+
+    def finish(self) -> Commit | None:
+        """Make a commit of what was begun; returns at once unless it is still being written.
+
+        Raises:
+            CommitError: it could not be written; the commits before it are as they were.
+        """
+        if self._pending is None:
+            return None
+        (step, folder, state), self._pending = self._pending, None
+        began = time.time()
+        try:
+            commit = self.store.finish(step, folder, self._learner.end_commit(), state)
+        except BaseException:
+            self.store.discard_unfinished()
+            raise
+        self._run.timeline.add("commit", began, time.time(), step=step)
+        return commit
+
+    def forget(self) -> None:
+        """Give up what was begun: who was writing it is gone."""
+        self._pending = None
+        self.store.discard_unfinished()

@@ -1,0 +1,145 @@
+"""A run's folder: new, replaced or gone on with, and locked against a second driver."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvpo_ray.config import Recipe, dump_resolved
+from dvpo_ray.errors import ConfigError, RunError
+
+METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+CONFIG = "config.json"
+COMMITS = "commits"
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a run's files go."""
+    return Path(recipe.run.output_dir) / recipe.run.name
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run for this process. The lock goes with the process, however it ends.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f".{folder.name}.lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(
+                f"run '{folder}' is in use by another driver ({file.read().strip() or 'unknown'}): wait for it or end it"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def prepare_folder(recipe: Recipe) -> Path:
+    """The run's folder, new and empty. ``run.resume = "auto"`` replaces a run that did not get to its first commit.
+
+    Raises:
+        ConfigError: an earlier run is there and ``run.overwrite`` is off.
+    """
+    folder = run_folder(recipe)
+    if folder.exists() and any(folder.iterdir()):
+        if not recipe.run.overwrite and recipe.run.resume != "auto":
+            raise ConfigError(
+                f"run folder '{folder}' already holds a run: choose another run.name, set run.overwrite=true to replace it, "
+                "or run.resume=auto to go on with it"
+            )
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"'{folder}' is not a run folder (no {CONFIG}); it is not replaced")
+        inside = [text for text in _strings(recipe.model_dump(exclude={"run"})) if _lies_in(text, folder)]
+        if inside:
+            raise ConfigError(
+                f"replacing run '{folder}' would delete '{inside[0]}', which this run needs: choose another run.name"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# What decides which rows come, what they are worth and which numbers the optimizer state belongs to.
+FIXED = (
+    "run.seed",
+    "model.path",
+    "policy.data",
+    "policy.rollout.prompts_per_step",
+    "policy.rollout.answers_per_prompt",
+)
+
+
+def check_same_run(recipe: Recipe, saved: Path) -> None:
+    """Refuse to go on from another run's commit: settings in ``FIXED`` must be as they were, all others may change.
+
+    Raises:
+        ConfigError: naming the setting and both values.
+    """
+    before = json.loads(saved.read_text(encoding="utf-8"))
+    now = json.loads(dump_resolved(recipe))
+    for path in FIXED:
+        old, new = _at(before, path), _at(now, path)
+        if old != new:
+            raise ConfigError(f"cannot go on with the run of '{saved}': {path} was {old}, this recipe says {new}")
+
+
+def _at(tree: Any, path: str) -> Any:
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Take back what a run wrote after its commit of ``step`` trained steps: it will be written again.
+
+    A last line that was cut short goes too.
+    """
+    _keep_lines(folder / METRICS, lambda row: row["step"] < step or (row["step"] == step and "seconds/step" not in row))
+    _keep_lines(folder / EVALUATIONS, lambda row: row["step"] <= step)
+
+
+def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if keep(row):
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".rewound")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.rename(path)
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    """All strings of a plain tree of settings."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _strings(value)
+
+
+def _lies_in(text: str, folder: Path) -> bool:
+    path = Path(text)
+    return path.exists() and folder.resolve() in path.resolve().parents

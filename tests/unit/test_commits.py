@@ -1,0 +1,138 @@
+"""Commits are on disk whole or not at all, and nothing damaged is read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dvpo_ray.commits import KEY_VARIABLE, CommitStore
+from dvpo_ray.errors import CommitError
+from dvpo_ray.tensor_file import write_tensors
+
+
+def commit(store: CommitStore, step: int, size: int = 10) -> Path:
+    folder = store.begin(step)
+    digest = write_tensors(folder / "a.safetensors", {"weight|w|0": torch.full((size,), float(step))}, {"note": str(step)})
+    return store.finish(step, folder, {"a.safetensors": digest}, {"step": step}).folder
+
+
+def test_tensors_are_read_back_by_the_library(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.randn(3, 5),
+        "b|0": torch.randn(7).bfloat16(),
+        "transposed": torch.randn(4, 2).t(),
+        "scalar": torch.tensor(3),
+        "empty": torch.empty(0),
+        "bytes": torch.arange(9, dtype=torch.uint8),
+    }
+    write_tensors(tmp_path / "t.safetensors", tensors, {"k": "v"})
+    found = load_file(tmp_path / "t.safetensors")
+    assert set(found) == set(tensors)
+    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
+
+
+def test_the_newest_commit_is_found_and_old_ones_go(tmp_path: Path) -> None:
+    store = CommitStore(tmp_path, keep_last=2, keep_every=3)
+    assert store.newest() is None
+    for step in range(1, 8):
+        commit(store, step)
+    assert sorted(f.name for f in tmp_path.glob("step-*")) == [f"step-{n:08d}" for n in (3, 6, 7)]
+    newest = CommitStore(tmp_path).newest()
+    assert newest is not None and newest.step == 7 and newest.state == {"step": 7}
+    assert (tmp_path / "latest").read_text() == "step-00000007\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "a.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-1]),
+        lambda folder: (folder / "a.safetensors").write_bytes(b"x" + (folder / "a.safetensors").read_bytes()[1:]),
+        lambda folder: (folder / "a.safetensors").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text().replace("a.safetensors", "../../a.safetensors")
+        ),
+    ],
+)
+def test_a_damaged_commit_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CommitStore(tmp_path)
+    commit(store, 1)
+    damage(commit(store, 2))  # type: ignore[operator]
+    newest = store.newest()
+    assert newest is not None and newest.step == 1
+    assert "the commit before it is used" in caplog.text
+    assert (tmp_path / "quarantine-step-00000002").is_dir()
+
+
+def test_a_key_signs_and_only_what_it_signed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsigned = commit(CommitStore(tmp_path / "unsigned"), 1)
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    signed = commit(CommitStore(tmp_path / "signed"), 1)
+    assert CommitStore(tmp_path).open(signed).step == 1
+    manifest = json.loads((signed / "manifest.json").read_text())
+    (signed / "manifest.json").write_text(json.dumps(manifest | {"step": 9}))
+    for folder in (signed, unsigned):
+        with pytest.raises(CommitError, match="not signed with the key in DVPO_COMMIT_KEY"):
+            CommitStore(tmp_path).open(folder)
+
+
+def test_a_full_disk_leaves_the_last_commit_and_nothing_half_written(tmp_path: Path) -> None:
+    store = CommitStore(tmp_path)
+    commit(store, 1)
+    folder = store.begin(2)
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    (folder / "a.safetensors").symlink_to("/dev/full")
+    with pytest.raises(OSError) as error:
+        write_tensors(folder / "a.safetensors", {"w": torch.zeros(10_000)}, {})
+    assert error.value.errno == errno.ENOSPC
+    store.discard_unfinished()
+    newest = store.newest()
+    assert newest is not None and newest.step == 1
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["latest", "step-00000001"]
+
+
+def test_a_killed_commit_never_leaves_what_cannot_be_resumed(tmp_path: Path) -> None:
+    """50 processes that do nothing but commit, each killed at a random moment."""
+    luck = random.Random(0)
+    last = 0
+    for _ in range(50):
+        started, ready = os.pipe()
+        child = os.fork()
+        if child == 0:
+            step = last
+            try:
+                store = CommitStore(tmp_path)
+                while True:
+                    step += 1
+                    commit(store, step, size=50_000)
+                    os.write(ready, b".")
+            finally:
+                os._exit(1)
+        os.close(ready)
+        done = len(os.read(started, 1))
+        os.set_blocking(started, False)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        signal.sigtimedwait([signal.SIGUSR1], luck.random() * 0.02)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with contextlib.suppress(BlockingIOError):
+            done += len(os.read(started, 10_000))
+        os.close(started)
+        newest = CommitStore(tmp_path).newest()
+        assert newest is not None and newest.step >= last + done
+        assert not list(tmp_path.glob("quarantine-*")), "a killed process left a commit that is not whole"
+        last = newest.step

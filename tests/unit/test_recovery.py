@@ -1,0 +1,189 @@
+"""Failures at any moment: what is trained in the end is what would have been trained without them, in the same order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dvpo_ray.commits import CommitStore
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.loading import build
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.errors import CommitError, LearnerLostError, RunError, RunStoppedError
+from dvpo_ray.ledger import Ledger
+from dvpo_ray.rows import ServedWeights, StepResult
+from dvpo_ray.run import Event, Run
+from dvpo_ray.run_folder import COMMITS, check_same_run, locked, run_folder
+from dvpo_ray.stages import Weights
+from tests.fakes import FakeStages, drive
+
+STEPS = 9
+
+
+class DriverKilled(BaseException):
+    """Stands for the end of the driver's process."""
+
+
+class ChainStages(FakeStages):
+    """A learner whose state is a digest of all it trained, in order; ``plan`` says what fails at which call of the learner."""
+
+    def __init__(self, plan: Iterable[str] = ()) -> None:
+        super().__init__(value_hashes=("sealed",) * 100)
+        self.chain = ""
+        self._writing: tuple[Path, str] | None = None
+        self._plan = iter(plan)
+
+    def _fail(self, where: str) -> None:
+        event = next(self._plan, "")
+        if event == "learner":
+            raise LearnerLostError(f"learner lost {where}")
+        if event == "driver":
+            raise DriverKilled
+
+    def step(self, step: int, beta: float, scored: Iterable[list[str]]) -> StepResult:
+        rows = sorted(row for batch in scored for row in batch)
+        self._fail("before a step")
+        self.chain = hashlib.sha256(f"{self.chain}{step}{rows}".encode()).hexdigest()
+        self._fail("after a step")
+        return StepResult(step, step + 1, tuple(rows), {"kl/per_answer": 1.0, "chain": float(int(self.chain[:6], 16))})
+
+    def sync(self, weights: Weights) -> ServedWeights:
+        self._fail("while syncing")
+        return super().sync(weights)
+
+    def begin_commit(self, folder: str) -> None:
+        self._fail("beginning a commit")
+        self._writing = Path(folder), self.chain
+
+    def end_commit(self) -> dict[str, str]:
+        assert self._writing is not None
+        folder, chain = self._writing
+        self._fail("ending a commit")
+        (folder / "chain").write_text(chain)
+        return {"chain": hashlib.sha256(chain.encode()).hexdigest()}
+
+    def load_commit(self, folder: str) -> None:
+        self.chain = (Path(folder) / "chain").read_text()
+
+    def restart(self) -> None:
+        self.chain, self._writing = "", None
+
+
+def recipe(tmp_path: Path, every: int, name: str = "r", **policy: object) -> PolicyRecipe:
+    tree = {
+        "run": {"output_dir": str(tmp_path), "name": name, "resume": "auto", "overwrite": True},
+        "tracking": {"tensorboard": False},
+        "policy": {
+            "steps": STEPS,
+            "value_model": "g",
+            "data": {"source": "x"},
+            "rollout": {"prompts_per_step": 4},
+            "commit": {"every": every},
+            "learner": {"max_restarts": 100},
+        }
+        | policy,
+    }
+    return build(PolicyRecipe, tree)
+
+
+def run_once(config: PolicyRecipe, stages: ChainStages, stop_after: int = 0) -> Ledger:
+    """One life of a driver: from the newest commit there is, as ``jobs.train_policy`` does it."""
+    commit = CommitStore(run_folder(config) / COMMITS).newest()
+
+    def listen(event: Event) -> None:
+        if stop_after and event.step == stop_after:
+            run.stopping = True
+
+    run = Run(config, STEPS, listen, in_place=commit is not None)
+    ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
+    try:
+        drive(config.policy, stages, ledger, run, commit)
+    finally:
+        run.close()
+    return ledger
+
+
+def steps_and_chain(config: PolicyRecipe) -> list[tuple[int, float]]:
+    lines = (run_folder(config) / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], row["chain"]) for row in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[tuple[int, float]]]:
+    config, stages = recipe(tmp_path_factory.mktemp("straight"), every=0), ChainStages()
+    run_once(config, stages)
+    return stages.chain, steps_and_chain(config)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), every=st.integers(0, 4), lead=st.integers(0, 2))
+def test_what_is_trained_does_not_depend_on_failures(
+    straight: tuple[str, list[tuple[int, float]]], tmp_path: Path, seed: int, every: int, lead: int
+) -> None:
+    luck = random.Random(seed)
+    config = recipe(tmp_path, every, f"r{seed}-{every}-{lead}", off_policy={"max_staleness": lead})
+    for _life in range(200):
+        plan = luck.choices(["", "learner", "driver"], weights=[8, 1, 1], k=20)
+        stages = ChainStages(plan)
+        try:
+            ledger = run_once(config, stages)
+            break
+        except DriverKilled:
+            continue
+    assert (stages.chain, steps_and_chain(config)) == straight
+    assert ledger.check() == {
+        "ledger/admitted": 4 * STEPS,
+        "ledger/trained": 4 * STEPS,
+        "ledger/dead_lettered": 0,
+        "ledger/in_flight": 0,
+    }
+
+
+def test_a_learner_that_keeps_dying_ends_the_run(tmp_path: Path) -> None:
+    config = recipe(tmp_path, 2, learner={"max_restarts": 2})
+    with pytest.raises(LearnerLostError, match="learner lost"):
+        run_once(config, ChainStages(["learner"] * 50))
+
+
+def test_a_run_asked_to_stop_commits_and_goes_on_later(straight: tuple[str, list[tuple[int, float]]], tmp_path: Path) -> None:
+    config = recipe(tmp_path, every=0)
+    with pytest.raises(RunStoppedError, match="stopped after step 4 of 9"):
+        run_once(config, ChainStages(), stop_after=4)
+    stages = ChainStages()
+    run_once(config, stages)
+    assert stages.chain == straight[0]
+
+
+def test_a_commit_of_another_value_model_is_refused(tmp_path: Path) -> None:
+    config = recipe(tmp_path, every=3)
+    with pytest.raises(DriverKilled):
+        run_once(config, ChainStages([""] * 15 + ["driver"]))
+    other = ChainStages()
+    other._hashes = iter(["other"] * 9)
+    with pytest.raises(CommitError, match="under another value model"):
+        run_once(config, other)
+
+
+def test_only_settings_that_may_change_can_change(tmp_path: Path) -> None:
+    run_once(recipe(tmp_path, every=3), ChainStages())
+    saved = tmp_path / "r" / "config.json"
+    check_same_run(recipe(tmp_path, every=5, learner={"ranks": 2}), saved)
+    from dvpo_ray.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="policy.rollout.prompts_per_step was 4, this recipe says 8"):
+        check_same_run(recipe(tmp_path, every=3, rollout={"prompts_per_step": 8}), saved)
+
+
+def test_two_drivers_cannot_hold_one_run(tmp_path: Path) -> None:
+    with locked(tmp_path / "r"), pytest.raises(RunError, match="in use by another driver"), locked(tmp_path / "r"):
+        pass
+    with locked(tmp_path / "r"):
+        pass
+    assert not list(tmp_path.glob(".*"))
