@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.errors import ActorFailedError, DvpoError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, DvpoError
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def actor_errors(who: str, doing: str) -> Iterator[None]:
             raise error.cause from error
         raise ActorFailedError(f"{who} failed while {doing}: {error.cause!r}") from error
     except RayActorError as error:
-        raise ActorFailedError(f"{who} died while {doing}: {_first_and_last_line(error)}") from error
+        raise ActorDiedError(f"{who} died while {doing}: {_first_and_last_line(error)}") from error
     except RayError as error:
         raise ActorFailedError(f"{who}: Ray failed while {doing}: {_first_and_last_line(error)}") from error
 

@@ -114,14 +114,17 @@ class PolicyLearner(Gang):
         return self.call("finish", step, beta, doing=doing)[0]
 
     def connect(self, rollouts: RolloutPool) -> None:
-        """Send weights through shared memory when all engines are on the node of rank 0, unless the recipe says how."""
+        """Give the engines their weights from now on: through shared memory when all are on the node of rank 0, unless the
+        recipe says how."""
+        rollouts.source = self.weights
         if self._backend == "auto":
             here = get(self.actors[0].node.remote(), self.cluster.call_timeout_s, "learner-0", "telling its node")
             self._shared = rollouts.nodes() == {here}
 
-    def weights(self, version: int) -> GangWeights:
-        """The current weights, for the engines."""
-        count = self.call("bucket_count", doing="counting buckets")[0]
+    def weights(self, version: int | None = None) -> GangWeights:
+        """The current weights, for the engines, under their own version number or a given one."""
+        current, count = self.call("bucket_count", doing="counting buckets")[0]
+        version = current if version is None else version
         return GangWeights(self, version, count, self._shared)
 
     def begin_commit(self, folder: str) -> None:

@@ -41,6 +41,7 @@ class PolicyLearnerRank(Rank):
         super().__init__(rank, world, model_folder, model, policy.learner, seed)
         self.policy = policy
         self._memory = SharedBuffer()
+        self.version = 0
         self._buckets: list[tuple[TensorSpec, ...]] = []
         self._open: OpenStep | None = None
         self._scale: Tensor | None = None
@@ -111,9 +112,9 @@ class PolicyLearnerRank(Rank):
         self._scale = prepared.moments
         return self._close(step, scored, dropped, metrics, opened.began)
 
-    def bucket_count(self) -> int:
-        """Buckets in which this model's weights travel."""
-        return len(self._buckets)
+    def bucket_count(self) -> tuple[int, int]:
+        """The weights' version, which is the number of steps trained, and the buckets in which they travel."""
+        return self.version, len(self._buckets)
 
     def bucket(self, version: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
         """One bucket of the current weights, in shared memory or as an array, and that it was made.
@@ -132,12 +133,14 @@ class PolicyLearnerRank(Rank):
         return WeightBucket(version, index, len(self._buckets), specs, size, digest, **where), True
 
     def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
-        """As for every rank, with the scale of streamed advantages."""
-        super().begin_commit(folder, (more or {}) | ({} if self._scale is None else {"scale": self._scale}))
+        """As for every rank, with the weights' version and the scale of streamed advantages."""
+        scale = {} if self._scale is None else {"scale": self._scale}
+        super().begin_commit(folder, (more or {}) | {"version": torch.tensor(self.version)} | scale)
 
     def load_commit(self, folder: str) -> dict[str, Tensor]:
         """As for every rank."""
         more = super().load_commit(folder)
+        self.version = int(more["version"])
         self._scale, self._open = more.get("scale"), None
         return more
 
@@ -205,7 +208,8 @@ class PolicyLearnerRank(Rank):
         metrics |= staleness_metrics(scored, step, len(dropped)) | {"seconds/update": time.monotonic() - began}
         metrics["loss/skipped_updates"] = float(self.skipped)
         self.release_free_memory()
-        return StepResult(step, step + 1, scored.row_ids, metrics, dropped)
+        self.version = step + 1
+        return StepResult(step, self.version, scored.row_ids, metrics, dropped)
 
     def _micro_loss(
         self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float

@@ -59,6 +59,10 @@ class Rank:
         address = ray.util.get_node_ip_address()
         return address, free_port(address)
 
+    def pid(self) -> int:
+        """This process's id."""
+        return os.getpid()
+
     def node(self) -> str:
         """Id of the Ray node this process is on."""
         import ray

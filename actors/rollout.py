@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from actors.busy import BusyClock
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorFailedError, WeightSyncError
-from dvpo_ray.rows import Answer, GenerationRequest, ServedWeights, WeightBucket
+from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
+# What the processes of a vLLM engine share: message queues and semaphores of Python's multiprocessing.
+SHARED_MEMORY = Path("/dev/shm")
+ENGINE_FILES = ("psm_", "sem.mp-")
+PATIENCE_S = 5.0
 
 
 class RolloutActor:
@@ -44,11 +51,15 @@ class RolloutActor:
         self._loading_seconds = 0.0
         self._busy = BusyClock()
 
-    async def start(self) -> str:
-        """Start the engine on the weights in the model folder; returns the weights' checksum."""
+    async def start(self, before: EngineTraces | None = None) -> tuple[str, EngineTraces]:
+        """Start the engine on the weights in the model folder; returns their checksum, and what is left should it be killed.
+
+        ``before`` is what an engine that was killed left; what of it is on this node is removed.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        clear(before or EngineTraces())
         if not torch.cuda.is_available():
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
         args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
@@ -57,7 +68,7 @@ class RolloutActor:
         checksum = await self._checksum()
         await self._engine.update_weight_version("0")
         self._fence = None
-        return checksum
+        return checksum, traces_of_children()
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Answer]:
         """Stream one Answer for each request, in the order they finish.
@@ -137,6 +148,10 @@ class RolloutActor:
         seconds = self._loading_seconds + time.monotonic() - began
         return ServedWeights(version, self._payload.hexdigest(), checksum, seconds)
 
+    async def pid(self) -> int:
+        """This process's id."""
+        return os.getpid()
+
     async def node(self) -> str:
         """Id of the Ray node this process is on."""
         import ray
@@ -176,6 +191,37 @@ class RolloutActor:
     async def _checksum(self) -> str:
         """One digest over those of every worker."""
         return hashlib.sha256("".join(await self._engine.collective_rpc("weight_digest")).encode()).hexdigest()
+
+
+def traces_of_children() -> EngineTraces:
+    """The processes under this one, and the shared memory that they and this one use."""
+    processes, inodes = [], set()
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+            maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            # A semaphore's map keeps a temporary name: only the inode tells which file it is.
+            inodes |= {int(line.split()[4]) for line in maps if f" {SHARED_MEMORY}/" in line}
+            processes.append((process.pid, process.create_time()))
+    files = [file for file in SHARED_MEMORY.iterdir() if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes]
+    return EngineTraces(tuple(processes[1:]), tuple(sorted(file.name for file in files)))
+
+
+def clear(traces: EngineTraces) -> None:
+    """Remove what a killed engine left on this node: its processes if they do not end by themselves, and its shared memory."""
+    family = []
+    for pid, started in traces.processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.create_time() == started:
+                family.append(process)
+    # One of them cleans up after the others when it is let.
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=PATIENCE_S)
+    for name in traces.files:
+        if Path(name).name == name and name.startswith(ENGINE_FILES):
+            (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
 def engine_arguments(model: str, config: RolloutSection, seed: int, trust_remote_code: bool = False) -> Any:

@@ -1,9 +1,13 @@
-"""The rollout actors behind the driver's Protocol: answers as they finish, and weights to all engines."""
+"""The rollout actors behind the driver's Protocol: answers as they finish, weights to all engines, and none lost for long."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,111 +16,241 @@ from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
 from actors.placement import engine_environment, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection
-from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, WeightSyncError
-from dvpo_ray.rows import GenerationRequest, ServedWeights
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, DamagedWeightsError, WeightSyncError
+from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 
 SENDINGS = 3
 
 
+@dataclass
+class Engine:
+    """One rollout actor; ``traces`` are what its processes leave behind should they be killed."""
+
+    name: str
+    actor: Any
+    starting: Any
+    traces: EngineTraces = field(default_factory=EngineTraces)
+    served: ServedWeights | None = None
+
+
 class RolloutPool:
-    """Rollout actors; requests are dealt out in turn."""
+    """Rollout actors; requests are dealt out in turn.
+
+    The rows of an actor that dies go to the others, by id and seed, and a new actor takes its place: it takes part once it holds
+    the weights that are served. ``source`` gives these weights; without one an actor's death ends the run.
+    """
 
     def __init__(
-        self, model_folder: str, model: ModelSection, rollout: RolloutSection, cluster: ClusterSection, seed: int
+        self,
+        model_folder: str,
+        model: ModelSection,
+        rollout: RolloutSection,
+        cluster: ClusterSection,
+        seed: int,
+        traces: Path | None = None,
     ) -> None:
+        """``traces`` is a file that says what the engines leave behind if they are killed with this process; those of an
+        earlier process that it names are removed."""
+        self._arguments = (model_folder, model, rollout, seed)
         self._cluster = cluster
         self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
-        environment = engine_environment(rollout.cpu_threads)
-        shards = rollout.engine.tensor_parallel
-        gpus = shards if shards > 1 else rollout.gpu_share or rollout.engine.gpu_memory_utilization
-        self._actors = [
-            start_actor(RolloutActor, f"rollout-{i}", environment, gpus, max_concurrency=1000).remote(
-                model_folder, rollout, seed + i, model.trust_remote_code
-            )
-            for i in range(rollout.actors)
-        ]
-        self._starting = [actor.start.remote() for actor in self._actors]
+        self._budget = rollout.max_restarts
+        self._starts = 0
+        self._traces = traces
+        before = read_traces(traces)
+        self._engines = [self._start(i, before if i == 0 else None) for i in range(rollout.actors)]
+        # Held to change who is in the pool, and to transfer weights: the learner gives one bucket at a time.
+        self._members = threading.Condition()
+        self._transfer = threading.Lock()
+        self._reviving: dict[str, threading.Thread] = {}
+        self._failure: BaseException | None = None
+        self.source: Callable[[], Weights] | None = None
         self.checksums: dict[str, str] = {}
 
     def wait_ready(self) -> str:
         """Wait for all engines; returns the weights' checksum, which all must share."""
-        checksums = get(self._starting, self._cluster.start_timeout_s, "a rollout actor", "starting its engine")
+        checksums = [self._await_start(engine) for engine in self._engines]
+        self._note_traces()
         return self._agree(checksums, "the starting weights")
 
     def nodes(self) -> set[str]:
         """Ids of the Ray nodes that the engines are on."""
-        calls = [actor.node.remote() for actor in self._actors]
+        calls = [engine.actor.node.remote() for engine in self._engines]
         return set(get(calls, self._cluster.call_timeout_s, "a rollout actor", "telling its node"))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
         """One answer handle for each request, as they finish on any engine."""
-        count = len(self._actors)
-        streams = {
-            actor.generate.options(num_returns="streaming").remote(list(requests[i::count])): f"rollout-{i}"
-            for i, actor in enumerate(self._actors)
-            if requests[i::count]
-        }
+        waiting = {request.row_id: request for request in requests}
+        streams = self._deal(list(requests))
         while streams:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=self._timeout, fetch_local=False)
             if not ready:
-                raise ActorFailedError(f"{', '.join(streams.values())}: no answer within {self._timeout} s")
+                names = ", ".join(engine.name for engine, _ in streams.values())
+                raise ActorFailedError(f"{names}: no answer within {self._timeout} s")
             stream = ready[0]
-            with actor_errors(streams[stream], "generating"):
-                try:
-                    handle = next(stream)
-                except StopIteration:
-                    del streams[stream]
-                    continue
-                # A failed generator hands out its exception as the last item.
-                ray.get(handle, timeout=self._cluster.call_timeout_s)
+            engine, rows = streams[stream]
+            try:
+                with actor_errors(engine.name, "generating"):
+                    handle = next(stream, None)
+                if handle is not None:
+                    # A failed generator hands out its exception as the last item.
+                    answer: Answer = get(handle, self._cluster.call_timeout_s, engine.name, "generating")
+            except ActorDiedError as error:
+                del streams[stream]
+                self._replace(engine, error)
+                streams |= self._deal([waiting[row] for row in rows if row in waiting])
+                continue
+            if handle is None:
+                del streams[stream]
+                continue
+            del waiting[answer.row_id]
             yield handle
 
     def sync(self, weights: Weights) -> ServedWeights:
         """Load a version into every engine, a bucket at a time; all must report the same checksum. Returns the slowest's."""
-        served: list[ServedWeights] = []
-        for index in range(weights.count):
-            served = self._load_bucket(weights, index)
-        known = {(one.version, one.payload) for one in served}
-        if len(known) != 1:
-            raise WeightSyncError(f"rollout actors took different payloads for weights {weights.version}: {sorted(known)}")
-        self._agree([one.checksum for one in served], f"version {weights.version}", served[0].payload)
+        engines = self._present()
+        with self._transfer:
+            died = self._load(weights, engines)
+        for engine, error in died:
+            self._replace(engine, error)
+        served = [engine.served for engine in self._present() if engine.served is not None]
         return max(served, key=lambda one: one.seconds)
-
-    def _load_bucket(self, weights: Weights, index: int) -> list[Any]:
-        """Have every engine load a bucket; one that found it damaged is sent it again."""
-        waiting = dict(enumerate(self._actors))
-        served: dict[int, Any] = {}
-        for attempt in range(SENDINGS):
-            bucket = weights.bucket(index)
-            calls = {i: actor.load_bucket.remote(bucket) for i, actor in waiting.items()}
-            for i, call in calls.items():
-                try:
-                    timeout = self._cluster.call_timeout_s
-                    served[i] = get(call, timeout, f"rollout-{i}", f"loading bucket {index} of weights {weights.version}")
-                    del waiting[i]
-                except DamagedWeightsError as error:
-                    if attempt + 1 == SENDINGS:
-                        self._give_up(index)
-                        raise
-                    logging.getLogger(__name__).warning("rollout-%d: %s; it is sent again", i, error)
-            if not waiting:
-                break
-        return [served[i] for i in sorted(served)]
-
-    def _give_up(self, index: int) -> None:
-        """Engines that had begun an update stay fenced; those that had not go on with what they serve."""
-        if index > 0:
-            calls = [actor.abandon_update.remote() for actor in self._actors]
-            get(calls, self._cluster.call_timeout_s, "a rollout actor", "abandoning an update")
 
     def busy_seconds(self) -> float:
         """Mean time in which an engine had answers under way, in seconds."""
-        return mean_busy_seconds(self._actors, self._cluster, "a rollout actor")
+        return mean_busy_seconds([engine.actor for engine in self._present()], self._cluster, "a rollout actor")
 
     def stop(self) -> None:
         """Shut the engines down, then the actors."""
-        stop_actors(self._actors)
+        for thread in self._reviving.values():
+            thread.join(timeout=self._cluster.start_timeout_s)
+        stop_actors([engine.actor for engine in self._engines])
+        if self._traces is not None:
+            self._traces.unlink(missing_ok=True)
+
+    def _start(self, index: int, traces: EngineTraces | None = None) -> Engine:
+        model_folder, model, rollout, seed = self._arguments
+        shards = rollout.engine.tensor_parallel
+        gpus = shards if shards > 1 else rollout.gpu_share or rollout.engine.gpu_memory_utilization
+        self._starts += 1
+        # The name of a dead actor is not free at once.
+        name = f"rollout-{index}" + (f"-start-{self._starts}" if self._starts > rollout.actors else "")
+        kind = start_actor(RolloutActor, name, engine_environment(rollout.cpu_threads), gpus, max_concurrency=1000)
+        actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code)
+        return Engine(name, actor, actor.start.remote(traces or EngineTraces()))
+
+    def _await_start(self, engine: Engine) -> str:
+        """Wait until an engine is up; returns its checksum."""
+        checksum, engine.traces = get(engine.starting, self._cluster.start_timeout_s, engine.name, "starting its engine")
+        return str(checksum)
+
+    def _note_traces(self) -> None:
+        if self._traces is not None:
+            self._traces.write_text(json.dumps([asdict(engine.traces) for engine in self._engines]) + "\n")
+
+    def _present(self) -> list[Engine]:
+        """The engines that serve, waiting for one when there is none."""
+        with self._members:
+            self._members.wait_for(lambda: self._engines or self._failure, timeout=self._cluster.start_timeout_s)
+            if self._failure is not None:
+                raise self._failure
+            if not self._engines:
+                raise ActorFailedError(f"no rollout actor came back within {self._cluster.start_timeout_s} s")
+            return list(self._engines)
+
+    def _deal(self, requests: Sequence[GenerationRequest]) -> dict[Any, tuple[Engine, list[str]]]:
+        """Give rows to the engines in turn; returns who has which rows, by answer stream."""
+        engines = self._present()
+        streams = {}
+        for i, engine in enumerate(engines):
+            share = list(requests[i :: len(engines)])
+            if share:
+                stream = engine.actor.generate.options(num_returns="streaming").remote(share)
+                streams[stream] = (engine, [request.row_id for request in share])
+        return streams
+
+    def _replace(self, engine: Engine, error: ActorDiedError) -> None:
+        """Take a dead actor out and start another, once, however many notice."""
+        with self._members:
+            if engine not in self._engines:
+                return
+            self._budget -= 1
+            if self.source is None or self._budget < 0:
+                raise error
+            logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error)
+            self._engines.remove(engine)
+            thread = threading.Thread(target=self._revive, args=(engine,), name=f"revive {engine.name}", daemon=True)
+            self._reviving[engine.name] = thread
+            thread.start()
+
+    def _revive(self, dead: Engine) -> None:
+        """Start a new actor in a dead one's place and bring it to the learner's weights before it takes part."""
+        assert self.source is not None
+        try:
+            ray.kill(dead.actor)
+            engine = self._start(int(dead.name.split("-")[1]), dead.traces)
+            self._await_start(engine)
+            with self._transfer:
+                for _, error in self._load(self.source(), [engine]):
+                    raise error
+                with self._members:
+                    self._engines.append(engine)
+                    self._note_traces()
+                    self._members.notify_all()
+        except BaseException as error:
+            with self._members:
+                self._failure = error
+                self._members.notify_all()
+
+    def _load(self, weights: Weights, engines: Sequence[Engine]) -> list[tuple[Engine, ActorDiedError]]:
+        """Load all buckets into some engines, which must end up with the same; returns those that died meanwhile."""
+        alive, died = list(engines), []
+        for index in range(weights.count):
+            served, lost = self._load_bucket(weights, index, alive)
+            died += lost
+            alive = [engine for engine in alive if engine.name in served]
+            for engine in alive:
+                engine.served = served[engine.name]
+        found = [engine.served for engine in alive if engine.served is not None]
+        known = {(one.version, one.payload) for one in found}
+        if len(known) > 1:
+            raise WeightSyncError(f"rollout actors took different payloads for weights {weights.version}: {sorted(known)}")
+        if found:
+            self._agree([one.checksum for one in found], f"version {weights.version}", found[0].payload)
+        return died
+
+    def _load_bucket(
+        self, weights: Weights, index: int, engines: Sequence[Engine]
+    ) -> tuple[dict[str, ServedWeights | None], list[tuple[Engine, ActorDiedError]]]:
+        """Have engines load a bucket; one that found it damaged is sent it again. Returns what they say, and those that died."""
+        waiting, died = list(engines), []
+        served: dict[str, ServedWeights | None] = {}
+        for attempt in range(SENDINGS):
+            bucket = weights.bucket(index)
+            calls = [(engine, engine.actor.load_bucket.remote(bucket)) for engine in waiting]
+            waiting = []
+            for engine, call in calls:
+                doing = f"loading bucket {index} of weights {weights.version}"
+                try:
+                    served[engine.name] = get(call, self._cluster.call_timeout_s, engine.name, doing)
+                except ActorDiedError as error:
+                    died.append((engine, error))
+                except DamagedWeightsError as error:
+                    waiting.append(engine)
+                    if attempt + 1 == SENDINGS:
+                        self._give_up(index, engines)
+                        raise
+                    logging.getLogger(__name__).warning("%s: %s; it is sent again", engine.name, error)
+            if not waiting:
+                break
+        return served, died
+
+    def _give_up(self, index: int, engines: Sequence[Engine]) -> None:
+        """Engines that had begun an update stay fenced; those that had not go on with what they serve."""
+        if index > 0:
+            calls = [engine.actor.abandon_update.remote() for engine in engines]
+            get(calls, self._cluster.call_timeout_s, "a rollout actor", "abandoning an update")
 
     def _agree(self, checksums: Sequence[str], what: str, payload: str = "") -> str:
         known = self.checksums.setdefault(payload, checksums[0]) if payload else checksums[0]
@@ -126,3 +260,12 @@ class RolloutPool:
                     f"rollout-{i} serves other weights than expected for {what}: {checksum[:16]}..., not {known[:16]}..."
                 )
         return known
+
+
+def read_traces(path: Path | None) -> EngineTraces:
+    """What the engines of an earlier process left behind; nothing when they were shut down."""
+    if path is None or not path.is_file():
+        return EngineTraces()
+    engines = json.loads(path.read_text())
+    processes = tuple((int(pid), float(started)) for engine in engines for pid, started in engine["processes"])
+    return EngineTraces(processes, tuple(name for engine in engines for name in engine["files"]))

@@ -69,8 +69,14 @@ def value_eval(
 
 
 @policy_app.command("train")
-def policy_train(recipe: RecipeArg, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+def policy_train(
+    recipe: RecipeArg,
+    overrides: SetOption = [],  # noqa: B006
+    resume: Annotated[str | None, typer.Option(help="`auto`, `never`, or a commit's folder (run.resume).")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Train a policy under a frozen value model."""
+    overrides = overrides if resume is None else [*overrides, f"run.resume={resume}"]
     _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, overrides, as_json)
 
 

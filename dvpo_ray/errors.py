@@ -36,6 +36,10 @@ class ActorFailedError(RunError):
     """An actor died, hung past its deadline, or reported a failure; the message names it."""
 
 
+class ActorDiedError(ActorFailedError):
+    """An actor's process ended; what it was asked for may be asked of another."""
+
+
 class LearnerLostError(ActorFailedError):
     """A learner rank died or hangs; the ranks live and die together."""
 

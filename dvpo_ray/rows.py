@@ -175,6 +175,15 @@ class ServedWeights:
 
 
 @dataclass(frozen=True)
+class EngineTraces:
+    """What an engine's processes leave behind on their node when they are killed: processes (id and start time), and names of
+    files in shared memory."""
+
+    processes: tuple[tuple[int, float], ...] = ()
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one learner step did.
 

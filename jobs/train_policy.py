@@ -33,6 +33,7 @@ from dvpo_ray.run_folder import COMMITS, CONFIG, EVALUATIONS, METRICS, check_sam
 from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prompts
 
 POLICY = "policy"
+ENGINES = "engines.json"
 
 
 @dataclass
@@ -157,7 +158,7 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run)
             # Answers of steps ahead wait for those before them.
             patience = policy.rollout.row_timeout_s * (policy.off_policy.max_staleness + 1)
             rollout = policy.rollout.model_copy(update={"row_timeout_s": patience})
-            started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed))
+            started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed, run.folder / ENGINES))
             temperature = policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, str(value_folder), model, policy.scorer, temperature, cluster))
             started.append(learner := PolicyLearner(folder, model, policy, cluster, seed))

@@ -108,6 +108,9 @@ class RolloutSection(Section):
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass.")
     row_timeout_s: float = Field(300.0, gt=0, description="Deadline of one answer, in seconds.")
+    max_restarts: int = Field(
+        3, ge=0, description="Times a rollout actor that died is replaced; its unfinished answers are asked of the others."
+    )
     max_log_prob_gap: float = Field(
         0.25, gt=0, description="Mean absolute gap between engine's and learner's log-probs, in nats, above which a run warns."
     )

@@ -3,114 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import pytest
-import ray as ray_module
 
-from dvpo_ray.config import PolicyRecipe, ValueRecipe
-from dvpo_ray.config.loading import build
-from dvpo_ray.errors import ActorFailedError, DataError
+from dvpo_ray.errors import DataError
 from dvpo_ray.models.value_model import read_seal
 from dvpo_ray.report import write_report
 from dvpo_ray.run import Event
 from jobs.evaluate import evaluate_policy, evaluate_value
 from jobs.pretrain_value import pretrain_value
 from jobs.train_policy import train_policy
+from tests.real import STEPS, MakePolicyRecipe, metrics, value_recipe, write_lines
 
 pytestmark = pytest.mark.integration
-STEPS = 6
 FirstRun = tuple[dict[str, Any], Path, list[Event]]
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def answer(rng: np.random.Generator, letters: str) -> str:
-    return "".join(rng.choice(list(letters), int(rng.integers(4, 12))))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs whose chosen answer is of early letters and whose rejected answer is of late ones, with one bad row."""
-    rng = np.random.default_rng(0)
-    rows = [{"prompt": f"word {i}", "chosen": answer(rng, "abcdef"), "rejected": answer(rng, "uvwxyz")} for i in range(96)]
-    rows.append({"prompt": "word 96", "chosen": "same", "rejected": "same"})
-    return write_lines(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", rows)
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Prompts to train on, and others to evaluate on."""
-    folder = tmp_path_factory.mktemp("prompts")
-    train = write_lines(folder / "train.jsonl", [{"prompt": f"say {i}"} for i in range(24)])
-    return train, write_lines(folder / "test.jsonl", [{"prompt": f"tell {i}"} for i in range(8)])
-
-
-def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueRecipe:
-    tree = {
-        "run": {"name": "value", "output_dir": str(folder)},
-        "model": {"path": str(model), "attention": "eager"},
-        "value": {
-            "data": {"source": str(pairs), "max_prompt_tokens": 64, "max_answer_tokens": 32, "validation_share": 0.2},
-            "epochs": 2,
-            "pairs_per_step": 8,
-            "learner": {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512},
-        }
-        | value,
-    }
-    return build(ValueRecipe, tree)
-
-
-class MakePolicyRecipe(Protocol):
-    def __call__(self, folder: Path, name: str, **policy: Any) -> PolicyRecipe: ...
-
-
-def policy_recipe_of(
-    model: Path, value_model: str, prompts: tuple[Path, Path], folder: Path, name: str, **policy: Any
-) -> PolicyRecipe:
-    tree = {
-        "run": {"name": name, "output_dir": str(folder), "seed": 5},
-        "model": {"path": str(model), "attention": "eager"},
-        "policy": {
-            "steps": STEPS,
-            "value_model": value_model,
-            "data": {"source": str(prompts[0]), "max_prompt_tokens": 64},
-            "rollout": {
-                "prompts_per_step": 8,
-                "answers_per_prompt": 2,
-                "max_new_tokens": 12,
-                "engine": {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 16},
-            },
-            "scorer": {"dtype": "float32", "rows_per_call": 8},
-            "learner": {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512},
-            "kl": {"control": {"coefficient": 0.01}},
-            "evaluation": {"source": str(prompts[1]), "gold": "tests.fakes:early_letters", "every": 4},
-        }
-        | policy,
-    }
-    return build(PolicyRecipe, tree)
-
-
-@pytest.fixture(scope="module")
-def value(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return pretrain_value(value_recipe(tiny_model, pairs, tmp_path_factory.mktemp("value")))
-
-
-@pytest.fixture(scope="module")
-def policy_recipe(tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path]) -> MakePolicyRecipe:
-    """Makes a recipe of policy training with the value model above; keywords replace parts of ``[policy]``."""
-    return partial(policy_recipe_of, tiny_model, value["value_model"], prompts)
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +30,6 @@ def first_run(policy_recipe: MakePolicyRecipe, tmp_path_factory: pytest.TempPath
     folder, events = tmp_path_factory.mktemp("policy"), []
     result = train_policy(policy_recipe(folder, "first"), events.append)
     return result, folder / "first", events
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_value_pretraining_ranks_held_out_pairs_and_seals(value: dict[str, Any]) -> None:
@@ -256,38 +163,6 @@ def test_evaluation_of_a_saved_policy_and_the_report(
     page = Path(write_report(folder)).read_text()
     assert "<svg" in page
     assert not re.search(r"""(src|href)=["']?https?:""", page), "the page must not load anything from elsewhere"
-
-
-def test_a_killed_learner_ends_the_run_with_its_name_and_leaves_nothing(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
-    def kill_after_second_step(event: Event) -> None:
-        if event.step == 2 and "seconds/step" in event.metrics:
-            ray_module.kill(ray_module.get_actor("learner-0"))
-
-    recipe = policy_recipe(tmp_path, "killed", evaluation=None)
-    with pytest.raises(ActorFailedError, match="learner rank died while training step 2"):
-        train_policy(recipe, kill_after_second_step)
-    assert len(metrics(tmp_path / "killed")) == 2, "what was known is kept"
-    assert list((tmp_path / "killed" / "logs").glob("worker-*")), "the actors' logs are kept"
-
-
-def test_a_killed_scorer_comes_back_and_nothing_is_lost(
-    value: dict[str, Any], policy_recipe: MakePolicyRecipe, tmp_path: Path
-) -> None:
-    """Generation runs ahead, so that answers are on their way to the scorer when it dies."""
-    pids = []
-
-    def kill_once(event: Event) -> None:
-        if event.step == 2 and "seconds/step" in event.metrics:
-            scorer = ray_module.get_actor("scorer-0")
-            pids.append(ray_module.get(scorer.pid.remote(), timeout=60))
-            os.kill(pids[0], signal.SIGKILL)
-
-    recipe = policy_recipe(tmp_path, "rescored", steps=4, off_policy={"max_staleness": 1}, evaluation=None)
-    result = train_policy(recipe, kill_once)
-    assert pids
-    steps = [line for line in metrics(tmp_path / "rescored") if "seconds/step" in line]
-    assert [line["ledger/trained"] for line in steps] == [16, 32, 48, 64]
-    assert result["gvm_parameters_sha256"], "the value model was checked against its seal when it was loaded again"
 
 
 def test_the_command_line_trains_in_a_ray_of_its_own(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""Fixtures of tests that run the jobs for real: a Ray, a tiny sealed value model, prompts, and recipes that use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+import pytest
+
+from actors.placement import ray_session
+from dvpo_ray.config import PolicyRecipe, ValueRecipe
+from dvpo_ray.config.loading import build
+from dvpo_ray.config.sections import ClusterSection
+from jobs.pretrain_value import pretrain_value
+
+STEPS = 6
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray() -> Iterator[ClusterSection]:
+    """An embedded Ray; afterwards every process started by the tests must have ended, and no shared memory may be left."""
+    cluster = ClusterSection(num_cpus=8)
+    before = set(Path("/dev/shm").iterdir())
+    with ray_session(cluster):
+        yield cluster
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+    assert not alive, f"processes left behind: {alive}"
+    left = set(Path("/dev/shm").iterdir()) - before
+    assert not left, f"shared memory left behind: {left}"
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def answer(rng: np.random.Generator, letters: str) -> str:
+    return "".join(rng.choice(list(letters), int(rng.integers(4, 12))))
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs whose chosen answer is of early letters and whose rejected answer is of late ones, with one bad row."""
+    rng = np.random.default_rng(0)
+    rows = [{"prompt": f"word {i}", "chosen": answer(rng, "abcdef"), "rejected": answer(rng, "uvwxyz")} for i in range(96)]
+    rows.append({"prompt": "word 96", "chosen": "same", "rejected": "same"})
+    return write_lines(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Prompts to train on, and others to evaluate on."""
+    folder = tmp_path_factory.mktemp("prompts")
+    train = write_lines(folder / "train.jsonl", [{"prompt": f"say {i}"} for i in range(24)])
+    return train, write_lines(folder / "test.jsonl", [{"prompt": f"tell {i}"} for i in range(8)])
+
+
+def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueRecipe:
+    tree = {
+        "run": {"name": "value", "output_dir": str(folder)},
+        "model": {"path": str(model), "attention": "eager"},
+        "value": {
+            "data": {"source": str(pairs), "max_prompt_tokens": 64, "max_answer_tokens": 32, "validation_share": 0.2},
+            "epochs": 2,
+            "pairs_per_step": 8,
+            "learner": {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512},
+        }
+        | value,
+    }
+    return build(ValueRecipe, tree)
+
+
+class MakePolicyRecipe(Protocol):
+    def __call__(self, folder: Path, name: str, **policy: Any) -> PolicyRecipe: ...
+
+
+def policy_recipe_of(
+    model: Path, value_model: str, prompts: tuple[Path, Path], folder: Path, name: str, **policy: Any
+) -> PolicyRecipe:
+    tree = {
+        "run": {"name": name, "output_dir": str(folder), "seed": 5},
+        "model": {"path": str(model), "attention": "eager"},
+        "policy": {
+            "steps": STEPS,
+            "value_model": value_model,
+            "data": {"source": str(prompts[0]), "max_prompt_tokens": 64},
+            "rollout": {
+                "prompts_per_step": 8,
+                "answers_per_prompt": 2,
+                "max_new_tokens": 12,
+                "engine": {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 16},
+            },
+            "scorer": {"dtype": "float32", "rows_per_call": 8},
+            "learner": {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512},
+            "kl": {"control": {"coefficient": 0.01}},
+            "evaluation": {"source": str(prompts[1]), "gold": "tests.fakes:early_letters", "every": 4},
+        }
+        | policy,
+    }
+    return build(PolicyRecipe, tree)
+
+
+@pytest.fixture(scope="session")
+def value(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return pretrain_value(value_recipe(tiny_model, pairs, tmp_path_factory.mktemp("value")))
+
+
+@pytest.fixture(scope="session")
+def policy_recipe(tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path]) -> MakePolicyRecipe:
+    """Makes a recipe of policy training with the value model above; keywords replace parts of ``[policy]``."""
+    return partial(policy_recipe_of, tiny_model, value["value_model"], prompts)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
