@@ -19,6 +19,12 @@ from dvpo_ray.config.sections import ClusterSection
 from jobs.pretrain_value import pretrain_value
 
 STEPS = 6
+ROLLOUT: dict[str, Any] = {
+    "prompts_per_step": 8,
+    "answers_per_prompt": 2,
+    "max_new_tokens": 12,
+    "engine": {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 16},
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,12 +95,7 @@ def policy_recipe_of(
             "steps": STEPS,
             "value_model": value_model,
             "data": {"source": str(prompts[0]), "max_prompt_tokens": 64},
-            "rollout": {
-                "prompts_per_step": 8,
-                "answers_per_prompt": 2,
-                "max_new_tokens": 12,
-                "engine": {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 16},
-            },
+            "rollout": ROLLOUT,
             "scorer": {"dtype": "float32", "rows_per_call": 8},
             "learner": {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512},
             "kl": {"control": {"coefficient": 0.01}},
