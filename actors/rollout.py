@@ -17,7 +17,7 @@ import torch
 
 from actors.busy import BusyClock
 from dvpo_ray.config.sections import RolloutSection
-from dvpo_ray.errors import ActorFailedError, WeightSyncError
+from dvpo_ray.errors import ActorFailedError, RowDeadlineError, WeightSyncError
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
 from dvpo_ray.weights import SharedBuffer, verify
 
@@ -74,7 +74,7 @@ class RolloutActor:
         """Stream one Answer for each request, in the order they finish.
 
         Raises:
-            ActorFailedError: an answer missed its deadline; the message names its row.
+            RowDeadlineError: an answer missed its deadline.
             WeightSyncError: the engine is fenced.
         """
         await self._served.wait()
@@ -180,9 +180,10 @@ class RolloutActor:
                 async for output in self._engine.generate(prompt, sampling, request.row_id):
                     final = output
         except TimeoutError:
-            raise ActorFailedError(
+            raise RowDeadlineError(
                 f"row {request.row_id}: no complete answer within {config.row_timeout_s} s; "
-                "raise rollout.row_timeout_s or lower rollout.max_new_tokens"
+                "raise rollout.row_timeout_s or lower rollout.max_new_tokens",
+                request.row_id,
             ) from None
         if final is None:
             raise ActorFailedError(f"row {request.row_id}: the engine ended without an answer")

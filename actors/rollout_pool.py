@@ -16,7 +16,7 @@ from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
 from actors.placement import engine_environment, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, DamagedWeightsError, WeightSyncError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 
@@ -56,6 +56,8 @@ class RolloutPool:
         self._cluster = cluster
         self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
         self._budget = rollout.max_restarts
+        self._attempts = rollout.max_row_attempts
+        self._missed: dict[str, int] = {}
         self._starts = 0
         self._traces = traces
         before = read_traces(traces)
@@ -80,7 +82,7 @@ class RolloutPool:
         return set(get(calls, self._cluster.call_timeout_s, "a rollout actor", "telling its node"))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
-        """One answer handle for each request, as they finish on any engine."""
+        """One answer handle for each request, as they finish on any engine; ``given_up`` names those that never will."""
         waiting = {request.row_id: request for request in requests}
         streams = self._deal(list(requests))
         while streams:
@@ -96,9 +98,11 @@ class RolloutPool:
                 if handle is not None:
                     # A failed generator hands out its exception as the last item.
                     answer: Answer = get(handle, self._cluster.call_timeout_s, engine.name, "generating")
-            except ActorDiedError as error:
+            except (ActorDiedError, RowDeadlineError) as error:
                 del streams[stream]
                 self._replace(engine, error)
+                if isinstance(error, RowDeadlineError) and self._is_poison(error):
+                    del waiting[error.row_id]
                 streams |= self._deal([waiting[row] for row in rows if row in waiting])
                 continue
             if handle is None:
@@ -106,6 +110,16 @@ class RolloutPool:
                 continue
             del waiting[answer.row_id]
             yield handle
+
+    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        """Which of these rows were given up: they missed their deadline too often, on engines that answered others."""
+        return [request.row_id for request in requests if self._missed.get(request.row_id, 0) >= self._attempts]
+
+    def _is_poison(self, error: RowDeadlineError) -> bool:
+        """Count a missed deadline against its row; says whether it was the last that is allowed."""
+        with self._members:
+            self._missed[error.row_id] = self._missed.get(error.row_id, 0) + 1
+            return self._missed[error.row_id] >= self._attempts
 
     def sync(self, weights: Weights) -> ServedWeights:
         """Load a version into every engine, a bucket at a time; all must report the same checksum. Returns the slowest's."""
@@ -170,8 +184,8 @@ class RolloutPool:
                 streams[stream] = (engine, [request.row_id for request in share])
         return streams
 
-    def _replace(self, engine: Engine, error: ActorDiedError) -> None:
-        """Take a dead actor out and start another, once, however many notice."""
+    def _replace(self, engine: Engine, error: ActorFailedError) -> None:
+        """Take an actor that died or hangs out and start another, once, however many notice."""
         with self._members:
             if engine not in self._engines:
                 return

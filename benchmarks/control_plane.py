@@ -109,6 +109,10 @@ class SimulatedStages:
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
+    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        """None."""
+        return []
+
     def begin_commit(self, folder: str) -> None:
         """Writes nothing."""
 

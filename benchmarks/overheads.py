@@ -33,7 +33,7 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.models.packaged import resolve_model
-from dvpo_ray.rows import GenerationRequest, Ragged, ScoredBatch
+from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch
 
 ROUNDS, WARM_UP = 10, 2
 READY = "ready"
@@ -179,7 +179,7 @@ def served_rollout(policy: PolicyTraining) -> Iterator[Work]:
 def served_score(policy: PolicyTraining) -> Iterator[Work]:
     """Scoring through the scorer actor, answers in the object store."""
     scored = scored_rows()
-    given = [_answer(scored, i) for i in range(len(scored))]
+    given = answers_of(scored)
     pool = ScorerPool(
         str(resolve_model(MODEL)), str(value_model()), ATTENTION, policy.scorer, policy.rollout.temperature, CLUSTER
     )
@@ -209,11 +209,12 @@ def served_learn(policy: PolicyTraining) -> Iterator[Work]:
     learner.stop()
 
 
-def _answer(scored: ScoredBatch, i: int) -> Any:
-    from dvpo_ray.rows import Answer
-
-    ragged = (scored.prompt_ids, scored.response_ids, scored.log_probs, scored.versions)
-    return Answer(scored.row_ids[i], *(part.rows()[i] for part in ragged), scored.finish_reasons[i])
+def answers_of(scored: ScoredBatch) -> list[Answer]:
+    """The answers of scored rows."""
+    columns = [part.rows() for part in (scored.prompt_ids, scored.response_ids, scored.log_probs, scored.versions)]
+    return [
+        Answer(row_id, *(column[i] for column in columns), scored.finish_reasons[i]) for i, row_id in enumerate(scored.row_ids)
+    ]
 
 
 BARE = {"rollout": bare_rollout, "score": bare_score, "learn": bare_learn}

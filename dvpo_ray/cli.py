@@ -28,10 +28,12 @@ app = typer.Typer(
 )
 value_app = typer.Typer(help="The value model: train it, measure it.", no_args_is_help=True)
 policy_app = typer.Typer(help="The policy: train it.", no_args_is_help=True)
+debug_app = typer.Typer(help="When something went wrong: look at what a run kept.", no_args_is_help=True)
 config_app = typer.Typer(help="Recipes: show, check, and describe their keys.", no_args_is_help=True)
 app.add_typer(value_app, name="value")
 app.add_typer(policy_app, name="policy")
 app.add_typer(config_app, name="config")
+app.add_typer(debug_app, name="debug")
 
 RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
@@ -143,6 +145,25 @@ def doctor(as_json: JsonOption = False) -> None:
         if failed:
             raise DvpoError(f"{len(failed)} check(s) failed: {', '.join(failed)}")
         return {"checks": checks} if as_json else {}
+
+    _guard(work, as_json)
+
+
+@debug_app.command("replay")
+def debug_replay(
+    dump: Annotated[Path, typer.Argument(help="A file in a run's `dumps` folder.")],
+    recipe: Annotated[str, typer.Option(help="The run's recipe.")],
+    policy: Annotated[Path | None, typer.Option(help="Policy folder to compute with; default: the recipe's model.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Compute the rows of an update that was withheld again, one by one: which of them is not finite, and where."""
+
+    def work() -> dict[str, Any]:
+        found = importlib.import_module("jobs.replay").replay(dump, load_recipe(PolicyRecipe, recipe, overrides), policy)
+        if not as_json:
+            importlib.import_module("dvpo_ray.console").show_replay(found)
+        return found if as_json else {}
 
     _guard(work, as_json)
 

@@ -96,6 +96,16 @@ def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
     Console().print(table)
 
 
+def show_replay(found: dict[str, Any]) -> None:
+    """Rows of a withheld update, the bad ones first."""
+    table = Table("row", "tokens", "loss", "gradient norm", "not finite", box=None, padding=(0, 2, 0, 0))
+    for row in sorted(found["all"], key=lambda row: (not row["not_finite"], -row["gradient_norm"])):
+        table.add_row(row["row"], str(row["tokens"]), f"{row['loss']:.4g}", f"{row['gradient_norm']:.4g}", row["not_finite"])
+    console = Console()
+    console.print(table)
+    console.print(f"\n{found['rows_not_finite']} of {found['rows']} rows of step {found['step']} are not finite")
+
+
 def show_plan(plan: dict[str, Any]) -> None:
     """Memory, time, advice."""
     console = Console(highlight=False, soft_wrap=True)

@@ -6,20 +6,25 @@ prompts --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
 from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.errors import CommitError, FrozenValueChangedError, LearnerLostError, RunStoppedError
+from dvpo_ray.dumps import write_dump
+from dvpo_ray.errors import CommitError, FrozenValueChangedError, LearnerLostError, NonFiniteUpdateError, RunStoppedError
 from dvpo_ray.feed import Feed
-from dvpo_ray.health import alarms
+from dvpo_ray.health import Watch
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.maths.kl_control import next_coefficient
+from dvpo_ray.rows import ScoredBatch
 from dvpo_ray.run import Run
-from dvpo_ray.stages import Stages
+from dvpo_ray.run_folder import DUMPS
+from dvpo_ray.stages import Handle, Stages
 
 
 class Driver:
@@ -44,6 +49,7 @@ class Driver:
         self._evaluate = evaluate
         self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
         self._sealed = stages.scorers.value_hash()
+        self._watch = Watch(config.health)
         self._restarts = 0
 
     def train(self, commit: Commit | None = None) -> None:
@@ -73,15 +79,18 @@ class Driver:
         with Feed(stages, ledger, run, first, config.steps, config.off_policy.max_staleness, config.streaming) as feed:
             for step in range(first, config.steps):
                 record, scored = feed.take(step)
-                with record.span("learn"):
-                    result = stages.learner.step(step, self._kl.beta, scored)
+                given: list[Handle] = []
+                with record.span("learn"), self._dumping(step, given):
+                    result = stages.learner.step(step, self._kl.beta, _noted(scored, given))
                 with record.span("sync"):
                     served = stages.rollouts.sync(stages.learner.weights(result.version))
                 ledger.trained_rows(result.row_ids)
-                ledger.dead_letter_rows(result.dropped_ids)
+                ledger.dead_letter_rows([*result.dropped_ids, *feed.given_up(step)])
                 self._kl.observe(result.metrics["kl/per_answer"])
                 record.close(result, ledger.check(), served)
-                for alarm in alarms(result.metrics, config):
+                if result.metrics.get("loss/skipped_updates"):
+                    run.warn(step, f"the update was not finite and was withheld; its rows: {self._dump(step, given)}")
+                for alarm in self._watch.look(result.metrics):
                     run.warn(step, alarm)
                 committer.finish()
                 self._evaluate_when_due(step + 1)
@@ -99,6 +108,19 @@ class Driver:
             self._evaluate(step)
             self._run.restart_clock()
 
+    @contextmanager
+    def _dumping(self, step: int, given: list[Handle]) -> Iterator[None]:
+        """Keep a step's rows when the learner gives up on its updates."""
+        try:
+            yield
+        except NonFiniteUpdateError as error:
+            raise NonFiniteUpdateError(f"{error}; the rows of the last: {self._dump(step, given)}") from error
+
+    def _dump(self, step: int, given: list[Handle]) -> Path:
+        """Write the rows of a step (counted from 0) for ``dvpo debug replay``."""
+        rows = ScoredBatch.concat(self._stages.scorers.fetch(given))
+        return write_dump(self._run.folder / DUMPS / f"step-{step + 1:08d}.npz", rows, step, self._kl.beta)
+
     def _state(self, step: int) -> dict[str, Any]:
         """What the driver itself must remember after so many steps."""
         return {
@@ -107,6 +129,7 @@ class Driver:
             "ledger": self._ledger.state(),
             "value_sha256": self._sealed,
             "seconds": self._run.seconds,
+            "first_began": self._run.first_began,
         }
 
     def _restart_learner(self, error: LearnerLostError) -> None:
@@ -131,6 +154,13 @@ class Driver:
         self._run.rewind(step)
         self._run.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))
         return step
+
+
+def _noted(batches: Iterator[Handle], given: list[Handle]) -> Iterator[Handle]:
+    """Pass handles on and remember them."""
+    for batch in batches:
+        given.append(batch)
+        yield batch
 
 
 class KlControl:

@@ -40,6 +40,17 @@ class ActorDiedError(ActorFailedError):
     """An actor's process ended; what it was asked for may be asked of another."""
 
 
+class RowDeadlineError(ActorFailedError):
+    """A row was not answered in time."""
+
+    def __init__(self, message: str, row_id: str) -> None:
+        super().__init__(message)
+        self.row_id = row_id
+
+    def __reduce__(self) -> tuple[type[RowDeadlineError], tuple[str, str]]:
+        return type(self), (str(self), self.row_id)
+
+
 class LearnerLostError(ActorFailedError):
     """A learner rank died or hangs; the ranks live and die together."""
 
@@ -66,6 +77,10 @@ class FrozenValueChangedError(RunError):
 
 class NonFiniteUpdateError(RunError):
     """Loss or gradient was NaN or infinite too many times in a row."""
+
+
+class UnhealthyRunError(RunError):
+    """A step's numbers have been bad for too many steps in a row."""
 
 
 class StaleRowsError(RunError):

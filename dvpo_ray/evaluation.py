@@ -15,7 +15,7 @@ import torch
 from dvpo_ray.algorithms import advantages
 from dvpo_ray.config.algorithms import AdvantageConfig
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import ConfigError
+from dvpo_ray.errors import ActorFailedError, ConfigError
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.statistics import bootstrap_ci95, win_rate
@@ -112,6 +112,9 @@ class Evaluator:
         """Generate, score and judge all answers with the weights the engines serve now."""
         batches = scorers.fetch(scorers.score(rollouts.generate(self._requests)))
         scored = ScoredBatch.concat(batches)
+        lost = rollouts.given_up(self._requests)
+        if lost:
+            raise ActorFailedError(f"{len(lost)} held-out prompts were not answered in time, for example {lost[0]}")
         order = {row_id: i for i, row_id in enumerate(scored.row_ids)}
         scored = scored.take([order[request.row_id] for request in self._requests])
         prompts = [self._prompts[r.row_id.removeprefix("eval/").rpartition("/")[0]] for r in self._requests]

@@ -37,6 +37,7 @@ class Feed:
         self._first = first
         self._begun = first
         self._under_way: dict[int, tuple[StepRecord, SimpleQueue[Handle | _End]]] = {}
+        self._given_up: dict[int, list[str]] = {}
         self._threads = ThreadPoolExecutor(lead + 1, thread_name_prefix="feed")
 
     def __enter__(self) -> Self:
@@ -53,6 +54,10 @@ class Feed:
         record, queue = self._under_way.pop(step)
         batches = _until_end(queue)
         return record, chain([next(batches)], batches)
+
+    def given_up(self, step: int) -> list[str]:
+        """Rows of a step, all of whose batches were taken, that were given up."""
+        return self._given_up.pop(step)
 
     def trained(self, steps: int) -> None:
         """``steps`` steps are trained and their weights served: begin all that may begin now."""
@@ -75,6 +80,7 @@ class Feed:
                 self._stages.scorers.wait(sent)
             for batch in [] if self._streaming else sent:
                 queue.put(batch)
+            self._given_up[record.step] = self._stages.rollouts.given_up(requests)
             queue.put(_End())
         except BaseException as error:
             queue.put(_End(error))

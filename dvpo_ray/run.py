@@ -54,6 +54,7 @@ class Run:
         self.listener = listener
         self.began = time.time()
         self.seconds_before = 0.0
+        self.first_began = self.began
         self.stopping = False
         self.timeline = Timeline(self.began)
         self.closed = 0.0
@@ -120,7 +121,7 @@ class StepRecord:
 
     def __init__(self, run: Run, step: int, lane: int) -> None:
         self._run = run
-        self._step = step
+        self.step = step
         self._lane = lane
         self._began = time.time()
         self._seconds: dict[str, float] = {}
@@ -146,12 +147,12 @@ class StepRecord:
         seconds["seconds/engine_update"] = served.seconds
         seconds["speed/answer_tokens_per_s"] = result.metrics.get("answer/total_tokens", 0.0) / seconds["seconds/step"]
         metrics = result.metrics | seconds | {name: float(value) for name, value in books.items()}
-        self._run.log(self._step, metrics | {"weights/version": float(result.version)})
+        self._run.log(self.step, metrics | {"weights/version": float(result.version)})
 
     def _add(self, name: str, start: float, end: float) -> None:
         self._seconds[name] = end - start
         track = f"{name} {self._lane}" if self._lane else name
-        self._run.timeline.add(name, start, end, track, step=self._step)
+        self._run.timeline.add(name, start, end, track, step=self.step)
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -18,6 +18,7 @@ METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 CONFIG = "config.json"
 COMMITS = "commits"
+DUMPS = "dumps"
 
 
 def run_folder(recipe: Recipe) -> Path:

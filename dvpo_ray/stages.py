@@ -39,6 +39,10 @@ class Rollouts(Protocol):
         """Waits for engines; raises ActorFailedError when one dies or misses a deadline."""
         ...
 
+    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        """Ids of those rows that will never be answered, once ``generate`` has ended."""
+        ...
+
     def sync(self, weights: Weights) -> ServedWeights:
         """Bring every engine to these weights; returns what the slowest says, whose checksum is that of all."""
         ...

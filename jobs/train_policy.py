@@ -70,7 +70,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
         evaluations = {} if commit is None else read_evaluations(run.folder / EVALUATIONS, commit.step)
         if commit is not None:
-            run.seconds_before = commit.state["seconds"]
+            run.seconds_before, run.first_began = commit.state["seconds"], commit.state["first_began"]
         with MemoryMonitor(os.getpid()) as memory, _stages(recipe, base, value_folder, run) as stages, stop_on_signal(run):
             value_hash = stages.scorers.value_hash()
 
@@ -98,6 +98,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "seconds_training": loop_seconds,
             # A process that was started again counts from its new start.
             "idle_share": {name: 1 - max(0.0, busy_after[name] - busy_before[name]) / loop_seconds for name in busy_after},
+            "effective_time_share": result.pop("seconds_of_steps") / (time.time() - run.first_began),
             "score_cache_hits": cache_hits,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
@@ -203,6 +204,7 @@ def _result(
         "steps": recipe.policy.steps,
         "algorithm": recipe.policy.advantage.type,
         "seconds_per_step": sorted(line["seconds/step"] for line in steady)[len(steady) // 2],
+        "seconds_of_steps": sum(line["seconds/step"] for line in steps),
         "logprob_gap_mean": sum(line["gap/abs_log_prob"] for line in steps) / len(steps),
         "logprob_gap_kl_k3": sum(line["gap/kl_k3"] for line in steps) / len(steps),
         "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],

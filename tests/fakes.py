@@ -94,6 +94,10 @@ class FakeStages:
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
+    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        """None."""
+        return []
+
     def begin_commit(self, folder: str) -> None:
         """Writes nothing."""
 

@@ -143,6 +143,20 @@ class OffPolicySection(Section):
         return self
 
 
+class HealthSection(Section):
+    """Numbers of a step that a run warns of, and ends after when they stay."""
+
+    max_log_prob_gap: float = Field(
+        0.25, gt=0, description="Mean absolute gap between engine's and learner's log-probs, in nats a token."
+    )
+    max_kl_per_token: float = Field(2.0, gt=0, description="Log-ratio of policy to reference, in nats a token.")
+    min_entropy: float = Field(0.01, ge=0, description="Entropy of the policy, in nats a token.")
+    max_cut_share: float | None = Field(
+        None, ge=0, lt=1, description="Share of answers cut at `rollout.max_new_tokens`; none never warns."
+    )
+    stop_after: int = Field(10, ge=0, description="Steps in a row with the same warning after which a run ends; 0 never ends it.")
+
+
 class TdTarget(Section):
     """TD(lambda) targets towards the answer's label (the default)."""
 

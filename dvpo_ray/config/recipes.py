@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from dvpo_ray.config.algorithms import (
     AdvantageConfig,
     DvpoGae,
+    HealthSection,
     KlSection,
     OffPolicySection,
     PpoUpdateSection,
@@ -85,6 +86,7 @@ class PolicyTraining(Section):
     off_policy: OffPolicySection = Field(
         default_factory=lambda: OffPolicySection(), description="How far generation may run ahead of training."
     )
+    health: HealthSection = Field(default_factory=lambda: HealthSection(), description="What a run warns of.")
     commit: CommitSection = Field(default_factory=lambda: CommitSection(), description="Commits, to go on after a failure.")
     transfer: TransferSection = Field(
         default_factory=lambda: TransferSection(), description="The way of new weights to the engines."

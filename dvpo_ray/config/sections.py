@@ -109,10 +109,10 @@ class RolloutSection(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass.")
     row_timeout_s: float = Field(300.0, gt=0, description="Deadline of one answer, in seconds.")
     max_restarts: int = Field(
-        3, ge=0, description="Times a rollout actor that died is replaced; its unfinished answers are asked of the others."
+        3, ge=0, description="Times a rollout actor that died or hangs is replaced; its unfinished rows are asked of the others."
     )
-    max_log_prob_gap: float = Field(
-        0.25, gt=0, description="Mean absolute gap between engine's and learner's log-probs, in nats, above which a run warns."
+    max_row_attempts: int = Field(
+        3, ge=1, description="Missed deadlines after which a row is given up; its engine is replaced each time."
     )
     cpu_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0 takes all cores.")
     gpu_share: float | None = Field(

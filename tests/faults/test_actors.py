@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import ray as ray_module
 
@@ -17,9 +17,10 @@ pytestmark = pytest.mark.integration
 
 
 class Killer:
-    """A listener that kills an actor's process, by the signal that cannot be caught, when a step is done: ``{step: actor}``."""
+    """A listener that sends actors signals that cannot be caught when a step is done: ``{step: (actor, signal)}``. A process is
+    ended; one that is to hang is stopped with all processes under it."""
 
-    def __init__(self, plan: dict[int, str]) -> None:
+    def __init__(self, plan: dict[int, tuple[str, signal.Signals]]) -> None:
         self._plan = dict(plan)
         self.phases: list[str] = []
 
@@ -27,8 +28,11 @@ class Killer:
         if event.kind == "phase":
             self.phases.append(event.text)
         if event.step in self._plan and "seconds/step" in event.metrics:
-            actor = ray_module.get_actor(self._plan.pop(event.step))
-            os.kill(ray_module.get(actor.pid.remote(), timeout=60), signal.SIGKILL)
+            name, number = self._plan.pop(event.step)
+            pid = ray_module.get(ray_module.get_actor(name).pid.remote(), timeout=60)
+            hanging = psutil.Process(pid).children(recursive=True) if number == signal.SIGSTOP else []
+            for process in hanging or [psutil.Process(pid)]:
+                process.send_signal(number)
 
     @property
     def done(self) -> bool:
@@ -45,10 +49,18 @@ def assert_books_balance(folder: Path, steps: int) -> None:
 def test_every_kind_of_actor_is_killed_and_every_number_comes_out_the_same(
     policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path
 ) -> None:
-    """The scorer and both rollout actors are killed while answers are generated; the learner after a step, so that two steps
-    are trained again from the last commit. New rollout actors serve the weights of their time."""
-    killer = Killer({1: "scorer-0", 2: "rollout-0", 3: "rollout-1", 4: "learner-0"})
-    recipe = policy_recipe(tmp_path, "recovered", evaluation=None, commit={"every": 2}, rollout=ROLLOUT | {"actors": 2})
+    """While answers are generated the scorer and a rollout actor are killed, and the engine of another hangs; the learner is
+    killed after a step, so that two steps are trained again from the last commit. New rollout actors serve the weights of their
+    time."""
+    plan = {
+        1: ("scorer-0", signal.SIGKILL),
+        2: ("rollout-0", signal.SIGKILL),
+        3: ("rollout-1", signal.SIGSTOP),
+        4: ("learner-0", signal.SIGKILL),
+    }
+    killer = Killer(plan)
+    rollout = ROLLOUT | {"actors": 2, "row_timeout_s": 20.0}
+    recipe = policy_recipe(tmp_path, "recovered", evaluation=None, commit={"every": 2}, rollout=rollout)
     result = train_policy(recipe, killer)
     assert killer.done
     assert any("learner rank died" in phase for phase in killer.phases)

@@ -85,6 +85,10 @@ class InterleavedStages:
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
+    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        """None."""
+        return []
+
     def begin_commit(self, folder: str) -> None:
         """Writes nothing."""
 
