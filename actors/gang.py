@@ -54,6 +54,18 @@ class Gang:
         except ActorFailedError as error:
             raise LearnerLostError(str(error)) from error
 
+    def begin_commit(self, folder: str) -> None:
+        """Let every rank start writing what it knows; training may go on meanwhile."""
+        self.call("begin_commit", folder, doing="beginning a commit")
+
+    def end_commit(self) -> dict[str, str]:
+        """Wait until all is written; returns the sha256 of every file."""
+        return dict(self.call("end_commit", doing="writing a commit"))
+
+    def load_commit(self, folder: str) -> None:
+        """Go on from a commit."""
+        self.call("load_commit", folder, doing=f"loading the commit {folder}")
+
     def busy_seconds(self) -> float:
         """Mean time in which a rank trained, in seconds."""
         return mean_busy_seconds(self.actors, self.cluster, "a learner rank")
@@ -126,18 +138,6 @@ class PolicyLearner(Gang):
         current, count = self.call("bucket_count", doing="counting buckets")[0]
         version = current if version is None else version
         return GangWeights(self, version, count, self._shared)
-
-    def begin_commit(self, folder: str) -> None:
-        """Let every rank start writing what it knows; training may go on meanwhile."""
-        self.call("begin_commit", folder, doing="beginning a commit")
-
-    def end_commit(self) -> dict[str, str]:
-        """Wait until all is written; returns the sha256 of every file."""
-        return dict(self.call("end_commit", doing="writing a commit"))
-
-    def load_commit(self, folder: str) -> None:
-        """Go on from a commit."""
-        self.call("load_commit", folder, doing=f"loading the commit {folder}")
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""

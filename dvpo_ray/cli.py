@@ -36,21 +36,32 @@ app.add_typer(config_app, name="config")
 app.add_typer(debug_app, name="debug")
 
 RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
+ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a commit's folder (run.resume).")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines instead of text for people.")]
 KindArg = Annotated[str, typer.Option("--kind", help=f"What the recipe is for: {', '.join(KINDS)}.")]
 
 
 @app.command()
-def demo(recipe: RecipeArg = "demo", overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+def demo(
+    recipe: RecipeArg = "demo",
+    overrides: SetOption = [],  # noqa: B006
+    resume: ResumeOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Align a small language model on this machine, from preference pairs to a report."""
-    _run_job("jobs.demo", "run_pipeline", PipelineRecipe, recipe, overrides, as_json)
+    _run_job("jobs.demo", "run_pipeline", PipelineRecipe, recipe, _resumed(overrides, resume), as_json)
 
 
 @value_app.command("train")
-def value_train(recipe: RecipeArg, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+def value_train(
+    recipe: RecipeArg,
+    overrides: SetOption = [],  # noqa: B006
+    resume: ResumeOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Pretrain a value model on preference pairs and seal it."""
-    _run_job("jobs.pretrain_value", "pretrain_value", ValueRecipe, recipe, overrides, as_json)
+    _run_job("jobs.pretrain_value", "pretrain_value", ValueRecipe, recipe, _resumed(overrides, resume), as_json)
 
 
 @value_app.command("eval")
@@ -74,12 +85,11 @@ def value_eval(
 def policy_train(
     recipe: RecipeArg,
     overrides: SetOption = [],  # noqa: B006
-    resume: Annotated[str | None, typer.Option(help="`auto`, `never`, or a commit's folder (run.resume).")] = None,
+    resume: ResumeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy under a frozen value model."""
-    overrides = overrides if resume is None else [*overrides, f"run.resume={resume}"]
-    _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, overrides, as_json)
+    _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, _resumed(overrides, resume), as_json)
 
 
 @app.command("eval")
@@ -189,6 +199,10 @@ def config_check(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption
 def config_schema(kind: KindArg = "demo") -> None:
     """Print the JSON schema of a recipe."""
     _guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
+
+
+def _resumed(overrides: list[str], resume: str | None) -> list[str]:
+    return overrides if resume is None else [*overrides, f"run.resume={resume}"]
 
 
 def _kind(name: str) -> type[Recipe]:

@@ -9,13 +9,13 @@ from typing import Any
 
 from dvpo_ray.commits import Commit, CommitStore
 from dvpo_ray.run import Run
-from dvpo_ray.stages import Learner
+from dvpo_ray.stages import Committing
 
 
 class Committer:
     """Begins commits when they are due and ends them a step later: meanwhile they are written while training goes on."""
 
-    def __init__(self, store: CommitStore, learner: Learner, run: Run, every: int, steps: int) -> None:
+    def __init__(self, store: CommitStore, learner: Committing, run: Run, every: int, steps: int) -> None:
         self.store = store
         self._learner = learner
         self._run = run

@@ -128,9 +128,7 @@ class Driver:
             "kl_coefficient": self._kl.beta,
             "ledger": self._ledger.state(),
             "value_sha256": self._sealed,
-            "seconds": self._run.seconds,
-            "first_began": self._run.first_began,
-        }
+        } | self._run.clocks()
 
     def _restart_learner(self, error: LearnerLostError) -> None:
         self._restarts += 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import RunError
 from dvpo_ray.rows import ServedWeights, StepResult
@@ -65,6 +66,17 @@ class Run:
     def seconds(self) -> float:
         """Time since the run began, that of earlier drivers included."""
         return self.seconds_before + time.time() - self.began
+
+    def clocks(self) -> dict[str, float]:
+        """What a commit must remember of time."""
+        return {"seconds": self.seconds, "first_began": self.first_began}
+
+    def go_on(self, commit: Commit) -> None:
+        """Be the run of a commit: its clocks, and what was recorded until then."""
+        self.seconds_before, self.first_began = commit.state["seconds"], commit.state["first_began"]
+        self.began = time.time()
+        self.rewind(commit.step)
+        self.phase(f"going on after step {commit.step}, from {commit.folder}")
 
     def rewind(self, step: int) -> None:
         """Take back what was recorded after so many trained steps."""

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,25 +77,15 @@ def prepare_folder(recipe: Recipe) -> Path:
     return folder
 
 
-# What decides which rows come, what they are worth and which numbers the optimizer state belongs to.
-FIXED = (
-    "run.seed",
-    "model.path",
-    "policy.data",
-    "policy.rollout.prompts_per_step",
-    "policy.rollout.answers_per_prompt",
-)
-
-
-def check_same_run(recipe: Recipe, saved: Path) -> None:
-    """Refuse to go on from another run's commit: settings in ``FIXED`` must be as they were, all others may change.
+def check_same_run(recipe: Recipe, saved: Path, fixed: Sequence[str]) -> None:
+    """Refuse to go on from another run's commit: settings at the dotted paths ``fixed`` must be as they were.
 
     Raises:
         ConfigError: naming the setting and both values.
     """
     before = json.loads(saved.read_text(encoding="utf-8"))
     now = json.loads(dump_resolved(recipe))
-    for path in FIXED:
+    for path in fixed:
         old, new = _at(before, path), _at(now, path)
         if old != new:
             raise ConfigError(f"cannot go on with the run of '{saved}': {path} was {old}, this recipe says {new}")

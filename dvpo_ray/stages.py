@@ -68,7 +68,23 @@ class Scorers(Protocol):
         ...
 
 
-class Learner(Protocol):
+class Committing(Protocol):
+    """Has a state that can be committed."""
+
+    def begin_commit(self, folder: str) -> None:
+        """Start writing the learner's state into a folder; returns at once."""
+        ...
+
+    def end_commit(self) -> dict[str, str]:
+        """Waits until it is written; returns the sha256 of every file. Raises CommitError when it could not be."""
+        ...
+
+    def load_commit(self, folder: str) -> None:
+        """Go on from a verified commit."""
+        ...
+
+
+class Learner(Committing, Protocol):
     """Trains the policy. Every call raises LearnerLostError when a rank died or hangs."""
 
     def restart(self) -> None:
@@ -81,18 +97,6 @@ class Learner(Protocol):
 
     def weights(self, version: int) -> Weights:
         """The weights as they are now, under a version number."""
-        ...
-
-    def begin_commit(self, folder: str) -> None:
-        """Start writing the learner's state into a folder; returns at once."""
-        ...
-
-    def end_commit(self) -> dict[str, str]:
-        """Waits until it is written; returns the sha256 of every file. Raises CommitError when it could not be."""
-        ...
-
-    def load_commit(self, folder: str) -> None:
-        """Go on from a verified commit."""
         ...
 
     def save(self, folder: str, facts: dict[str, object]) -> None:

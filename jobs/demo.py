@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,20 @@ from actors.placement import ray_session
 from dvpo_ray.config import PipelineRecipe, dump_resolved
 from dvpo_ray.report import write_report
 from dvpo_ray.run import CONFIG, RESULT, Listener, prepare_folder, write_json
+from dvpo_ray.run_folder import run_folder
 from jobs.pretrain_value import pretrain_value
 from jobs.train_policy import train_policy
 
 
 def run_pipeline(recipe: PipelineRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
-    """Run both trainings on one Ray; returns what ``result.json`` holds."""
+    """Run both trainings on one Ray; returns what ``result.json`` holds. ``run.resume = "auto"`` keeps a finished first half."""
     began = time.time()
-    folder = prepare_folder(recipe)
+    resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
+    folder = run_folder(recipe) if resuming else prepare_folder(recipe)
     (folder / CONFIG).write_text(dump_resolved(recipe))
     with ray_session(recipe.cluster):
-        value = pretrain_value(recipe.value_recipe(), listener)
+        done = folder / "value" / RESULT
+        value = json.loads(done.read_text()) if resuming and done.is_file() else pretrain_value(recipe.value_recipe(), listener)
         policy = train_policy(recipe.policy_recipe(value["value_model"]), listener)
     result = policy | {
         "gvm_pair_accuracy_mean": value["gvm_pair_accuracy_mean"],

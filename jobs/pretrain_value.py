@@ -13,14 +13,19 @@ import numpy as np
 from actors.gang import Gang, value_gang
 from actors.placement import keep_logs, ray_session
 from dvpo_ray import cli
+from dvpo_ray.commits import Commit
+from dvpo_ray.committer import Committer
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import TargetConfig
 from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
+from dvpo_ray.errors import RunStoppedError
 from dvpo_ray.learning.value_update import LabelledAnswer, pair_accuracy, pair_wins, resolve_target
 from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import RESULT, Listener, Run
+from dvpo_ray.run_folder import locked, run_folder
+from jobs.resume import VALUE_FIXED, find_commit, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_pairs
 
 VALUE_MODEL = "value-model"
@@ -29,11 +34,16 @@ Pair = tuple[LabelledAnswer, LabelledAnswer]
 
 def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
     """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds."""
-    began = time.time()
+    with locked(run_folder(recipe)):
+        return _pretrain_value(recipe, listener)
+
+
+def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
     base = base_model(recipe.model)
     value = recipe.value
-    folder = Path(recipe.run.output_dir) / recipe.run.name
-    run = Run(recipe, 0, listener)
+    folder = run_folder(recipe)
+    commit = find_commit(recipe, VALUE_FIXED)
+    run = Run(recipe, 0, listener, in_place=commit is not None and commit.folder.parent.parent == folder)
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
         total = value.epochs * -(-len(train) // value.pairs_per_step)
@@ -41,11 +51,12 @@ def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None)
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
-        with MemoryMonitor(os.getpid()) as memory, ray_session(recipe.cluster), run.failures(keep_logs):
+        with MemoryMonitor(os.getpid()) as memory, ray_session(recipe.cluster), run.failures(keep_logs), stop_on_signal(run):
             gang = value_gang(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
             try:
                 gang.wait_ready()
-                _train(gang, train, target, recipe, run)
+                committer = Committer(store_of(folder, value.commit), gang, run, value.commit.every, total)
+                _train(gang, train, target, recipe, run, committer, commit)
                 run.phase("measuring pair accuracy on held-out prompts")
                 accuracy = evaluate_pairs(gang, held_out)
                 run.phase("saving and sealing the value model")
@@ -64,7 +75,7 @@ def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None)
             **{key: value for key, value in accuracy.items() if key.endswith("ci95")},
             "accuracy_by_aggregate": accuracy["by_aggregate"],
             "target": target.model_dump(),
-            "seconds_total": time.time() - began,
+            "seconds_total": run.seconds,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             "seed": recipe.run.seed,
@@ -106,19 +117,41 @@ def labelled(pair: EncodedPair) -> Pair:
     )
 
 
-def _train(gang: Gang, train: list[EncodedPair], target: TargetConfig, recipe: ValueRecipe, run: Run) -> None:
-    """All steps: every pair once an epoch, in a seeded order."""
+def _train(
+    gang: Gang,
+    train: list[EncodedPair],
+    target: TargetConfig,
+    recipe: ValueRecipe,
+    run: Run,
+    committer: Committer,
+    commit: Commit | None,
+) -> None:
+    """All steps: every pair once an epoch, in a seeded order; those before a commit are passed over."""
     size = recipe.value.pairs_per_step
-    step = 0
+    step, done = 0, 0
+    if commit is not None:
+        done = commit.step
+        gang.load_commit(str(commit.folder.resolve()))
+        run.go_on(commit)
     for epoch in range(recipe.value.epochs):
         order = np.random.default_rng((recipe.run.seed, epoch)).permutation(len(train))
         for first in range(0, len(train), size):
+            if step < done:
+                step += 1
+                continue
             began = time.time()
             pairs = [labelled(train[i]) for i in order[first : first + size]]
             metrics = gang.call("step", pairs, target, doing=f"value step {step}")[0]
             run.timeline.add("value learn", began, time.time(), step=step)
             run.log(step, metrics | {"seconds/step": time.time() - began})
             step += 1
+            committer.finish()
+            if committer.due(step) or run.stopping:
+                committer.begin(step, run.clocks())
+            if run.stopping and step < run.total_steps:
+                committer.finish()
+                raise RunStoppedError(f"stopped after step {step} of {run.total_steps}, as asked: --resume auto goes on")
+    committer.finish()
 
 
 def _seal(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,6 @@ from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray import cli
-from dvpo_ray.commits import Commit, CommitStore
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.data import template_hash, tokenizer_hash
@@ -29,7 +26,8 @@ from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal
 from dvpo_ray.run import RESULT, Listener, Run
-from dvpo_ray.run_folder import COMMITS, CONFIG, EVALUATIONS, METRICS, check_same_run, locked, run_folder
+from dvpo_ray.run_folder import EVALUATIONS, METRICS, locked, run_folder
+from jobs.resume import POLICY_FIXED, find_commit, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prompts
 
 POLICY = "policy"
@@ -61,7 +59,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     value_folder = Path(policy.value_model or "").resolve()
     gvm = read_seal(value_folder)
     check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
-    commit = find_commit(recipe)
+    commit = find_commit(recipe, POLICY_FIXED)
     run = Run(recipe, policy.steps, listener, in_place=commit is not None and commit.folder.parent.parent == run_folder(recipe))
     try:
         prompts = read_prompts(policy.data, base.tokenizer, run.folder)
@@ -81,8 +79,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             if 0 not in evaluations:
                 evaluate(0)
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
-            store = CommitStore(run.folder / COMMITS, policy.commit.keep_last, policy.commit.keep_every)
-            committer = Committer(store, stages.learner, run, policy.commit.every, policy.steps)
+            committer = Committer(store_of(run.folder, policy.commit), stages.learner, run, policy.commit.every, policy.steps)
             loop_began, busy_before = time.time(), stages.busy_seconds()
             Driver(policy, stages, ledger, run, committer, evaluate).train(commit)
             loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
@@ -107,41 +104,6 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         return result
     finally:
         run.close()
-
-
-def find_commit(recipe: PolicyRecipe) -> Commit | None:
-    """The commit that ``run.resume`` asks for, or None to start anew.
-
-    Raises:
-        CommitError: the one named is damaged.
-        ConfigError: it belongs to a run that another recipe made, in what must not change.
-    """
-    resume, folder = recipe.run.resume, run_folder(recipe)
-    if resume == "never":
-        return None
-    store = CommitStore(folder / COMMITS if resume == "auto" else Path(resume).parent)
-    commit = store.newest() if resume == "auto" else store.open(Path(resume))
-    if commit is not None:
-        check_same_run(recipe, commit.folder.parent.parent / CONFIG)
-    return commit
-
-
-@contextmanager
-def stop_on_signal(run: Run) -> Iterator[None]:
-    """SIGTERM asks the run to commit after its step and stop; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        run.stopping = True
-        signal.signal(signal.SIGTERM, before)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -52,6 +52,9 @@ class ValueTraining(Section):
     epochs: int = Field(1, ge=1, description="Passes over the pairs.")
     pairs_per_step: int = Field(16, ge=1, description="Pairs of one optimizer step.")
     inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
+    commit: CommitSection = Field(
+        default_factory=lambda: CommitSection(every=100), description="Commits, to go on after a failure."
+    )
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
 
     @model_validator(mode="after")
@@ -167,6 +170,14 @@ class PipelineRecipe(Recipe):
 
     value: ValueTraining = Field(description="Value pretraining.")
     policy: PolicyTraining = Field(description="Policy training; its `value_model` is the one made here.")
+
+    @model_validator(mode="after")
+    def _validate_resume(self) -> Self:
+        if self.run.resume not in ("never", "auto"):
+            raise ValueError(
+                "run.resume of both trainings together is 'auto' or 'never'; go on from a commit with `dvpo policy train`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _validate_value_model(self) -> Self:

@@ -16,12 +16,13 @@ from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import CommitError, LearnerLostError, RunError, RunStoppedError
+from dvpo_ray.errors import CommitError, ConfigError, LearnerLostError, RunError, RunStoppedError
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import ServedWeights, StepResult
 from dvpo_ray.run import Event, Run
 from dvpo_ray.run_folder import COMMITS, check_same_run, locked, run_folder
 from dvpo_ray.stages import Weights
+from jobs.resume import POLICY_FIXED
 from tests.fakes import FakeStages, drive
 
 STEPS = 9
@@ -174,11 +175,9 @@ def test_a_commit_of_another_value_model_is_refused(tmp_path: Path) -> None:
 def test_only_settings_that_may_change_can_change(tmp_path: Path) -> None:
     run_once(recipe(tmp_path, every=3), ChainStages())
     saved = tmp_path / "r" / "config.json"
-    check_same_run(recipe(tmp_path, every=5, learner={"ranks": 2}), saved)
-    from dvpo_ray.errors import ConfigError
-
+    check_same_run(recipe(tmp_path, every=5, learner={"ranks": 2}), saved, POLICY_FIXED)
     with pytest.raises(ConfigError, match="policy.rollout.prompts_per_step was 4, this recipe says 8"):
-        check_same_run(recipe(tmp_path, every=3, rollout={"prompts_per_step": 8}), saved)
+        check_same_run(recipe(tmp_path, every=3, rollout={"prompts_per_step": 8}), saved, POLICY_FIXED)
 
 
 def test_two_drivers_cannot_hold_one_run(tmp_path: Path) -> None:
