@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, DvpoError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, ActorTimeoutError, DvpoError
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def actor_errors(who: str, doing: str) -> Iterator[None]:
     try:
         yield
     except GetTimeoutError as error:
-        raise ActorFailedError(
+        raise ActorTimeoutError(
             f"{who} did not finish {doing} in time; raise cluster.call_timeout_s if the work is that long, else look at its log"
         ) from error
     except RayTaskError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ class Gang:
     def __init__(self, actors: list[Any], cluster: ClusterSection) -> None:
         self.actors = actors
         self.cluster = cluster
+        # Ranks must be asked for collective work in the same order, whichever thread asks.
+        self.submitting = threading.Lock()
         self._starting: list[Any] = []
 
     def begin_start(self) -> None:
@@ -41,7 +44,9 @@ class Gang:
 
     def call(self, method: str, *args: Any, doing: str) -> list[Any]:
         """Call a method on every rank; results in rank order."""
-        return self.await_calls([getattr(actor, method).remote(*args) for actor in self.actors], doing)
+        with self.submitting:
+            calls = [getattr(actor, method).remote(*args) for actor in self.actors]
+        return self.await_calls(calls, doing)
 
     def await_calls(self, calls: Sequence[Any], doing: str) -> list[Any]:
         """Results of calls on ranks.
@@ -120,7 +125,10 @@ class PolicyLearner(Gang):
         doing = f"training step {step}"
         if not self._streaming:
             return self.call("step", step, beta, *scored, doing=doing)[0]
-        given = [actor.accumulate.remote(step, beta, batch) for batch in scored for actor in self.actors]
+        given = []
+        for batch in scored:
+            with self.submitting:
+                given += [actor.accumulate.remote(step, beta, batch) for actor in self.actors]
         # Should a rank fail while it accumulates, its error says more than that of a step it never began.
         self.await_calls(given, doing)
         return self.call("finish", step, beta, doing=doing)[0]
@@ -136,8 +144,7 @@ class PolicyLearner(Gang):
     def weights(self, version: int | None = None) -> GangWeights:
         """The current weights, for the engines, under their own version number or a given one."""
         current, count = self.call("bucket_count", doing="counting buckets")[0]
-        version = current if version is None else version
-        return GangWeights(self, version, count, self._shared)
+        return GangWeights(self, current if version is None else version, current, count, self._shared)
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""
@@ -146,17 +153,22 @@ class PolicyLearner(Gang):
 
 @dataclass(frozen=True)
 class GangWeights:
-    """A version of the policy's weights, held by its learner ranks."""
+    """A version of the policy's weights, held by its learner ranks: what they call ``held`` is sent as ``version``."""
 
     gang: Gang
     version: int
+    held: int
     count: int
     shared: bool
 
     def bucket(self, index: int) -> Handle:
         """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
         doing = f"gathering bucket {index} of weights {self.version}"
-        calls = [actor.bucket.options(num_returns=2).remote(self.version, index, self.shared) for actor in self.gang.actors]
+        with self.gang.submitting:
+            calls = [
+                actor.bucket.options(num_returns=2).remote(self.version, self.held, index, self.shared)
+                for actor in self.gang.actors
+            ]
         self.gang.await_calls([done for _, done in calls], doing)
         return calls[0][0]
 

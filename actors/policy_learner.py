@@ -17,6 +17,7 @@ from actors.deepspeed_engine import TrainingEngine, all_reduce
 from actors.rank import Rank
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
+from dvpo_ray.errors import WeightSyncError
 from dvpo_ray.learning.batching import share_rows
 from dvpo_ray.learning.policy_update import PreparedBatch, TokenBatch, loss, mean_metrics, mini_batch_rows, prepare
 from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_metrics
@@ -116,12 +117,17 @@ class PolicyLearnerRank(Rank):
         """The weights' version, which is the number of steps trained, and the buckets in which they travel."""
         return self.version, len(self._buckets)
 
-    def bucket(self, version: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
+    def bucket(self, version: int, held: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
         """One bucket of the current weights, in shared memory or as an array, and that it was made.
 
         Rank 0 gives it, all take part in gathering. The memory is used again for the next bucket: engines must have loaded this
         one before.
+
+        Raises:
+            WeightSyncError: the weights are no longer those of ``held`` trained steps.
         """
+        if held != self.version:
+            raise WeightSyncError(f"weights of step {held} were asked for, the learner has gone on to {self.version}")
         specs, weights = self._buckets[index], self.engine.weights()
         with self.engine.whole([weights[spec.name] for spec in specs]):
             if self.rank != 0:

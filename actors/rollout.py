@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from actors.busy import BusyClock
 from dvpo_ray.config.sections import RolloutSection
-from dvpo_ray.errors import ActorFailedError, RowDeadlineError, WeightSyncError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, RowDeadlineError, WeightSyncError
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
 from dvpo_ray.weights import SharedBuffer, verify
 
@@ -105,9 +105,10 @@ class RolloutActor:
                 raise WeightSyncError(f"bucket {bucket.index} of weights {bucket.version} came, expected {self._expected}")
             self._expected = (bucket.version, bucket.index + 1)
             self._payload.update(bucket.sha256.encode())
-            await self._load(bucket)
-            self._loading_seconds += time.monotonic() - began
-            return await self._finish_update(bucket.version) if bucket.index + 1 == bucket.count else None
+            with engine_errors():
+                await self._load(bucket)
+                self._loading_seconds += time.monotonic() - began
+                return await self._finish_update(bucket.version) if bucket.index + 1 == bucket.count else None
         except BaseException:
             await self.abandon_update()
             raise
@@ -177,8 +178,9 @@ class RolloutActor:
         try:
             async with asyncio.timeout(config.row_timeout_s):
                 prompt = {"prompt_token_ids": list(request.prompt_ids)}
-                async for output in self._engine.generate(prompt, sampling, request.row_id):
-                    final = output
+                with engine_errors():
+                    async for output in self._engine.generate(prompt, sampling, request.row_id):
+                        final = output
         except TimeoutError:
             raise RowDeadlineError(
                 f"row {request.row_id}: no complete answer within {config.row_timeout_s} s; "
@@ -192,6 +194,17 @@ class RolloutActor:
     async def _checksum(self) -> str:
         """One digest over those of every worker."""
         return hashlib.sha256("".join(await self._engine.collective_rpc("weight_digest")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def engine_errors() -> Iterator[None]:
+    """An engine whose processes are dead is as good as a dead actor."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise ActorDiedError(f"the engine's processes died: {error}") from error
 
 
 def traces_of_children() -> EngineTraces:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,11 +17,20 @@ from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
 from actors.placement import engine_environment, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
+from dvpo_ray.errors import (
+    ActorDiedError,
+    ActorFailedError,
+    ActorTimeoutError,
+    DamagedWeightsError,
+    LearnerLostError,
+    RowDeadlineError,
+    WeightSyncError,
+)
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 
 SENDINGS = 3
+RETRY_S = 1.0
 
 
 @dataclass
@@ -67,6 +77,7 @@ class RolloutPool:
         self._transfer = threading.Lock()
         self._reviving: dict[str, threading.Thread] = {}
         self._failure: BaseException | None = None
+        self._stopping = threading.Event()
         self.source: Callable[[], Weights] | None = None
         self.checksums: dict[str, str] = {}
 
@@ -84,6 +95,9 @@ class RolloutPool:
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
         """One answer handle for each request, as they finish on any engine; ``given_up`` names those that never will."""
         waiting = {request.row_id: request for request in requests}
+        with self._members:
+            for row_id in waiting:
+                self._missed.pop(row_id, None)
         streams = self._deal(list(requests))
         while streams:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=self._timeout, fetch_local=False)
@@ -123,9 +137,13 @@ class RolloutPool:
 
     def sync(self, weights: Weights) -> ServedWeights:
         """Load a version into every engine, a bucket at a time; all must report the same checksum. Returns the slowest's."""
-        engines = self._present()
-        with self._transfer:
-            died = self._load(weights, engines)
+        while True:
+            engines = self._present()
+            with self._transfer:
+                if engines != self._engines:
+                    continue  # one came back or died meanwhile
+                died = self._load(weights, engines)
+            break
         for engine, error in died:
             self._replace(engine, error)
         served = [engine.served for engine in self._present() if engine.served is not None]
@@ -137,6 +155,10 @@ class RolloutPool:
 
     def stop(self) -> None:
         """Shut the engines down, then the actors."""
+        with self._members:
+            self._failure = self._failure or ActorFailedError("the rollout actors were stopped")
+            self._members.notify_all()
+        self._stopping.set()
         for thread in self._reviving.values():
             thread.join(timeout=self._cluster.start_timeout_s)
         stop_actors([engine.actor for engine in self._engines])
@@ -189,7 +211,10 @@ class RolloutPool:
         with self._members:
             if engine not in self._engines:
                 return
-            self._budget -= 1
+            if self._failure is not None:
+                raise self._failure
+            # Rows that miss deadlines have a budget of their own.
+            self._budget -= not isinstance(error, RowDeadlineError)
             if self.source is None or self._budget < 0:
                 raise error
             logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error)
@@ -200,24 +225,40 @@ class RolloutPool:
 
     def _revive(self, dead: Engine) -> None:
         """Start a new actor in a dead one's place and bring it to the learner's weights before it takes part."""
-        assert self.source is not None
+        engine = None
         try:
             ray.kill(dead.actor)
             engine = self._start(int(dead.name.split("-")[1]), dead.traces)
             self._await_start(engine)
-            with self._transfer:
-                for _, error in self._load(self.source(), [engine]):
-                    raise error
-                with self._members:
-                    self._engines.append(engine)
-                    self._note_traces()
-                    self._members.notify_all()
+            self._join(engine)
         except BaseException as error:
+            if engine is not None:
+                ray.kill(engine.actor)
             with self._members:
-                self._failure = error
+                self._failure = self._failure or error
                 self._members.notify_all()
 
-    def _load(self, weights: Weights, engines: Sequence[Engine]) -> list[tuple[Engine, ActorDiedError]]:
+    def _join(self, engine: Engine) -> None:
+        """Bring a new engine to the learner's weights, and let it take part; waits for a learner that is being started again."""
+        assert self.source is not None
+        deadline = time.monotonic() + self._cluster.start_timeout_s
+        while True:
+            try:
+                with self._transfer:
+                    for _, error in self._load(self.source(), [engine]):
+                        raise error
+                    with self._members:
+                        if self._failure is not None:
+                            raise self._failure
+                        self._engines.append(engine)
+                        self._note_traces()
+                        self._members.notify_all()
+                return
+            except (LearnerLostError, WeightSyncError):
+                if self._stopping.wait(RETRY_S) or time.monotonic() > deadline:
+                    raise
+
+    def _load(self, weights: Weights, engines: Sequence[Engine]) -> list[tuple[Engine, ActorFailedError]]:
         """Load all buckets into some engines, which must end up with the same; returns those that died meanwhile."""
         alive, died = list(engines), []
         for index in range(weights.count):
@@ -236,9 +277,10 @@ class RolloutPool:
 
     def _load_bucket(
         self, weights: Weights, index: int, engines: Sequence[Engine]
-    ) -> tuple[dict[str, ServedWeights | None], list[tuple[Engine, ActorDiedError]]]:
+    ) -> tuple[dict[str, ServedWeights | None], list[tuple[Engine, ActorFailedError]]]:
         """Have engines load a bucket; one that found it damaged is sent it again. Returns what they say, and those that died."""
-        waiting, died = list(engines), []
+        waiting = list(engines)
+        died: list[tuple[Engine, ActorFailedError]] = []
         served: dict[str, ServedWeights | None] = {}
         for attempt in range(SENDINGS):
             bucket = weights.bucket(index)
@@ -248,7 +290,7 @@ class RolloutPool:
                 doing = f"loading bucket {index} of weights {weights.version}"
                 try:
                     served[engine.name] = get(call, self._cluster.call_timeout_s, engine.name, doing)
-                except ActorDiedError as error:
+                except (ActorDiedError, ActorTimeoutError) as error:
                     died.append((engine, error))
                 except DamagedWeightsError as error:
                     waiting.append(engine)

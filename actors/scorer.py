@@ -79,6 +79,10 @@ class ScorerActor:
             finish_reasons=tuple(a.finish_reason for a in answers),
         )
 
+    def score_and_say(self, *answers: Answer) -> tuple[ScoredBatch, bool]:
+        """``score``, and that it is done: who must know does not need to fetch the batch."""
+        return self.score(*answers), True
+
     def cache_hits(self) -> int:
         """Answers whose scores were known already."""
         return self._cache.hits if self._cache else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -31,13 +32,13 @@ class Replica:
         self.load = Load(idle_since=time.monotonic())
         self._batches: list[Handle] = []
 
-    def send(self, answers: Sequence[Handle]) -> Handle:
-        """Give it a batch."""
-        batch = self.actor.score.remote(*answers)
+    def send(self, answers: Sequence[Handle]) -> tuple[Handle, Handle]:
+        """Give it a batch; returns the scored batch, and what says that it is there or why not."""
+        batch, done = self.actor.score_and_say.options(num_returns=2).remote(*answers)
         self._batches.append(batch)
         self.load.sent.append(time.monotonic())
         self.load.idle_since = None
-        return batch
+        return batch, done
 
     def look(self) -> None:
         """Find out what is done."""
@@ -74,6 +75,8 @@ class ScorerPool:
         self._replicas = [self._start() for _ in range(scorer.actors)]
         self._coming: Replica | None = None
         self._failure: BaseException | None = None
+        self._done: dict[Handle, Handle] = {}
+        self._asking = 0
         self._hash: str | None = None
         self._stopping = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -105,27 +108,33 @@ class ScorerPool:
 
     def wait(self, handles: Sequence[Handle]) -> None:
         """Wait until these batches are scored."""
-        timeout = self._cluster.call_timeout_s
-        _, late = ray.wait(list(handles), num_returns=len(handles), timeout=timeout, fetch_local=False)
-        if late:
-            raise ActorFailedError(f"{len(late)} of {len(handles)} batches were not scored within {timeout} s")
+        with self._lock:
+            done = [self._done.pop(handle) for handle in handles]
+        get(done, self._cluster.call_timeout_s, "a scorer", "scoring")
 
     def fetch(self, handles: Iterable[Handle]) -> list[ScoredBatch]:
         """The scored rows behind handles."""
+        handles = list(handles)
+        with self._lock:
+            for handle in handles:
+                self._done.pop(handle, None)
         return get(list(handles), self._cluster.call_timeout_s, "a scorer", "scoring")
 
     def value_hash(self) -> str:
         """Parameter hash of the frozen value model, as it is in memory now."""
-        calls = [actor.parameter_hash.remote() for actor in self._actors()]
-        return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its value model"))
+        with self._all() as actors:
+            calls = [actor.parameter_hash.remote() for actor in actors]
+            return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its value model"))
 
     def busy_seconds(self) -> float:
         """Mean time in which a scorer scored, in seconds."""
-        return mean_busy_seconds(self._actors(), self._cluster, "a scorer")
+        with self._all() as actors:
+            return mean_busy_seconds(actors, self._cluster, "a scorer")
 
     def cache_hits(self) -> int:
         """Answers that were not scored again because their scores were known."""
-        return sum(get([a.cache_hits.remote() for a in self._actors()], self._cluster.call_timeout_s, "a scorer", "telling hits"))
+        with self._all() as actors:
+            return sum(get([a.cache_hits.remote() for a in actors], self._cluster.call_timeout_s, "a scorer", "telling hits"))
 
     def stop(self) -> None:
         """End the actors."""
@@ -135,9 +144,17 @@ class ScorerPool:
         for replica in [*self._replicas, *([self._coming] if self._coming else [])]:
             ray.kill(replica.actor)
 
-    def _actors(self) -> list[Any]:
+    @contextmanager
+    def _all(self) -> Iterator[list[Any]]:
+        """The actors there are; none is ended within the block."""
         with self._lock:
-            return [replica.actor for replica in self._replicas]
+            self._asking += 1
+            actors = [replica.actor for replica in self._replicas]
+        try:
+            yield actors
+        finally:
+            with self._lock:
+                self._asking -= 1
 
     def _start(self) -> Replica:
         name = f"scorer-{self._started}"
@@ -153,7 +170,9 @@ class ScorerPool:
                 raise self._failure
             for replica in self._replicas:
                 replica.look()
-            return self._replicas[least_loaded([replica.load for replica in self._replicas])].send(answers)
+            batch, done = self._replicas[least_loaded([replica.load for replica in self._replicas])].send(answers)
+            self._done[batch] = done
+            return batch
 
     def _keep(self) -> None:
         """Look after the number of scorers until the pool stops."""
@@ -186,7 +205,7 @@ class ScorerPool:
             loads, now = [replica.load for replica in self._replicas], time.monotonic()
             if self._coming is None and len(loads) < config.max_actors and queue_age(loads, now) > config.scale_up_after_s:
                 self._coming = self._start()
-            leaving = to_remove(loads, now, config.actors, config.scale_down_after_s)
+            leaving = None if self._asking else to_remove(loads, now, config.actors, config.scale_down_after_s)
             gone = self._replicas.pop(leaving) if leaving is not None else None
         if gone is not None:
             ray.kill(gone.actor)

@@ -32,14 +32,14 @@ def measure(backend: str, bucket_mib: int) -> list[str]:
         rollouts.wait_ready()
         learner.connect(rollouts)
         with MemoryMonitor(os.getpid()) as before:
-            learner.weights(0)
+            learner.weights()
         engine, whole = [], []
         with MemoryMonitor(os.getpid()) as during:
             for version in range(ROUNDS + WARM_UP):
                 began = time.monotonic()
                 engine.append(rollouts.sync(learner.weights(version)).seconds)
                 whole.append(time.monotonic() - began)
-        count = learner.weights(0).count
+        count = learner.weights().count
         rollouts.stop()
         learner.stop()
     engine, whole = engine[WARM_UP:], whole[WARM_UP:]

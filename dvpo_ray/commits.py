@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvpo_ray.errors import CommitError, ModelError
+from dvpo_ray.errors import CommitError, DamagedCommitError, ModelError
 from dvpo_ray.models.folder import MANIFEST, check_files
 
 KEY_VARIABLE = "DVPO_COMMIT_KEY"
 LATEST = "latest"
-PREFIX, UNFINISHED, QUARANTINE = "step-", ".unfinished-", "quarantine-"
+PREFIX, UNFINISHED, QUARANTINE, ABANDONED = "step-", ".unfinished-", "quarantine-", "abandoned-"
 FORMAT = 1
 
 
@@ -77,17 +77,30 @@ class CommitStore:
             shutil.rmtree(folder)
 
     def newest(self) -> Commit | None:
-        """The newest commit that is whole; damaged ones are set aside under another name, and said so."""
+        """The newest commit that is whole; damaged ones are set aside under another name, and said so.
+
+        Raises:
+            CommitError: one was not signed with the key, or is of another format. It is left where it is.
+        """
         for folder in self._folders():
             try:
                 return self.open(folder)
-            except CommitError as error:
-                aside = self.folder / f"{QUARANTINE}{folder.name}"
-                if aside.exists():
-                    shutil.rmtree(aside)
-                folder.rename(aside)
+            except DamagedCommitError as error:
+                aside = self._set_aside(folder, QUARANTINE)
                 logging.getLogger(__name__).warning("%s; moved to %s, the commit before it is used", error, aside)
         return None
+
+    def abandon_after(self, step: int) -> None:
+        """Set commits of later steps aside: the run goes on from an earlier one."""
+        for folder in self._folders():
+            if int(folder.name.removeprefix(PREFIX)) > step:
+                self._set_aside(folder, ABANDONED)
+
+    def _set_aside(self, folder: Path, mark: str) -> Path:
+        aside = self.folder / f"{mark}{folder.name}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        return folder.rename(aside)
 
     def open(self, folder: Path) -> Commit:
         """Check a commit's manifest, signature and files.
@@ -98,10 +111,11 @@ class CommitStore:
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             step, state, files = int(manifest["step"]), dict(manifest["state"]), dict(manifest["files"])
-            if manifest["format"] != FORMAT:
-                raise CommitError(f"commit '{folder}' has format {manifest['format']}, this version reads {FORMAT}")
+            form = manifest["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CommitError(f"commit '{folder}' has no usable {MANIFEST}: {error!r}") from error
+            raise DamagedCommitError(f"commit '{folder}' has no usable {MANIFEST}: {error!r}") from error
+        if form != FORMAT:
+            raise CommitError(f"commit '{folder}' has format {form}, this version reads {FORMAT}")
         if self._key:
             signature = manifest.pop("signature", "")
             if not isinstance(signature, str) or not hmac.compare_digest(signature, _signature(manifest, self._key)):
@@ -109,7 +123,10 @@ class CommitStore:
         try:
             check_files(folder, files, MANIFEST)
         except ModelError as error:
-            raise CommitError(f"commit '{folder}' is damaged: {error}") from error
+            raise DamagedCommitError(f"commit '{folder}' is damaged: {error}") from error
+        strangers = {file.name for file in folder.iterdir()} - set(files) - {MANIFEST}
+        if strangers:
+            raise DamagedCommitError(f"commit '{folder}' holds files that its manifest does not name: {sorted(strangers)[:3]}")
         return Commit(folder, step, state)
 
     def _folders(self) -> list[Path]:

@@ -67,7 +67,7 @@ class Driver:
                 break
             except LearnerLostError as error:
                 self._restart_learner(error)
-                commit, go_back = self._committer.store.newest(), True
+                commit, go_back = self._committer.store.newest() or commit, True
         found = self._stages.scorers.value_hash()
         if found != self._sealed:
             raise FrozenValueChangedError(

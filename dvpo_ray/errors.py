@@ -40,6 +40,10 @@ class ActorDiedError(ActorFailedError):
     """An actor's process ended; what it was asked for may be asked of another."""
 
 
+class ActorTimeoutError(ActorFailedError):
+    """An actor did not answer in time."""
+
+
 class RowDeadlineError(ActorFailedError):
     """A row was not answered in time."""
 
@@ -69,6 +73,10 @@ class DamagedWeightsError(WeightSyncError):
 
 class CommitError(RunError):
     """A commit could not be written, or what lies on the disk is damaged or of another run."""
+
+
+class DamagedCommitError(CommitError):
+    """A commit is not what its manifest says."""
 
 
 class FrozenValueChangedError(RunError):

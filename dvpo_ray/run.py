@@ -49,6 +49,7 @@ class Run:
         in_place: bool = False,
     ) -> None:
         """``in_place`` goes on in the folder of an earlier run."""
+        self.in_place = in_place
         self.folder = run_folder(recipe) if in_place else prepare_folder(recipe)
         (self.folder / CONFIG).write_text(dump_resolved(recipe))
         self.total_steps = total_steps
@@ -119,7 +120,8 @@ class Run:
             yield
         except RunError as error:
             keep_logs(self.folder / LOGS)
-            raise type(error)(f"{error}\nlogs: {self.folder / LOGS}") from error
+            error.args = (f"{error}\nlogs: {self.folder / LOGS}",)
+            raise
 
     def close(self) -> None:
         """Write the timeline and close all files."""

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import ConfigError, RunError
@@ -35,21 +35,31 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f".{folder.name}.lock"
-    with path.open("a+", encoding="utf-8") as file:
+    file = _locked_file(path, folder)
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _locked_file(path: Path, folder: Path) -> TextIO:
+    """The open lock file, locked; one that was removed between opening and locking is no lock."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise RunError(
-                f"run '{folder}' is in use by another driver ({file.read().strip() or 'unknown'}): wait for it or end it"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise RunError(f"run '{folder}' is in use by another driver ({holder}): wait for it or end it") from None
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()
 
 
 def prepare_folder(recipe: Recipe) -> Path:
@@ -60,14 +70,15 @@ def prepare_folder(recipe: Recipe) -> Path:
     """
     folder = run_folder(recipe)
     if folder.exists() and any(folder.iterdir()):
-        if not recipe.run.overwrite and recipe.run.resume != "auto":
+        if not recipe.run.overwrite and not (recipe.run.resume == "auto" and _died_early(folder)):
             raise ConfigError(
                 f"run folder '{folder}' already holds a run: choose another run.name, set run.overwrite=true to replace it, "
                 "or run.resume=auto to go on with it"
             )
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"'{folder}' is not a run folder (no {CONFIG}); it is not replaced")
-        inside = [text for text in _strings(recipe.model_dump(exclude={"run"})) if _lies_in(text, folder)]
+        named = [*_strings(recipe.model_dump(exclude={"run"})), recipe.run.resume]
+        inside = [text for text in named if _lies_in(text, folder)]
         if inside:
             raise ConfigError(
                 f"replacing run '{folder}' would delete '{inside[0]}', which this run needs: choose another run.name"
@@ -95,6 +106,11 @@ def _at(tree: Any, path: str) -> Any:
     for part in path.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
+
+
+def _died_early(folder: Path) -> bool:
+    """Whether a run got neither to a commit nor to its end, so that nothing is lost with it."""
+    return not (folder / "result.json").exists() and not any((folder / COMMITS).glob("*step-*"))
 
 
 def rewind(folder: Path, step: int) -> None:

@@ -11,13 +11,18 @@ from actors.placement import ray_session
 from dvpo_ray.config import PipelineRecipe, dump_resolved
 from dvpo_ray.report import write_report
 from dvpo_ray.run import CONFIG, RESULT, Listener, prepare_folder, write_json
-from dvpo_ray.run_folder import run_folder
+from dvpo_ray.run_folder import locked, run_folder
 from jobs.pretrain_value import pretrain_value
 from jobs.train_policy import train_policy
 
 
 def run_pipeline(recipe: PipelineRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
     """Run both trainings on one Ray; returns what ``result.json`` holds. ``run.resume = "auto"`` keeps a finished first half."""
+    with locked(run_folder(recipe)):
+        return _run_pipeline(recipe, listener)
+
+
+def _run_pipeline(recipe: PipelineRecipe, listener: Listener) -> dict[str, Any]:
     began = time.time()
     resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
     folder = run_folder(recipe) if resuming else prepare_folder(recipe)

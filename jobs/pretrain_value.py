@@ -25,7 +25,7 @@ from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
-from jobs.resume import VALUE_FIXED, find_commit, stop_on_signal, store_of
+from jobs.resume import VALUE_FIXED, find_commit, goes_on_in_place, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_pairs
 
 VALUE_MODEL = "value-model"
@@ -43,7 +43,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
     value = recipe.value
     folder = run_folder(recipe)
     commit = find_commit(recipe, VALUE_FIXED)
-    run = Run(recipe, 0, listener, in_place=commit is not None and commit.folder.parent.parent == folder)
+    run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit))
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
         total = value.epochs * -(-len(train) // value.pairs_per_step)
@@ -132,6 +132,8 @@ def _train(
     if commit is not None:
         done = commit.step
         gang.load_commit(str(commit.folder.resolve()))
+        if run.in_place:
+            committer.store.abandon_after(commit.step)
         run.go_on(commit)
     for epoch in range(recipe.value.epochs):
         order = np.random.default_rng((recipe.run.seed, epoch)).permutation(len(train))

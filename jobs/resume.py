@@ -16,7 +16,15 @@ from dvpo_ray.run_folder import COMMITS, CONFIG, check_same_run, run_folder
 
 # What decides which rows come and which numbers the optimizer's state belongs to: it must not change.
 _FIXED = ("run.seed", "model.path")
-POLICY_FIXED = (*_FIXED, "policy.data", "policy.rollout.prompts_per_step", "policy.rollout.answers_per_prompt")
+POLICY_FIXED = (
+    *_FIXED,
+    "policy.data",
+    "policy.rollout.prompts_per_step",
+    "policy.rollout.answers_per_prompt",
+    "policy.evaluation.source",
+    "policy.evaluation.max_prompts",
+    "policy.evaluation.answers_per_prompt",
+)
 VALUE_FIXED = (*_FIXED, "value.data", "value.target", "value.pairs_per_step", "value.epochs")
 
 
@@ -40,6 +48,11 @@ def find_commit(recipe: Recipe, fixed: Sequence[str]) -> Commit | None:
     if commit is not None:
         check_same_run(recipe, commit.folder.parent.parent / CONFIG, fixed)
     return commit
+
+
+def goes_on_in_place(recipe: Recipe, commit: Commit | None) -> bool:
+    """Whether a commit is one of the very run that the recipe names."""
+    return commit is not None and commit.folder.resolve().parent.parent == run_folder(recipe).resolve()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, METRICS, locked, run_folder
-from jobs.resume import POLICY_FIXED, find_commit, stop_on_signal, store_of
+from jobs.resume import POLICY_FIXED, find_commit, goes_on_in_place, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prompts
 
 POLICY = "policy"
@@ -60,8 +60,11 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     gvm = read_seal(value_folder)
     check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
     commit = find_commit(recipe, POLICY_FIXED)
-    run = Run(recipe, policy.steps, listener, in_place=commit is not None and commit.folder.parent.parent == run_folder(recipe))
+    run = Run(recipe, policy.steps, listener, in_place=goes_on_in_place(recipe, commit))
     try:
+        if commit is not None and run.in_place:
+            run.rewind(commit.step)
+            store_of(run.folder, policy.commit).abandon_after(commit.step)
         prompts = read_prompts(policy.data, base.tokenizer, run.folder)
         evaluator = _evaluator(recipe, base, run.folder, prompts)
         rollout = policy.rollout
@@ -84,7 +87,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             Driver(policy, stages, ledger, run, committer, evaluate).train(commit)
             loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
             cache_hits = stages.scorers.cache_hits()
-            evaluate(policy.steps)
+            if policy.steps not in evaluations:
+                evaluate(policy.steps)
             run.phase("saving the policy")
             saved = (run.folder / POLICY).resolve()
             stages.learner.save(str(saved), {"base_model": base.name, "steps": policy.steps, "gvm_parameters_sha256": value_hash})
