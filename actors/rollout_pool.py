@@ -233,7 +233,7 @@ class RolloutPool:
             self._join(engine)
         except BaseException as error:
             if engine is not None:
-                ray.kill(engine.actor)
+                stop_actors([engine.actor])
             with self._members:
                 self._failure = self._failure or error
                 self._members.notify_all()

@@ -27,7 +27,7 @@ ROLLOUT: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def ray() -> Iterator[ClusterSection]:
     """An embedded Ray; afterwards every process started by the tests must have ended, and no shared memory may be left."""
     cluster = ClusterSection(num_cpus=8)

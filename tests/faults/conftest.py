@@ -1,13 +1,19 @@
-"""Fixtures of real runs for these tests."""
+"""These tests run in one Ray, which is looked over when all are done."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
+from dvpo_ray.config.sections import ClusterSection
 from jobs.train_policy import train_policy
-from tests.real import MakePolicyRecipe, pairs, policy_recipe, prompts, ray, value
+from tests.real import MakePolicyRecipe
 
-__all__ = ["pairs", "policy_recipe", "prompts", "ray", "straight", "value"]
+
+@pytest.fixture(scope="session", autouse=True)
+def in_ray(ray: ClusterSection) -> None:
+    """Every test here needs Ray."""
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,12 @@
-"""Fixtures of real runs for these tests."""
+"""These tests run in one Ray, which is looked over when all are done."""
 
-from tests.real import pairs, policy_recipe, prompts, ray, value
+from __future__ import annotations
 
-__all__ = ["pairs", "policy_recipe", "prompts", "ray", "value"]
+import pytest
+
+from dvpo_ray.config.sections import ClusterSection
+
+
+@pytest.fixture(scope="session", autouse=True)
+def in_ray(ray: ClusterSection) -> None:
+    """Every test here needs Ray."""
