@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help env demo test test-unit lint format bench lock docs
+.PHONY: help env demo test test-unit test-slow soak lint format bench lock docs
 
 RUN = env=$$(scripts/env.sh); export PYTHONPATH=$(CURDIR); export PATH=$$env/bin:$$PATH;
 
@@ -19,6 +19,12 @@ test:  ## All tests: unit, and integration on real Ray, vLLM and DeepSpeed
 
 test-unit:  ## Unit tests alone (seconds)
 	@$(RUN) python -m pytest tests/unit
+
+test-slow:  ## Whole machines taken away from a run (minutes)
+	@$(RUN) python -m pytest -m slow
+
+soak:  ## 100 steps of a tiny model while its parts are killed at random (10 minutes)
+	@$(RUN) python -m pytest tests/faults/test_soak.py -m soak --timeout 900 -s
 
 lint:  ## Ruff and mypy
 	@$(RUN) ruff check . && ruff format --check . && python -m mypy

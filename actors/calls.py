@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, ActorTimeoutError, DvpoError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, ActorTimeoutError, DvpoError, RowsLostError
 
 
 @contextmanager
@@ -20,14 +20,19 @@ def actor_errors(who: str, doing: str) -> Iterator[None]:
         yield
     except GetTimeoutError as error:
         raise ActorTimeoutError(
-            f"{who} did not finish {doing} in time; raise cluster.call_timeout_s if the work is that long, else look at its log"
+            f"{who} did not finish {doing} in time; raise cluster.call_timeout_s if the work is that long, else look at its log, "
+            "where the stacks of its threads are"
         ) from error
     except RayTaskError as error:
         if isinstance(error.cause, DvpoError):
             raise error.cause from error
+        if isinstance(error.cause, ObjectLostError):
+            raise RowsLostError(f"{who}: what it was given is lost, while {doing}: {error.cause}") from error
         raise ActorFailedError(f"{who} failed while {doing}: {error.cause!r}") from error
     except RayActorError as error:
-        raise ActorDiedError(f"{who} died while {doing}: {_first_and_last_line(error)}") from error
+        raise ActorDiedError(f"{who} died while {doing}: {_first_and_last_line(error)}", error.preempted) from error
+    except ObjectLostError as error:
+        raise RowsLostError(f"{who}: what it gave is lost, while {doing}: {_first_and_last_line(error)}") from error
     except RayError as error:
         raise ActorFailedError(f"{who}: Ray failed while {doing}: {_first_and_last_line(error)}") from error
 

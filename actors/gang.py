@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +22,25 @@ from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
 
+@contextmanager
+def learner_lost() -> Iterator[None]:
+    """Whatever happens to one rank happens to the learner."""
+    try:
+        yield
+    except ActorFailedError as error:
+        raise LearnerLostError(str(error), getattr(error, "preempted", False)) from error
+
+
 class Gang:
     """Learner ranks that live and die together."""
 
-    def __init__(self, actors: list[Any], cluster: ClusterSection) -> None:
-        self.actors = actors
+    def __init__(self, cluster: ClusterSection, actors: Sequence[Any] = ()) -> None:
+        self.actors = list(actors)
         self.cluster = cluster
         # Ranks must be asked for collective work in the same order, whichever thread asks.
         self.submitting = threading.Lock()
         self._starting: list[Any] = []
+        self.nodes: list[str] = []
 
     def begin_start(self) -> None:
         """Let rank 0 name an address, then start all ranks at once."""
@@ -41,6 +52,8 @@ class Gang:
         if not self._starting:
             self.begin_start()
         get(self._starting, self.cluster.start_timeout_s, "a learner rank", "loading its model")
+        where = [actor.node.remote() for actor in self.actors]
+        self.nodes = get(where, self.cluster.call_timeout_s, "a learner rank", "telling its node")
 
     def call(self, method: str, *args: Any, doing: str) -> list[Any]:
         """Call a method on every rank; results in rank order."""
@@ -54,10 +67,8 @@ class Gang:
         Raises:
             LearnerLostError: a rank died, hangs, or failed for no reason of ours (it lost its peers).
         """
-        try:
+        with learner_lost():
             return get(list(calls), self.cluster.call_timeout_s, "a learner rank", doing)
-        except ActorFailedError as error:
-            raise LearnerLostError(str(error)) from error
 
     def begin_commit(self, folder: str) -> None:
         """Let every rank start writing what it knows; training may go on meanwhile."""
@@ -92,16 +103,17 @@ class PolicyLearner(Gang):
         seed: int,
     ) -> None:
         self._backend = policy.transfer.backend
-        self._shared = self._backend != "object_store"
+        self._rollouts: RolloutPool | None = None
         self._streaming = policy.streaming
         self._arguments = (model_folder, model, policy, seed)
         self._starts = 0
-        super().__init__(self._ranks(), cluster)
+        super().__init__(cluster)
+        self.actors = self._ranks()
 
     def _ranks(self) -> list[Any]:
         model_folder, model, policy, seed = self._arguments
         learner = policy.learner
-        environment = actor_environment(learner.cpu_threads)
+        environment = actor_environment(learner.cpu_threads, self.cluster.call_timeout_s)
         share = learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
         self._starts += 1
         # The name of a dead actor is not free at once.
@@ -114,11 +126,16 @@ class PolicyLearner(Gang):
         ]
 
     def restart(self) -> None:
-        """End all ranks, dead or not, and start new ones on the base model."""
+        """End all ranks, dead or not, and start new ones on the base model.
+
+        Raises:
+            LearnerLostError: one of the new ones is lost.
+        """
         for actor in self.actors:
             ray.kill(actor)
         self.actors, self._starting = self._ranks(), []
-        self.wait_ready()
+        with learner_lost():
+            self.wait_ready()
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
         """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""
@@ -134,17 +151,20 @@ class PolicyLearner(Gang):
         return self.call("finish", step, beta, doing=doing)[0]
 
     def connect(self, rollouts: RolloutPool) -> None:
-        """Give the engines their weights from now on: through shared memory when all are on the node of rank 0, unless the
-        recipe says how."""
+        """Give the engines their weights from now on."""
+        self._rollouts = rollouts
         rollouts.source = self.weights
-        if self._backend == "auto":
-            here = get(self.actors[0].node.remote(), self.cluster.call_timeout_s, "learner-0", "telling its node")
-            self._shared = rollouts.nodes() == {here}
 
     def weights(self, version: int | None = None) -> GangWeights:
-        """The current weights, for the engines, under their own version number or a given one."""
+        """The current weights, for the engines, under their own version number or a given one.
+
+        They go through shared memory while all engines are on the node of rank 0, unless the recipe says how.
+        """
+        shared = self._backend != "object_store"
+        if self._backend == "auto" and self._rollouts is not None:
+            shared = self._rollouts.nodes() == {self.nodes[0]}
         current, count = self.call("bucket_count", doing="counting buckets")[0]
-        return GangWeights(self, current if version is None else version, current, count, self._shared)
+        return GangWeights(self, current if version is None else version, current, count, shared)
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""
@@ -178,11 +198,11 @@ def value_gang(
 ) -> Gang:
     """The value model's learner ranks."""
     learner = value.learner
-    environment = actor_environment(learner.cpu_threads)
+    environment = actor_environment(learner.cpu_threads, cluster.call_timeout_s)
     actors = [
         start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0).remote(
             i, learner.ranks, model_folder, model, value, seed, total_steps
         )
         for i in range(learner.ranks)
     ]
-    return Gang(actors, cluster)
+    return Gang(cluster, actors)

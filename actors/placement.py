@@ -14,10 +14,12 @@ from typing import Any
 import ray
 import torch
 
+from actors.watchdog import LATE_AFTER
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import RunError
 
 EMBEDDED_FOLDER = "DVPO_EMBEDDED_RAY"
+LATE_SHARE = 0.9
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 
 
@@ -92,8 +94,8 @@ def keep_logs(target: Path) -> None:
             shutil.copy(log, target)
 
 
-def actor_environment(threads: int) -> dict[str, str]:
-    """Environment variables of a compute actor.
+def actor_environment(threads: int, call_timeout_s: float = 0.0) -> dict[str, str]:
+    """Environment variables of a compute actor, whose log tells where it hangs before a call on it times out.
 
     Ray would set OMP_NUM_THREADS to the actor's logical CPUs. On CPU, memory is kept by the allocator instead of going back
     to the kernel after every large tensor: fresh pages cost more than the arithmetic on them (a training step of the demo
@@ -103,6 +105,7 @@ def actor_environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        LATE_AFTER: str(LATE_SHARE * call_timeout_s),
     }
     if not torch.cuda.is_available():
         environment |= {

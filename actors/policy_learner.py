@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actors.deepspeed_engine import TrainingEngine, all_reduce
 from actors.rank import Rank
+from actors.watchdog import watched
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.errors import WeightSyncError
@@ -59,6 +60,7 @@ class PolicyLearnerRank(Rank):
         self._buckets = plan_buckets(specs, self.policy.transfer.bucket_mib * 2**20)
         return pid
 
+    @watched
     def step(self, step: int, beta: float, *batches: ScoredBatch) -> StepResult:
         """Train on the rows of all ``batches``; every rank is given all rows and works on its share.
 
@@ -81,6 +83,7 @@ class PolicyLearnerRank(Rank):
                 metrics |= self._take_step(sums, int(scored.response_ids.lengths[rows].sum()))
         return self._close(step, scored, dropped, metrics, began)
 
+    @watched
     def accumulate(self, step: int, beta: float, batch: ScoredBatch) -> None:
         """Take in some of a step's rows, and add up the gradients of those that fill micro-batches.
 
@@ -95,6 +98,7 @@ class PolicyLearnerRank(Rank):
         if ready is not None:
             self._add_up(self._open, ready, beta, last=False)
 
+    @watched
     def finish(self, step: int, beta: float) -> StepResult:
         """Train on what is left of the rows given to ``accumulate`` and take the optimizer step.
 
@@ -117,6 +121,7 @@ class PolicyLearnerRank(Rank):
         """The weights' version, which is the number of steps trained, and the buckets in which they travel."""
         return self.version, len(self._buckets)
 
+    @watched
     def bucket(self, version: int, held: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
         """One bucket of the current weights, in shared memory or as an array, and that it was made.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
 from actors.learner_state import SEPARATOR, StateWriter, file_name, load_pieces, pieces, updates_done
+from actors.nodes import this_node
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.errors import NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
@@ -65,9 +66,7 @@ class Rank:
 
     def node(self) -> str:
         """Id of the Ray node this process is on."""
-        import ray
-
-        return ray.get_runtime_context().get_node_id()
+        return this_node()
 
     def join(self, address: str, port: int) -> int:
         """Join the process group; returns this process's id."""

@@ -16,6 +16,8 @@ import psutil
 import torch
 
 from actors.busy import BusyClock
+from actors.nodes import this_node
+from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, RowDeadlineError, WeightSyncError
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
@@ -49,6 +51,7 @@ class RolloutActor:
         self._payload = hashlib.sha256()
         self._buffer = SharedBuffer()
         self._loading_seconds = 0.0
+        self._under_way: set[asyncio.Task[Answer]] = set()
         self._busy = BusyClock()
 
     async def start(self, before: EngineTraces | None = None) -> tuple[str, EngineTraces]:
@@ -71,7 +74,7 @@ class RolloutActor:
         return checksum, traces_of_children()
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Answer]:
-        """Stream one Answer for each request, in the order they finish.
+        """Stream one Answer for each request, in the order they finish; ends early when they are cancelled.
 
         Raises:
             RowDeadlineError: an answer missed its deadline.
@@ -81,14 +84,26 @@ class RolloutActor:
         if self._fence:
             raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
         tasks = [asyncio.create_task(self._answer(request)) for request in requests]
+        self._under_way.update(tasks)
         self._busy.enter()
         try:
             for finished in asyncio.as_completed(tasks):
-                yield await finished
+                try:
+                    answer = await finished
+                except asyncio.CancelledError:
+                    return
+                yield answer
         finally:
             self._busy.leave()
+            self._under_way.difference_update(tasks)
             for task in tasks:
                 task.cancel()
+
+    async def cancel(self) -> None:
+        """Give up all answers under way, and an update that no more buckets will come for."""
+        await self.abandon_update()
+        for task in self._under_way:
+            task.cancel()
 
     async def load_bucket(self, bucket: WeightBucket) -> ServedWeights | None:
         """Verify and load one bucket of a version; buckets come in order. Serves the version after the last, and says so.
@@ -155,9 +170,7 @@ class RolloutActor:
 
     async def node(self) -> str:
         """Id of the Ray node this process is on."""
-        import ray
-
-        return ray.get_runtime_context().get_node_id()
+        return this_node()
 
     async def busy_seconds(self) -> float:
         """Time since the start in which at least one answer was under way, in seconds."""
@@ -182,6 +195,7 @@ class RolloutActor:
                     async for output in self._engine.generate(prompt, sampling, request.row_id):
                         final = output
         except TimeoutError:
+            stacks_of_family()
             raise RowDeadlineError(
                 f"row {request.row_id}: no complete answer within {config.row_timeout_s} s; "
                 "raise rollout.row_timeout_s or lower rollout.max_new_tokens",

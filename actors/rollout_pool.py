@@ -40,6 +40,7 @@ class Engine:
     name: str
     actor: Any
     starting: Any
+    node: str = ""
     traces: EngineTraces = field(default_factory=EngineTraces)
     served: ServedWeights | None = None
 
@@ -74,9 +75,12 @@ class RolloutPool:
         self._engines = [self._start(i, before if i == 0 else None) for i in range(rollout.actors)]
         # Held to change who is in the pool, and to transfer weights: the learner gives one bucket at a time.
         self._members = threading.Condition()
+        self._joining: list[Engine] = []
         self._transfer = threading.Lock()
         self._reviving: dict[str, threading.Thread] = {}
         self._failure: BaseException | None = None
+        self._learner_lost: LearnerLostError | None = None
+        self._cancelled = threading.Event()
         self._stopping = threading.Event()
         self.source: Callable[[], Weights] | None = None
         self.checksums: dict[str, str] = {}
@@ -88,9 +92,9 @@ class RolloutPool:
         return self._agree(checksums, "the starting weights")
 
     def nodes(self) -> set[str]:
-        """Ids of the Ray nodes that the engines are on."""
-        calls = [engine.actor.node.remote() for engine in self._engines]
-        return set(get(calls, self._cluster.call_timeout_s, "a rollout actor", "telling its node"))
+        """Ids of the Ray nodes of the engines that serve, or will as soon as they have the weights."""
+        with self._members:
+            return {engine.node for engine in [*self._engines, *self._joining]}
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
         """One answer handle for each request, as they finish on any engine; ``given_up`` names those that never will."""
@@ -101,6 +105,8 @@ class RolloutPool:
         streams = self._deal(list(requests))
         while streams:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=self._timeout, fetch_local=False)
+            if self._cancelled.is_set():
+                return
             if not ready:
                 names = ", ".join(engine.name for engine, _ in streams.values())
                 raise ActorFailedError(f"{names}: no answer within {self._timeout} s")
@@ -135,8 +141,19 @@ class RolloutPool:
             self._missed[error.row_id] = self._missed.get(error.row_id, 0) + 1
             return self._missed[error.row_id] >= self._attempts
 
+    def cancel(self) -> None:
+        """Let every ``generate`` end now, with the answers it has given; they may be asked for again after the next ``sync``."""
+        self._cancelled.set()
+        with self._members:
+            calls = [engine.actor.cancel.remote() for engine in self._engines]
+        # An engine that is dead or hangs is found out by those who wait for it.
+        ray.wait(calls, num_returns=len(calls), timeout=self._cluster.call_timeout_s)
+
     def sync(self, weights: Weights) -> ServedWeights:
         """Load a version into every engine, a bucket at a time; all must report the same checksum. Returns the slowest's."""
+        self._cancelled.clear()
+        with self._members:
+            self._learner_lost = None
         while True:
             engines = self._present()
             with self._transfer:
@@ -179,6 +196,7 @@ class RolloutPool:
     def _await_start(self, engine: Engine) -> str:
         """Wait until an engine is up; returns its checksum."""
         checksum, engine.traces = get(engine.starting, self._cluster.start_timeout_s, engine.name, "starting its engine")
+        engine.node = get(engine.actor.node.remote(), self._cluster.call_timeout_s, engine.name, "telling its node")
         return str(checksum)
 
     def _note_traces(self) -> None:
@@ -186,11 +204,19 @@ class RolloutPool:
             self._traces.write_text(json.dumps([asdict(engine.traces) for engine in self._engines]) + "\n")
 
     def _present(self) -> list[Engine]:
-        """The engines that serve, waiting for one when there is none."""
+        """The engines that serve, waiting for one when there is none.
+
+        Raises:
+            LearnerLostError: none can come back, because no learner gives it weights.
+        """
         with self._members:
-            self._members.wait_for(lambda: self._engines or self._failure, timeout=self._cluster.start_timeout_s)
+            self._members.wait_for(
+                lambda: self._engines or self._failure or self._learner_lost, timeout=self._cluster.start_timeout_s
+            )
             if self._failure is not None:
                 raise self._failure
+            if not self._engines and self._learner_lost is not None:
+                raise self._learner_lost
             if not self._engines:
                 raise ActorFailedError(f"no rollout actor came back within {self._cluster.start_timeout_s} s")
             return list(self._engines)
@@ -213,35 +239,54 @@ class RolloutPool:
                 return
             if self._failure is not None:
                 raise self._failure
-            # Rows that miss deadlines have a budget of their own.
-            self._budget -= not isinstance(error, RowDeadlineError)
-            if self.source is None or self._budget < 0:
-                raise error
-            logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error)
+            self._charge(error)
             self._engines.remove(engine)
             thread = threading.Thread(target=self._revive, args=(engine,), name=f"revive {engine.name}", daemon=True)
             self._reviving[engine.name] = thread
             thread.start()
 
+    def _charge(self, error: ActorFailedError) -> None:
+        """Count a death; raises its error when it is one too many. Rows that miss deadlines have a budget of their own, and a
+        machine that is taken away is no fault."""
+        self._budget -= not isinstance(error, RowDeadlineError) and not getattr(error, "preempted", False)
+        if self.source is None or self._budget < 0:
+            raise error
+        logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error)
+
     def _revive(self, dead: Engine) -> None:
         """Start a new actor in a dead one's place and bring it to the learner's weights before it takes part."""
-        engine = None
         try:
             ray.kill(dead.actor)
-            engine = self._start(int(dead.name.split("-")[1]), dead.traces)
-            self._await_start(engine)
-            self._join(engine)
+            traces = dead.traces
+            while not self._started_anew(int(dead.name.split("-")[1]), traces):
+                traces = EngineTraces()
         except BaseException as error:
-            if engine is not None:
-                stop_actors([engine.actor])
             with self._members:
                 self._failure = self._failure or error
                 self._members.notify_all()
+
+    def _started_anew(self, index: int, traces: EngineTraces) -> bool:
+        """Start an actor that takes part; False when it died before it could."""
+        engine = self._start(index, traces)
+        try:
+            self._await_start(engine)
+            self._join(engine)
+        except BaseException as error:
+            stop_actors([engine.actor])
+            with self._members:
+                self._joining = [other for other in self._joining if other is not engine]
+                if not isinstance(error, ActorDiedError):
+                    raise
+                self._charge(error)
+            return False
+        return True
 
     def _join(self, engine: Engine) -> None:
         """Bring a new engine to the learner's weights, and let it take part; waits for a learner that is being started again."""
         assert self.source is not None
         deadline = time.monotonic() + self._cluster.start_timeout_s
+        with self._members:
+            self._joining.append(engine)
         while True:
             try:
                 with self._transfer:
@@ -250,11 +295,16 @@ class RolloutPool:
                     with self._members:
                         if self._failure is not None:
                             raise self._failure
+                        self._joining.remove(engine)
                         self._engines.append(engine)
                         self._note_traces()
                         self._members.notify_all()
                 return
-            except (LearnerLostError, WeightSyncError):
+            except (LearnerLostError, WeightSyncError) as error:
+                if isinstance(error, LearnerLostError):
+                    with self._members:
+                        self._learner_lost = error
+                        self._members.notify_all()
                 if self._stopping.wait(RETRY_S) or time.monotonic() > deadline:
                     raise
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from actors.busy import BusyClock
+from actors.watchdog import watched
 from dvpo_ray.config.sections import ModelSection, ScorerSection
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import ScoreCache
@@ -57,6 +58,7 @@ class ScorerActor:
         self._load()
         return parameter_hash(self._value) if self._value is not None else ""
 
+    @watched
     @torch.inference_mode()
     def score(self, *answers: Answer) -> ScoredBatch:
         """Frozen values q_0..q_T and reference log-probs of every answer, in the order given.

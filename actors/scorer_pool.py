@@ -161,7 +161,8 @@ class ScorerPool:
         self._started += 1
         config = self._config
         retries = {"max_restarts": config.max_restarts, "max_task_retries": config.max_restarts}
-        kind = start_actor(ScorerActor, name, actor_environment(config.cpu_threads), config.gpu_share, **retries)
+        environment = actor_environment(config.cpu_threads, self._cluster.call_timeout_s)
+        kind = start_actor(ScorerActor, name, environment, config.gpu_share, **retries)
         return Replica(kind.remote(*self._arguments), name)
 
     def _send(self, answers: list[Handle]) -> Handle:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from actors.deepspeed_engine import TrainingEngine, all_reduce
 from actors.rank import Rank
+from actors.watchdog import watched
 from dvpo_ray.config.algorithms import TargetConfig
 from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import ModelSection
@@ -42,6 +43,7 @@ class ValueLearnerRank(Rank):
         self.engine = TrainingEngine(reader, self.config, self.total_steps * self.value.inner_epochs)
         return pid
 
+    @watched
     def step(self, pairs: Sequence[tuple[LabelledAnswer, LabelledAnswer]], target: TargetConfig) -> dict[str, float]:
         """Train on one batch of pairs (every rank is given all, and takes its share); metrics are equal on all ranks."""
         sizes = [max(_tokens(a) for a in pair) for pair in pairs]

@@ -24,6 +24,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from actors.watchdog import answer_with_stacks
 from dvpo_ray.rows import TensorSpec
 from dvpo_ray.weights import mapped, read_bucket
 
@@ -119,6 +120,9 @@ def packed_answers(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, BucketWeightTransferEngine)
+
+
+answer_with_stacks()
 
 
 class DvpoWorkerExtension:

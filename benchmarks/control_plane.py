@@ -113,6 +113,13 @@ class SimulatedStages:
         """None."""
         return []
 
+    def cancel(self) -> None:
+        """Nobody is lost."""
+
+    def leaving(self) -> set[str]:
+        """No machine is taken away."""
+        return set()
+
     def begin_commit(self, folder: str) -> None:
         """Writes nothing."""
 

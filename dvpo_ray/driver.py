@@ -16,8 +16,15 @@ from dvpo_ray.committer import Committer
 from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.dumps import write_dump
-from dvpo_ray.errors import CommitError, FrozenValueChangedError, LearnerLostError, NonFiniteUpdateError, RunStoppedError
-from dvpo_ray.feed import Feed
+from dvpo_ray.errors import (
+    ActorFailedError,
+    CommitError,
+    FrozenValueChangedError,
+    LearnerLostError,
+    NonFiniteUpdateError,
+    RunStoppedError,
+)
+from dvpo_ray.feed import LOST, Feed
 from dvpo_ray.health import Watch
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.maths.kl_control import next_coefficient
@@ -65,7 +72,7 @@ class Driver:
             try:
                 self._train_from(self._go_back(commit) if go_back else 0)
                 break
-            except LearnerLostError as error:
+            except LOST as error:
                 self._restart_learner(error)
                 commit, go_back = self._committer.store.newest() or commit, True
         found = self._stages.scorers.value_hash()
@@ -94,13 +101,23 @@ class Driver:
                     run.warn(step, alarm)
                 committer.finish()
                 self._evaluate_when_due(step + 1)
-                if committer.due(step + 1) or run.stopping:
+                leaving = self._leaving(step)
+                if committer.due(step + 1) or run.stopping or leaving:
                     committer.begin(step + 1, self._state(step + 1))
                 if run.stopping and step + 1 < config.steps:
                     committer.finish()
                     raise RunStoppedError(f"stopped after step {step + 1} of {config.steps}, as asked: --resume auto goes on")
                 feed.trained(step + 1)
         committer.finish()
+
+    def _leaving(self, step: int) -> set[str]:
+        """Which of learner and driver are on machines that will be taken away: the learner's work is committed every step from
+        now on, and the driver's end is that of the run, which goes on elsewhere."""
+        leaving = self._stages.leaving()
+        if leaving:
+            self._run.warn(step, f"the machine of the {' and the '.join(sorted(leaving))} will be taken away: committing")
+        self._run.stopping |= "driver" in leaving
+        return leaving
 
     def _evaluate_when_due(self, step: int) -> None:
         section = self._config.evaluation
@@ -130,13 +147,19 @@ class Driver:
             "value_sha256": self._sealed,
         } | self._run.clocks()
 
-    def _restart_learner(self, error: LearnerLostError) -> None:
-        self._restarts += 1
-        if self._restarts > self._config.learner.max_restarts:
-            raise error
-        self._run.phase(f"{error}; starting the learner again")
+    def _restart_learner(self, error: ActorFailedError) -> None:
+        """Start the learner again, and again should it be lost while it starts, as often as ``learner.max_restarts`` allows."""
         self._committer.forget()
-        self._stages.learner.restart()
+        while True:
+            # A machine that is taken away is no fault.
+            self._restarts += not getattr(error, "preempted", False)
+            if self._restarts > self._config.learner.max_restarts:
+                raise error
+            self._run.phase(f"{error}; starting the learner again")
+            try:
+                return self._stages.learner.restart()
+            except LearnerLostError as again:
+                error = again
 
     def _go_back(self, commit: Commit | None) -> int:
         """Bring everything to a commit (to the start when there is none); returns the steps trained then."""

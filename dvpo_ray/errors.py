@@ -39,6 +39,14 @@ class ActorFailedError(RunError):
 class ActorDiedError(ActorFailedError):
     """An actor's process ended; what it was asked for may be asked of another."""
 
+    def __init__(self, message: str, preempted: bool = False) -> None:
+        """``preempted``: its node was taken away after notice, which is no fault of the actor."""
+        super().__init__(message)
+        self.preempted = preempted
+
+    def __reduce__(self) -> tuple[type[ActorDiedError], tuple[str, bool]]:
+        return type(self), (str(self), self.preempted)
+
 
 class ActorTimeoutError(ActorFailedError):
     """An actor did not answer in time."""
@@ -55,8 +63,20 @@ class RowDeadlineError(ActorFailedError):
         return type(self), (str(self), self.row_id)
 
 
+class RowsLostError(ActorFailedError):
+    """Answers or scores are gone with the node that held them; they can be made again."""
+
+
 class LearnerLostError(ActorFailedError):
     """A learner rank died or hangs; the ranks live and die together."""
+
+    def __init__(self, message: str, preempted: bool = False) -> None:
+        """``preempted`` as for ``ActorDiedError``."""
+        super().__init__(message)
+        self.preempted = preempted
+
+    def __reduce__(self) -> tuple[type[LearnerLostError], tuple[str, bool]]:
+        return type(self), (str(self), self.preempted)
 
 
 class RunStoppedError(RunError):

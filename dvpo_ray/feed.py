@@ -10,11 +10,15 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from dvpo_ray.errors import LearnerLostError
+from dvpo_ray.errors import LearnerLostError, RowsLostError
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import GenerationRequest
 from dvpo_ray.run import Run, StepRecord
 from dvpo_ray.stages import Handle, Stages
+
+# What the driver goes on after, from a commit.
+LOST = (LearnerLostError, RowsLostError)
+ATTEMPTS = 3
 
 
 class Feed:
@@ -45,9 +49,11 @@ class Feed:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # When only the learner is lost the engines go on: what they were asked for must end before it is asked for again. After
-        # other failures threads may wait for actors that hang; they end with an error when the actors are taken down.
-        self._threads.shutdown(wait=error is None or isinstance(error, LearnerLostError), cancel_futures=True)
+        # When the run goes on, what the engines were asked for must end before it is asked for again. After other failures
+        # threads may wait for actors that hang; they end with an error when the actors are taken down.
+        if isinstance(error, LOST):
+            self._stages.rollouts.cancel()
+        self._threads.shutdown(wait=error is None or isinstance(error, LOST), cancel_futures=True)
 
     def take(self, step: int) -> tuple[StepRecord, Iterator[Handle]]:
         """Wait for the first batch of ``step``; returns all, as they come. Raises what went wrong with them."""
@@ -71,19 +77,32 @@ class Feed:
 
     def _collect(self, record: StepRecord, requests: Sequence[GenerationRequest], queue: SimpleQueue[Handle | _End]) -> None:
         try:
-            sent = []
-            for batch in self._stages.scorers.score(record.stream("rollout", self._stages.rollouts.generate(requests))):
-                sent.append(batch)
-                if self._streaming:
-                    queue.put(batch)
-            with record.span("score"):
-                self._stages.scorers.wait(sent)
+            sent = self._scored(record, requests, queue)
             for batch in [] if self._streaming else sent:
                 queue.put(batch)
             self._given_up[record.step] = self._stages.rollouts.given_up(requests)
             queue.put(_End())
         except BaseException as error:
             queue.put(_End(error))
+
+    def _scored(
+        self, record: StepRecord, requests: Sequence[GenerationRequest], queue: SimpleQueue[Handle | _End]
+    ) -> list[Handle]:
+        """A step's batches once all are scored. Rows lost with a node are asked for again, unless some were handed on."""
+        for attempt in range(1, ATTEMPTS + 1):
+            sent = []
+            for batch in self._stages.scorers.score(record.stream("rollout", self._stages.rollouts.generate(requests))):
+                sent.append(batch)
+                if self._streaming:
+                    queue.put(batch)
+            try:
+                with record.span("score"):
+                    self._stages.scorers.wait(sent)
+                return sent
+            except RowsLostError:
+                if self._streaming or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ class Rollouts(Protocol):
         """Ids of those rows that will never be answered, once ``generate`` has ended."""
         ...
 
+    def cancel(self) -> None:
+        """Let every ``generate`` end now; what it has not given yet is not wanted. Until the next ``sync``."""
+        ...
+
     def sync(self, weights: Weights) -> ServedWeights:
         """Bring every engine to these weights; returns what the slowest says, whose checksum is that of all."""
         ...
@@ -106,6 +110,10 @@ class Learner(Committing, Protocol):
 
 class Stages(Protocol):
     """All stages of a run."""
+
+    def leaving(self) -> set[str]:
+        """Which of ``learner`` and ``driver`` (this process) are on machines that are about to be taken away."""
+        ...
 
     @property
     def rollouts(self) -> Rollouts:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.gang import Gang, value_gang
+from actors.nodes import leaving, this_node
 from actors.placement import keep_logs, ray_session
 from dvpo_ray import cli
 from dvpo_ray.commits import Commit
@@ -148,6 +149,8 @@ def _train(
             run.log(step, metrics | {"seconds/step": time.time() - began})
             step += 1
             committer.finish()
+            # The ranks are not started again elsewhere: the run goes on there.
+            run.stopping |= leaving([this_node(), *gang.nodes])
             if committer.due(step) or run.stopping:
                 committer.begin(step, run.clocks())
             if run.stopping and step < run.total_steps:

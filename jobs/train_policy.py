@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.gang import PolicyLearner
+from actors.nodes import leaving, this_node
 from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
@@ -41,6 +42,11 @@ class ActorStages:
     rollouts: RolloutPool
     scorers: ScorerPool
     learner: PolicyLearner
+
+    def leaving(self) -> set[str]:
+        """Which of learner and driver are on nodes that are being drained."""
+        where = {"learner": self.learner.nodes, "driver": [this_node()]}
+        return {name for name, nodes in where.items() if leaving(nodes)}
 
     def busy_seconds(self) -> dict[str, float]:
         """Mean time in which the processes of each stage had work, in seconds since they started."""

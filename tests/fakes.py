@@ -98,6 +98,13 @@ class FakeStages:
         """None."""
         return []
 
+    def cancel(self) -> None:
+        """Nothing is under way."""
+
+    def leaving(self) -> set[str]:
+        """No machine is taken away."""
+        return set()
+
     def begin_commit(self, folder: str) -> None:
         """Writes nothing."""
 

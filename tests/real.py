@@ -119,3 +119,11 @@ def policy_recipe(tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_books_balance(folder: Path, steps: int) -> None:
+    """Every step of 16 rows was trained once, in order, and no row is left."""
+    lines = [line for line in metrics(folder) if "seconds/step" in line]
+    assert [line["step"] for line in lines] == list(range(steps)), "every step once, in order"
+    assert [line["ledger/trained"] for line in lines] == [16 * (n + 1) for n in range(steps)]
+    assert lines[-1]["ledger/dead_lettered"] == lines[-1]["ledger/in_flight"] == 0

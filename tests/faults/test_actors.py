@@ -9,9 +9,10 @@ import psutil
 import pytest
 import ray as ray_module
 
+from actors.placement import keep_logs
 from dvpo_ray.run import Event
 from jobs.train_policy import train_policy
-from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, metrics
+from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
 
 pytestmark = pytest.mark.integration
 
@@ -39,13 +40,6 @@ class Killer:
         return not self._plan
 
 
-def assert_books_balance(folder: Path, steps: int) -> None:
-    lines = [line for line in metrics(folder) if "seconds/step" in line]
-    assert [line["step"] for line in lines] == list(range(steps)), "every step once, in order"
-    assert [line["ledger/trained"] for line in lines] == [16 * (n + 1) for n in range(steps)]
-    assert lines[-1]["ledger/dead_lettered"] == lines[-1]["ledger/in_flight"] == 0
-
-
 def test_every_kind_of_actor_is_killed_and_every_number_comes_out_the_same(
     policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +60,10 @@ def test_every_kind_of_actor_is_killed_and_every_number_comes_out_the_same(
     assert any("learner rank died" in phase for phase in killer.phases)
     assert any("going on after step 2" in phase for phase in killer.phases)
     assert result["gvm_parameters_sha256"], "the value model was checked against its seal when it was loaded again"
+    keep_logs(tmp_path / "logs")
+    assert any("is stopped" in log.read_text() for log in (tmp_path / "logs").iterdir()), (
+        "the log says what the engine's state was"
+    )
     assert_books_balance(tmp_path / "recovered", STEPS)
     assert max(line["gap/abs_log_prob"] for line in metrics(tmp_path / "recovered")) <= 1e-3
     for a, b in zip(metrics(straight), metrics(tmp_path / "recovered"), strict=True):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,34 @@ def test_a_full_disk_leaves_the_last_commit_and_nothing_half_written(tmp_path: P
     newest = store.newest()
     assert newest is not None and newest.step == 1
     assert sorted(f.name for f in tmp_path.iterdir()) == ["latest", "step-00000001"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a file system here: {done.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_disk_that_fills_up_costs_only_the_commit_that_did_not_fit(small_disk: Path) -> None:
+    store = CommitStore(small_disk)
+    commit(store, 1, size=50_000)
+    commit(store, 2, size=50_000)
+    with pytest.raises(OSError, match="No space left"):
+        commit(store, 3, size=200_000)
+    store.discard_unfinished()
+    newest = store.newest()
+    assert newest is not None and newest.step == 2
+    commit(store, 4, size=50_000)
+    newest = store.newest()
+    assert newest is not None and newest.step == 4
+    assert sorted(f.name for f in small_disk.iterdir()) == ["latest", "step-00000002", "step-00000004"]
 
 
 def test_a_killed_commit_never_leaves_what_cannot_be_resumed(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ class InterleavedStages:
         """None."""
         return []
 
+    def cancel(self) -> None:
+        """Nobody is lost."""
+
+    def leaving(self) -> set[str]:
+        """No machine is taken away."""
+        return set()
+
     def begin_commit(self, folder: str) -> None:
         """Writes nothing."""
 

@@ -38,6 +38,7 @@ class ChainStages(FakeStages):
     def __init__(self, plan: Iterable[str] = ()) -> None:
         super().__init__(value_hashes=("sealed",) * 100)
         self.chain = ""
+        self.machines_leaving: set[str] = set()
         self._writing: tuple[Path, str] | None = None
         self._plan = iter(plan)
 
@@ -45,6 +46,8 @@ class ChainStages(FakeStages):
         event = next(self._plan, "")
         if event == "learner":
             raise LearnerLostError(f"learner lost {where}")
+        if event == "preempted":
+            raise LearnerLostError(f"learner's machine taken away {where}", preempted=True)
         if event == "driver":
             raise DriverKilled
 
@@ -69,6 +72,9 @@ class ChainStages(FakeStages):
         self._fail("ending a commit")
         (folder / "chain").write_text(chain)
         return {"chain": hashlib.sha256(chain.encode()).hexdigest()}
+
+    def leaving(self) -> set[str]:
+        return self.machines_leaving
 
     def load_commit(self, folder: str) -> None:
         self.chain = (Path(folder) / "chain").read_text()
@@ -151,6 +157,34 @@ def test_a_learner_that_keeps_dying_ends_the_run(tmp_path: Path) -> None:
     config = recipe(tmp_path, 2, learner={"max_restarts": 2})
     with pytest.raises(LearnerLostError, match="learner lost"):
         run_once(config, ChainStages(["learner"] * 50))
+
+
+def test_a_machine_that_is_taken_away_is_no_fault(straight: tuple[str, list[tuple[int, float]]], tmp_path: Path) -> None:
+    config = recipe(tmp_path, 2, learner={"max_restarts": 0})
+    stages = ChainStages([*[""] * 9, "preempted"] * 3)
+    run_once(config, stages)
+    assert (stages.chain, steps_and_chain(config)) == straight
+
+
+def test_every_step_is_committed_when_the_learners_machine_is_about_to_go(tmp_path: Path) -> None:
+    config, stages = recipe(tmp_path, every=0), ChainStages([*[""] * 16, "driver"])
+    stages.machines_leaving = {"learner"}
+    with pytest.raises(DriverKilled):
+        run_once(config, stages)
+    commit = CommitStore(run_folder(config) / COMMITS).newest()
+    assert commit is not None and commit.step == len(steps_and_chain(config)) - 1
+
+
+def test_a_driver_whose_machine_is_about_to_go_commits_and_stops(
+    straight: tuple[str, list[tuple[int, float]]], tmp_path: Path
+) -> None:
+    config, stages = recipe(tmp_path, every=0), ChainStages()
+    stages.machines_leaving = {"driver"}
+    with pytest.raises(RunStoppedError, match="stopped after step 1 of 9"):
+        run_once(config, stages)
+    again = ChainStages()
+    run_once(config, again)
+    assert again.chain == straight[0]
 
 
 def test_a_run_asked_to_stop_commits_and_goes_on_later(straight: tuple[str, list[tuple[int, float]]], tmp_path: Path) -> None:
