@@ -53,7 +53,8 @@ class PolicyLearnerRank(Rank):
         pid = self.join(address, port)
         section = self.model_section
         model = load_policy(Path(self.model_folder), self.dtype, section.attention, section.trust_remote_code)
-        reader = PolicyReader(model, self.policy.rollout.temperature, share_prefix=self.share_prefix)
+        temperature = self.policy.rollout.temperature
+        reader = PolicyReader(model, temperature, share_prefix=self.share_prefix, packed=section.packed)
         updates = self.policy.steps * self.policy.ppo.inner_epochs * self.policy.ppo.mini_batches
         self.engine = TrainingEngine(reader, self.config, updates)
         specs = [spec_of(name, tensor) for name, tensor in self.engine.weights().items()]

@@ -16,7 +16,7 @@ import torch
 from actors.busy import BusyClock
 from actors.watchdog import watched
 from dvpo_ray.config.sections import ModelSection, ScorerSection
-from dvpo_ray.learning.batching import micro_batches, pad_sequences
+from dvpo_ray.learning.batching import micro_batches, packed_micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import ScoreCache
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
@@ -96,7 +96,9 @@ class ScorerActor:
         known = {key: found for key in keys if (found := self._cache.get(key)) is not None}
         new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         lengths = [answers[i].prompt_ids.size + answers[i].response_ids.size for i in new]
-        for group in micro_batches(lengths, self._config.token_budget, self._config.max_padding):
+        budget, packed = self._config.token_budget, self._model.packed
+        planned = packed_micro_batches(lengths, budget) if packed else micro_batches(lengths, budget, self._config.max_padding)
+        for group in planned:
             rows = [new[g] for g in group]
             for i, scores in zip(rows, self._score_group([answers[i] for i in rows]), strict=True):
                 known[keys[i]] = scores
@@ -113,8 +115,8 @@ class ScorerActor:
         options = (dtype, self._model.attention, self._model.trust_remote_code)
         if value is not None:
             read_seal(value)
-            self._value = freeze(ValueReader(load_value_model(value, *options))).to(self._device)
-        reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False)
+            self._value = freeze(ValueReader(load_value_model(value, *options), packed=self._model.packed)).to(self._device)
+        reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False, packed=self._model.packed)
         self._reference = freeze(reference).to(self._device)
         self._cache = ScoreCache(self._config.cache_mib * 2**20, parameter_hash(self._value) if self._value else "")
 

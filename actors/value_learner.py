@@ -39,7 +39,7 @@ class ValueLearnerRank(Rank):
         pid = self.join(address, port)
         section = self.model_section
         model = new_value_model(Path(self.model_folder), section.attention, self.dtype, section.trust_remote_code)
-        reader = ValueReader(model.eval(), share_prefix=self.share_prefix)
+        reader = ValueReader(model.eval(), share_prefix=self.share_prefix, packed=section.packed)
         self.engine = TrainingEngine(reader, self.config, self.total_steps * self.value.inner_epochs)
         return pid
 

@@ -54,10 +54,10 @@ def requests() -> list[GenerationRequest]:
 
 
 def scored_rows() -> ScoredBatch:
-    """Answers of 20 to 40 random tokens to these prompts, with random values: their cost is that of real ones."""
+    """Answers of 33 to 40 random tokens to these prompts, with random values: their cost is that of real ones."""
     random = np.random.default_rng(0)
     asked = requests()
-    lengths = random.integers(20, 41, len(asked))
+    lengths = random.integers(33, 41, len(asked))
 
     def floats(extra: int = 0) -> Ragged:
         return Ragged.of([random.normal(size=n + extra) for n in lengths], np.float32)

@@ -52,7 +52,17 @@ class ModelSection(Section):
     attention: Attention = Field(
         "sdpa", description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU."
     )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Lay the rows of a micro-batch end to end instead of padding them. `auto` does so with `flash_attention_2`; "
+        "other kernels then compute attention between all rows and mask it, which costs more than padding.",
+    )
     trust_remote_code: bool = Field(False, description="Run Python code found in the model folder.")
+
+    @property
+    def packed(self) -> bool:
+        """Whether micro-batches are packed."""
+        return self.packing == "on" or (self.packing == "auto" and self.attention == "flash_attention_2")
 
 
 class DataSection(Section):

@@ -17,6 +17,27 @@ from torch import Tensor
 EVENNESS = 0.01
 
 
+def packed_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group row indices so that the tokens of a group are at most ``token_budget``, in few groups of about the same size.
+
+    Raises:
+        ValueError: one row alone is over the budget.
+    """
+    if not lengths:
+        return []
+    _check_fits(max(lengths), token_budget)
+    for count in range(-(-sum(lengths) // token_budget), len(lengths) + 1):
+        groups = share_rows(lengths, count)
+        if all(sum(lengths[i] for i in group) <= token_budget for group in groups):
+            return groups
+    raise AssertionError("a group for each row fits")
+
+
+def _check_fits(longest: int, token_budget: int) -> None:
+    if longest > token_budget:
+        raise ValueError(f"a row of {longest} tokens does not fit the token budget of {token_budget}")
+
+
 def micro_batches(lengths: Sequence[int], token_budget: int, max_padding: float = 1.0) -> list[list[int]]:
     """Group row indices so that rows x longest row <= ``token_budget``, longest rows first.
 
@@ -30,8 +51,7 @@ def micro_batches(lengths: Sequence[int], token_budget: int, max_padding: float 
     if not order:
         return []
     sizes = np.array([lengths[i] for i in order], dtype=np.int64)
-    if sizes[0] > token_budget:
-        raise ValueError(f"a row of {sizes[0]} tokens does not fit the token budget of {token_budget}")
+    _check_fits(int(sizes[0]), token_budget)
     # A group costs its padded tokens and a price. The larger the price, the fewer the groups; the search is for the largest
     # price whose groups are padded little enough.
     low, high = 0.0, float(token_budget)

@@ -22,10 +22,18 @@ MIN_SHARED_PREFIX = 8
 class PolicyReader(nn.Module):
     """A causal language model that returns log-probabilities of given tokens."""
 
-    def __init__(self, model: Any, temperature: float = 1.0, with_entropy: bool = True, share_prefix: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        temperature: float = 1.0,
+        with_entropy: bool = True,
+        share_prefix: bool = True,
+        packed: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.share_prefix = share_prefix
+        self.packed = packed
         self.temperature = temperature
         self.with_entropy = with_entropy
 
@@ -36,7 +44,7 @@ class PolicyReader(nn.Module):
 
         ``positions`` are those of the tokens *before* the targets.
         """
-        hidden = _hidden_at(self.model, input_ids, attention_mask, positions, self.share_prefix)
+        hidden = _hidden_at(self, input_ids, attention_mask, positions)
         head = self.model.get_output_embeddings()
         chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
         parts = [self._read(head, h, t) for h, t in chunks]
@@ -114,27 +122,30 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
 class ValueReader(nn.Module):
     """A one-label token classifier that returns values at chosen positions."""
 
-    def __init__(self, model: Any, share_prefix: bool = True) -> None:
+    def __init__(self, model: Any, share_prefix: bool = True, packed: bool = False) -> None:
         super().__init__()
         self.model = model
         self.share_prefix = share_prefix
+        self.packed = packed
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         """Values at ``positions`` [N], float32.
 
         The head runs in float32: bfloat16 would round values near 1 to steps of 0.008, as large as one token's advantage.
         """
-        hidden = _hidden_at(self.model, input_ids, attention_mask, positions, self.share_prefix)
+        hidden = _hidden_at(self, input_ids, attention_mask, positions)
         head = self.model.score
         bias = None if head.bias is None else head.bias.float()
         return F.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)
 
 
-def _hidden_at(model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, share_prefix: bool) -> Tensor:
+def _hidden_at(reader: PolicyReader | ValueReader, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
     """Final hidden states at flat positions [N, H]; the rows' common beginning is computed once, unless that is off."""
-    backbone = model.base_model
+    backbone = reader.model.base_model
+    if reader.packed:
+        return _packed_hidden_at(backbone, input_ids, attention_mask, positions)
     width = input_ids.shape[1]
-    shared = shared_prefix(input_ids, positions) if share_prefix else 0
+    shared = shared_prefix(input_ids, positions) if reader.share_prefix else 0
     if shared < MIN_SHARED_PREFIX or backbone.is_gradient_checkpointing:
         output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return output.last_hidden_state.flatten(0, 1)[positions]
@@ -143,6 +154,18 @@ def _hidden_at(model: Any, input_ids: Tensor, attention_mask: Tensor, positions:
     output = backbone(input_ids=input_ids[:, shared:], attention_mask=attention_mask, past_key_values=cache, use_cache=True)
     rows = positions // width
     return output.last_hidden_state.flatten(0, 1)[positions - (rows + 1) * shared]
+
+
+def _packed_hidden_at(backbone: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+    """Final hidden states at flat positions [N, H], of all rows laid end to end without padding.
+
+    A token's place in its own row (``position_ids``) starts at 0 again with every row: this tells attention where to stop.
+    """
+    real = attention_mask.bool()
+    places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)[real]
+    output = backbone(input_ids=input_ids[real][None], position_ids=places[None], use_cache=False)
+    packed = real.flatten().cumsum(0) - 1
+    return output.last_hidden_state[0][packed[positions]]
 
 
 def shared_prefix(input_ids: Tensor, positions: Tensor) -> int:

@@ -45,6 +45,27 @@ def test_log_probs_equal_a_plain_forward_of_each_row(policy: Any) -> None:
     assert torch.allclose(entropy, torch.stack(entropies), atol=1e-4)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_rows_give_the_values_and_gradients_of_padded_ones(tiny_model: Path, attention: str) -> None:
+    batch = pad_sequences(*sequences(0))
+    policy, value = load_policy(tiny_model, torch.float32, attention), new_value_model(tiny_model, attention, torch.float32)
+    torch.nn.init.normal_(value.score.weight, generator=torch.Generator().manual_seed(0))
+    results = []
+    for packed in (False, True):
+        for model in (policy, value):
+            model.zero_grad()
+        reader = PolicyReader(policy, 0.7, packed=packed)
+        log_probs, entropy = reader(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+        values = ValueReader(value, packed=packed)(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
+        (log_probs.sum() + values.square().sum()).backward()
+        gradients = [p.grad.clone() for model in (policy, value) for p in model.parameters() if p.grad is not None]
+        results.append((log_probs, entropy, values, gradients))
+    padded, packed_ones = results
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(padded[:3], packed_ones[:3], strict=True))
+    for a, b in zip(padded[3], packed_ones[3], strict=True):
+        assert float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
+
+
 def test_a_shared_beginning_changes_neither_values_nor_gradients(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pad_sequences(*sequences(20))
     assert token_reader.shared_prefix(batch.input_ids, batch.before_response) == 20
