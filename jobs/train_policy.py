@@ -105,7 +105,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "seconds_training": loop_seconds,
             # A process that was started again counts from its new start.
             "idle_share": {name: 1 - max(0.0, busy_after[name] - busy_before[name]) / loop_seconds for name in busy_after},
-            "effective_time_share": result.pop("seconds_of_steps") / (time.time() - run.first_began),
+            "effective_time_share": result.pop("seconds_of_work") / (time.time() - run.first_began),
             "score_cache_hits": cache_hits,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
@@ -157,10 +157,12 @@ def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) ->
     run.phase(f"answering held-out prompts after {step} steps")
     began = time.time()
     evaluation = evaluator.run(step, stages.rollouts, stages.scorers)
-    run.timeline.add("evaluate", began, time.time(), step=step)
+    ended = time.time()
+    run.timeline.add("evaluate", began, ended, step=step)
     with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
-    run.log(step, {f"eval/{name}": value for name, value in evaluation.summary().items()}, "evaluation")
+    summary = evaluation.summary() | {"seconds": ended - began}
+    run.log(step, {f"eval/{name}": value for name, value in summary.items()}, "evaluation")
     return evaluation
 
 
@@ -176,7 +178,7 @@ def _result(
         "steps": recipe.policy.steps,
         "algorithm": recipe.policy.advantage.type,
         "seconds_per_step": sorted(line["seconds/step"] for line in steady)[len(steady) // 2],
-        "seconds_of_steps": sum(line["seconds/step"] for line in steps),
+        "seconds_of_work": sum(line.get("seconds/step", 0.0) + line.get("eval/seconds", 0.0) for line in lines),
         "logprob_gap_mean": sum(line["gap/abs_log_prob"] for line in steps) / len(steps),
         "logprob_gap_kl_k3": sum(line["gap/kl_k3"] for line in steps) / len(steps),
         "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],
