@@ -17,7 +17,7 @@ from actors.rollout_pool import RolloutPool
 from actors.value_learner import ValueLearnerRank
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection
-from dvpo_ray.errors import ActorFailedError, LearnerLostError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError
 from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
@@ -131,11 +131,25 @@ class PolicyLearner(Gang):
         Raises:
             LearnerLostError: one of the new ones is lost.
         """
+        self._renew()
+        with learner_lost():
+            super().wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until every rank has its model; when one dies while it loads it, all are started again."""
+        restarts = self._arguments[2].learner.max_restarts
+        for left in reversed(range(restarts + 1)):
+            try:
+                return super().wait_ready()
+            except ActorDiedError:
+                if not left:
+                    raise
+                self._renew()
+
+    def _renew(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
         self.actors, self._starting = self._ranks(), []
-        with learner_lost():
-            self.wait_ready()
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
         """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""

@@ -87,7 +87,7 @@ class RolloutPool:
 
     def wait_ready(self) -> str:
         """Wait for all engines; returns the weights' checksum, which all must share."""
-        checksums = [self._await_start(engine) for engine in self._engines]
+        checksums = [self._await_first_start(i) for i in range(len(self._engines))]
         self._note_traces()
         return self._agree(checksums, "the starting weights")
 
@@ -199,6 +199,17 @@ class RolloutPool:
         engine.node = get(engine.actor.node.remote(), self._cluster.call_timeout_s, engine.name, "telling its node")
         return str(checksum)
 
+    def _await_first_start(self, index: int) -> str:
+        """Wait until an engine is up on the model's own weights; one that dies meanwhile is started again."""
+        while True:
+            engine = self._engines[index]
+            try:
+                return self._await_start(engine)
+            except ActorDiedError as error:
+                self._charge(error)
+                ray.kill(engine.actor)
+                self._engines[index] = self._start(index)
+
     def _note_traces(self) -> None:
         if self._traces is not None:
             self._traces.write_text(json.dumps([asdict(engine.traces) for engine in self._engines]) + "\n")
@@ -239,6 +250,8 @@ class RolloutPool:
                 return
             if self._failure is not None:
                 raise self._failure
+            if self.source is None:
+                raise error
             self._charge(error)
             self._engines.remove(engine)
             thread = threading.Thread(target=self._revive, args=(engine,), name=f"revive {engine.name}", daemon=True)
@@ -249,7 +262,7 @@ class RolloutPool:
         """Count a death; raises its error when it is one too many. Rows that miss deadlines have a budget of their own, and a
         machine that is taken away is no fault."""
         self._budget -= not isinstance(error, RowDeadlineError) and not getattr(error, "preempted", False)
-        if self.source is None or self._budget < 0:
+        if self._budget < 0:
             raise error
         logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error)
 
