@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dvpo_ray.algorithms import advantages
+from dvpo_ray.algorithms import Signals, advantages
 from dvpo_ray.config.algorithms import AdvantageConfig
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, ConfigError
@@ -145,7 +145,8 @@ class Evaluator:
         lengths = scored.response_ids.lengths
         q_bt, _ = to_padded(scored.values.flat, lengths + 1)
         mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
-        a_bt = advantages(self._advantage, q_bt, kl_rewards(mu_bt, mu_bt, 0.0), mask_bt)
+        signals = Signals(q_bt, kl_rewards(mu_bt, mu_bt, 0.0), mask_bt, torch.from_numpy(scored.groups()))
+        a_bt = advantages(self._advantage, signals)
         return [row[: int(n)].numpy() for row, n in zip(torch.unbind(a_bt), lengths, strict=True)]
 
 

@@ -116,6 +116,11 @@ class ScoredBatch:
         """Response tokens of all rows."""
         return int(self.response_ids.lengths.sum())
 
+    def groups(self) -> np.ndarray:
+        """A number for each row that rows of equal prompts share, int64 [B]."""
+        numbers: dict[bytes, int] = {}
+        return np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in self.prompt_ids.rows()], dtype=np.int64)
+
     def take(self, index: Sequence[int]) -> ScoredBatch:
         """Selected rows, in the order of ``index``."""
         ragged = {name: getattr(self, name).take(index) for name in RAGGED_FIELDS}

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from dvpo_ray.algorithms.registry import register
+from dvpo_ray.algorithms.registry import Signals, register
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.maths import advantages
 
 
 @register("dvpo_gae")
-def estimate(settings: DvpoGae, q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor) -> Tensor:
+def estimate(settings: DvpoGae, signals: Signals) -> Tensor:
     """Advantages [B, T] from frozen values and KL rewards."""
-    return advantages.dvpo_gae(q_bt, k_bt, mask_bt, settings.lam)
+    return advantages.dvpo_gae(signals.q_bt, signals.k_bt, signals.mask_bt, settings.lam)

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from dvpo_ray.algorithms.registry import register
+from dvpo_ray.algorithms.registry import Signals, register
 from dvpo_ray.config.algorithms import DvpoStatic
 from dvpo_ray.maths import advantages
 
 
 @register("dvpo_static")
-def estimate(settings: DvpoStatic, q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor) -> Tensor:
+def estimate(settings: DvpoStatic, signals: Signals) -> Tensor:
     """Advantages [B, T] from frozen values and KL rewards."""
-    return advantages.dvpo_static(q_bt, k_bt, mask_bt)
+    return advantages.dvpo_static(signals.q_bt, signals.k_bt, signals.mask_bt)

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-Estimator = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Signals:
+    """What estimators read of B answers of up to T tokens, padded on the right.
+
+    Attributes:
+        q_bt: frozen values q_0..q_T [B, T+1].
+        k_bt: KL reward of each token [B, T].
+        mask_bt: active tokens [B, T].
+        group_b: number of the prompt that each answer belongs to [B].
+    """
+
+    q_bt: Tensor
+    k_bt: Tensor
+    mask_bt: Tensor
+    group_b: Tensor
+
+
+Estimator = Callable[[Any, Signals], Tensor]
 _ESTIMATORS: dict[str, Estimator] = {}
 
 
 def register(name: str) -> Callable[[Estimator], Estimator]:
-    """Make a function of (settings, q_bt [B, T+1], k_bt [B, T], mask_bt [B, T]) -> [B, T] known under ``name``."""
+    """Make a function of (settings, signals) -> advantages [B, T] known under ``name``."""
 
     def add(function: Estimator) -> Estimator:
         if name in _ESTIMATORS:
@@ -28,6 +47,6 @@ def estimator_names() -> list[str]:
     return sorted(_ESTIMATORS)
 
 
-def advantages(settings: Any, q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor) -> Tensor:
+def advantages(settings: Any, signals: Signals) -> Tensor:
     """Advantages [B, T] by the estimator that ``settings.type`` names, not yet whitened."""
-    return _ESTIMATORS[settings.type](settings, q_bt, k_bt, mask_bt)
+    return _ESTIMATORS[settings.type](settings, signals)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -25,6 +25,7 @@ Whitening = Literal["full", "scale", "none"]
 class _Estimator(Section):
     """What all estimators share."""
 
+    compares_answers: ClassVar[bool] = False
     whitening: Whitening = Field(
         "full",
         description="Normalise advantages over active tokens of the global batch: mean and variance, scale only, or not.",
@@ -58,11 +59,38 @@ class DvpoReleased(_Estimator):
     whiten_values: bool = Field(True, description="Whiten each answer's values before the recursion, as the release does.")
 
 
+class _AmongAnswers(_Estimator):
+    """What estimators share that compare the answers of a prompt."""
+
+    compares_answers: ClassVar[bool] = True
+    whitening: Whitening = Field("none", description="As for the others; these are centred already.")
+    score: Literal["last", "mean"] = Field(
+        "last", description="What of the frozen values scores a whole answer: the last, or the mean over its tokens."
+    )
+
+
+class Grpo(_AmongAnswers):
+    """Group-relative advantages (GRPO, arXiv 2402.03300): an answer against the mean and spread of its prompt's answers."""
+
+    type: Literal["grpo"] = Field("grpo", description="Selects this kind.")
+    normalise: Literal["std", "none"] = Field(
+        "std", description="Divide by the standard deviation of the group, or not (Dr. GRPO, arXiv 2503.20783)."
+    )
+
+
+class Rloo(_AmongAnswers):
+    """Leave-one-out advantages (RLOO, arXiv 2402.14740): an answer against the mean of its prompt's other answers."""
+
+    type: Literal["rloo"] = Field("rloo", description="Selects this kind.")
+
+
 AdvantageConfig = Annotated[
     Annotated[DvpoGae, Tag("dvpo_gae")]
     | Annotated[DvpoOnestep, Tag("dvpo_onestep")]
     | Annotated[DvpoStatic, Tag("dvpo_static")]
-    | Annotated[DvpoReleased, Tag("dvpo_released")],
+    | Annotated[DvpoReleased, Tag("dvpo_released")]
+    | Annotated[Grpo, Tag("grpo")]
+    | Annotated[Rloo, Tag("rloo")],
     _kind("dvpo_gae"),
 ]
 

@@ -121,8 +121,14 @@ class PolicyTraining(Section):
             raise ValueError(
                 f"ppo.mini_batches ({self.ppo.mini_batches}) does not divide the {rollout.rows_per_step} answers of a step"
             )
+        if self.advantage.compares_answers and rollout.answers_per_prompt < 2:
+            raise ValueError(
+                f"advantage.type = '{self.advantage.type}' compares the answers of a prompt: rollout.answers_per_prompt "
+                f"({rollout.answers_per_prompt}) must be at least 2"
+            )
         if self.streaming:
             needed = [
+                (not self.advantage.compares_answers, "an advantage.type that does not compare the answers of a prompt"),
                 (self.ppo.inner_epochs * self.ppo.mini_batches == 1, "ppo.inner_epochs = 1 and ppo.mini_batches = 1"),
                 (self.ppo.loss_normaliser == "limit", "ppo.loss_normaliser = 'limit'"),
                 (self.advantage.whitening != "full", "advantage.whitening = 'scale' or 'none'"),

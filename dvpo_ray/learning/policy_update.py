@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.algorithms import advantages
+from dvpo_ray.algorithms import Signals, advantages
 from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, OffPolicySection, PpoUpdateSection
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.learning.staleness import ages, token_weights
@@ -54,7 +54,7 @@ def prepare(
     mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
     ref_bt, _ = to_padded(scored.ref_log_probs.flat, lengths)
     k_bt = kl_rewards(mu_bt, ref_bt, beta if kl.placement == "reward" else 0.0) * mask_bt
-    raw_bt = advantages(advantage, q_bt, k_bt, mask_bt)
+    raw_bt = advantages(advantage, Signals(q_bt, k_bt, mask_bt, torch.from_numpy(scored.groups())))
     sums = moments(raw_bt, mask_bt)
     white_bt = whiten(raw_bt, mask_bt, sums if known is None else known, advantage.whitening)
     flat = to_flat(white_bt, mask_bt).numpy()

@@ -1,4 +1,5 @@
-"""Advantages from a frozen value model (arXiv 2502.16944 and the algebra in docs/algorithms.md).
+"""Advantages from a frozen value model (arXiv 2502.16944 and the algebra in docs/algorithms.md), and those of rivals that compare
+whole answers of one prompt.
 
 Legend: q_bt [B, T+1] frozen values, q_0 at the last prompt token, q_t at response token t = Q(s_{t-1}, y_t) = V(s_t);
 k_bt [B, T] KL reward of each response token, -beta * (log mu - log pi_ref); mask_bt [B, T] active response tokens.
@@ -7,8 +8,13 @@ All answers start at column 0 and are padded on the right; padded columns never 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+# Below this spread of its rewards a group says nothing.
+SPREAD = 1e-6
 
 
 def _check(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor) -> None:
@@ -68,3 +74,46 @@ def dvpo_released(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, lam: float, white
         v_bt = (v_bt - mean) * torch.rsqrt(var + 1e-8) * mask_bt
     v_next = torch.cat([v_bt[:, 1:], torch.zeros_like(v_bt[:, :1])], dim=1)
     return discounted_sum((k_bt + v_next - v_bt) * mask_bt, lam)
+
+
+def sequence_rewards(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, score: Literal["last", "mean"]) -> Tensor:
+    """R = score of the whole answer + sum_t k_t, [B]. The score is q_T, or the mean of q_1..q_T."""
+    _check(q_bt, k_bt, mask_bt)
+    q_bt = q_bt[:, 1:] * mask_bt
+    lengths = mask_bt.sum(1)
+    if score == "mean":
+        whole = q_bt.sum(1) / lengths.clamp(min=1)
+    else:
+        whole = q_bt.gather(1, (lengths.long() - 1).clamp(min=0)[:, None]).squeeze(1)
+    return whole + (k_bt * mask_bt).sum(1)
+
+
+def _group_sums(reward_b: Tensor, group_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of rewards and number of answers of each answer's own group, [B] each."""
+    same_bb = (group_b[:, None] == group_b[None, :]).to(reward_b.dtype)
+    return same_bb @ reward_b, same_bb.sum(1)
+
+
+def group_relative(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor, normalise: Literal["std", "none"]) -> Tensor:
+    """A_t = (R - mean of the group) / std of the group, the same for all tokens of an answer.  [B, T]
+
+    GRPO (arXiv 2402.03300, section 4.1.2); ``none`` leaves the division out (Dr. GRPO, arXiv 2503.20783). A group without spread
+    gives 0.
+    """
+    total_b, count_b = _group_sums(reward_b, group_b)
+    centred_b = reward_b - total_b / count_b
+    if normalise == "std":
+        squares_b, _ = _group_sums(centred_b**2, group_b)
+        std_b = (squares_b / count_b).sqrt()
+        centred_b = torch.where(std_b > SPREAD, centred_b / std_b.clamp(min=SPREAD), torch.zeros_like(centred_b))
+    return centred_b[:, None] * mask_bt
+
+
+def leave_one_out(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor) -> Tensor:
+    """A_t = R - mean reward of the other answers of the prompt, the same for all tokens of an answer.  [B, T]
+
+    RLOO (arXiv 2402.14740, eq. 8). An answer without others gives 0.
+    """
+    total_b, count_b = _group_sums(reward_b, group_b)
+    others_b = (total_b - reward_b) / (count_b - 1).clamp(min=1)
+    return torch.where(count_b > 1, reward_b - others_b, torch.zeros_like(reward_b))[:, None] * mask_bt

@@ -171,7 +171,7 @@ def test_mini_batches_are_the_same_on_every_rank() -> None:
 
 
 def test_every_estimator_is_registered() -> None:
-    assert estimator_names() == ["dvpo_gae", "dvpo_onestep", "dvpo_released", "dvpo_static"]
+    assert estimator_names() == ["dvpo_gae", "dvpo_onestep", "dvpo_released", "dvpo_static", "grpo", "rloo"]
 
 
 def test_lambda_is_chosen_by_answer_length() -> None:

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dvpo_ray.maths.advantages import dvpo_gae, dvpo_onestep, dvpo_released, dvpo_static
+from dvpo_ray.maths.advantages import (
+    dvpo_gae,
+    dvpo_onestep,
+    dvpo_released,
+    dvpo_static,
+    group_relative,
+    leave_one_out,
+    sequence_rewards,
+)
 
 Q = torch.tensor([[0.1, 0.3, 0.2, 0.6]])
 K = torch.tensor([[0.0, -0.1, 0.05]])
@@ -109,3 +117,42 @@ def test_padding_and_order_do_not_matter(name: str) -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match=r"q \[B, T\+1\]"):
         dvpo_gae(Q[:, :-1], K, MASK, 0.95)
+
+
+def test_sequence_rewards_by_hand() -> None:
+    # Two answers of 3 and 1 tokens. Last: .6 - .05 = .55 and .3 + .2 = .5. Mean of (.3, .2, .6) = 11/30, less .05.
+    q = torch.tensor([[0.1, 0.3, 0.2, 0.6], [0.1, 0.3, 9.0, 9.0]])
+    k = torch.tensor([[0.0, -0.1, 0.05], [0.2, 9.0, 9.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    assert torch.allclose(sequence_rewards(q, k, mask, "last"), torch.tensor([0.55, 0.5]))
+    assert torch.allclose(sequence_rewards(q, k, mask, "mean"), torch.tensor([11 / 30 - 0.05, 0.5]))
+
+
+GROUPS = torch.tensor([0, 1, 0, 0, 1, 2])
+REWARDS = torch.tensor([1.0, 5.0, 2.0, 6.0, 5.0, 7.0])
+
+
+def test_group_relative_by_hand() -> None:
+    # Group 0 holds 1, 2, 6: mean 3, variance (4 + 1 + 9) / 3 = 14/3. Group 1 has no spread, group 2 one answer.
+    mask = torch.ones(6, 2)
+    mask[0, 1] = 0
+    std = (14 / 3) ** 0.5
+    centred = torch.tensor([-2.0, 0.0, -1.0, 3.0, 0.0, 0.0])[:, None] * mask
+    assert torch.allclose(group_relative(REWARDS, mask, GROUPS, "none"), centred)
+    assert torch.allclose(group_relative(REWARDS, mask, GROUPS, "std"), centred / std)
+
+
+def test_leave_one_out_by_hand() -> None:
+    # Group 0: 1 - (2+6)/2 = -3; 2 - (1+6)/2 = -1.5; 6 - (1+2)/2 = 4.5. Group 1: 0. An answer alone: 0.
+    found = leave_one_out(REWARDS, torch.ones(6, 1), GROUPS)
+    assert torch.allclose(found[:, 0], torch.tensor([-3.0, 0.0, -1.5, 4.5, 0.0, 0.0]))
+
+
+@given(seed=st.integers(0, 99), shift=st.floats(-5, 5))
+def test_what_a_prompt_adds_to_all_its_answers_changes_nothing(seed: int, shift: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    reward, group = torch.randn(12, generator=generator).double(), torch.randint(0, 3, (12,), generator=generator)
+    mask = torch.ones(12, 4).double()
+    moved = reward + shift * (group == 1)
+    for estimate in (lambda r: group_relative(r, mask, group, "std"), lambda r: leave_one_out(r, mask, group)):
+        assert torch.allclose(estimate(reward), estimate(moved), atol=1e-6)
