@@ -66,7 +66,8 @@ class RolloutActor:
         if not torch.cuda.is_available():
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
         args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
-        self._engine = AsyncLLM.from_engine_args(args)
+        # Meanwhile the actor tells its traces: a process that is killed while it starts cannot any more.
+        self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
         checksum = await self._checksum()
         await self._engine.update_weight_version("0")
@@ -163,6 +164,10 @@ class RolloutActor:
         self._served.set()
         seconds = self._loading_seconds + time.monotonic() - began
         return ServedWeights(version, self._payload.hexdigest(), checksum, seconds)
+
+    async def traces(self) -> EngineTraces:
+        """What would be left if this process were killed now."""
+        return traces_of_children()
 
     async def pid(self) -> int:
         """This process's id."""

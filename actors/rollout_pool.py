@@ -31,6 +31,7 @@ from dvpo_ray.stages import Handle, Weights
 
 SENDINGS = 3
 RETRY_S = 1.0
+LOOK_S = 0.5
 
 
 @dataclass
@@ -88,7 +89,7 @@ class RolloutPool:
     def wait_ready(self) -> str:
         """Wait for all engines; returns the weights' checksum, which all must share."""
         checksums = [self._await_first_start(i) for i in range(len(self._engines))]
-        self._note_traces()
+        self._note_traces(self._engines)
         return self._agree(checksums, "the starting weights")
 
     def nodes(self) -> set[str]:
@@ -195,6 +196,13 @@ class RolloutPool:
 
     def _await_start(self, engine: Engine) -> str:
         """Wait until an engine is up; returns its checksum."""
+        deadline = time.monotonic() + self._cluster.start_timeout_s
+        while not ray.wait([engine.starting], timeout=LOOK_S)[0] and time.monotonic() < deadline:
+            call = engine.actor.traces.remote()
+            traces = get(call, self._cluster.start_timeout_s, engine.name, "starting its engine")
+            if traces != engine.traces:
+                engine.traces = traces
+                self._note_traces([*self._engines, engine])
         checksum, engine.traces = get(engine.starting, self._cluster.start_timeout_s, engine.name, "starting its engine")
         engine.node = get(engine.actor.node.remote(), self._cluster.call_timeout_s, engine.name, "telling its node")
         return str(checksum)
@@ -208,11 +216,11 @@ class RolloutPool:
             except ActorDiedError as error:
                 self._charge(error)
                 ray.kill(engine.actor)
-                self._engines[index] = self._start(index)
+                self._engines[index] = self._start(index, engine.traces)
 
-    def _note_traces(self) -> None:
+    def _note_traces(self, engines: Sequence[Engine]) -> None:
         if self._traces is not None:
-            self._traces.write_text(json.dumps([asdict(engine.traces) for engine in self._engines]) + "\n")
+            self._traces.write_text(json.dumps([asdict(engine.traces) for engine in engines]) + "\n")
 
     def _present(self) -> list[Engine]:
         """The engines that serve, waiting for one when there is none.
@@ -268,18 +276,18 @@ class RolloutPool:
 
     def _revive(self, dead: Engine) -> None:
         """Start a new actor in a dead one's place and bring it to the learner's weights before it takes part."""
+        traces: EngineTraces | None = dead.traces
         try:
             ray.kill(dead.actor)
-            traces = dead.traces
-            while not self._started_anew(int(dead.name.split("-")[1]), traces):
-                traces = EngineTraces()
+            while traces is not None:
+                traces = self._started_anew(int(dead.name.split("-")[1]), traces)
         except BaseException as error:
             with self._members:
                 self._failure = self._failure or error
                 self._members.notify_all()
 
-    def _started_anew(self, index: int, traces: EngineTraces) -> bool:
-        """Start an actor that takes part; False when it died before it could."""
+    def _started_anew(self, index: int, traces: EngineTraces) -> EngineTraces | None:
+        """Start an actor that takes part; returns what it leaves behind when it died before it could."""
         engine = self._start(index, traces)
         try:
             self._await_start(engine)
@@ -291,8 +299,8 @@ class RolloutPool:
                 if not isinstance(error, ActorDiedError):
                     raise
                 self._charge(error)
-            return False
-        return True
+            return engine.traces
+        return None
 
     def _join(self, engine: Engine) -> None:
         """Bring a new engine to the learner's weights, and let it take part; waits for a learner that is being started again."""
@@ -310,7 +318,7 @@ class RolloutPool:
                             raise self._failure
                         self._joining.remove(engine)
                         self._engines.append(engine)
-                        self._note_traces()
+                        self._note_traces(self._engines)
                         self._members.notify_all()
                 return
             except (LearnerLostError, WeightSyncError) as error:

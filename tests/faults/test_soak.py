@@ -20,7 +20,7 @@ from tests.real import ROLLOUT, MakePolicyRecipe, assert_books_balance, metrics
 pytestmark = [pytest.mark.integration, pytest.mark.soak]
 STEPS = 100
 LIMIT_S = 600
-PAUSE_S = (4.0, 12.0)
+PAUSE_S = (8.0, 20.0)
 VICTIMS = {"rollout": 5, "scorer": 4, "learner": 2, "driver": 1}
 
 
