@@ -72,10 +72,13 @@ def test_nothing_is_lost_and_nothing_is_trained_twice(policy_recipe: MakePolicyR
         drivers += 1
         killer = Killer(driver, luck, killed)
         killer.start()
-        for event in events(driver):
-            last = event
-        driver.wait()
-        killer.stop()
+        try:
+            for event in events(driver):
+                last = event
+            driver.wait()
+        finally:
+            killer.stop()
+            driver.terminate()
         assert driver.returncode in (0, 1, -9), f"exit code {driver.returncode} is that of bad input: {last}"
     print(f"{STEPS} steps in {time.monotonic() - began:.0f} s, {drivers} drivers, killed {dict(killed)}")
     assert all(killed[part] for part in PARTS)
