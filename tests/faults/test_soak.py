@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -66,6 +67,7 @@ def test_nothing_is_lost_and_nothing_is_trained_twice(policy_recipe: MakePolicyR
     )
     luck, killed, drivers, began = random.Random(0), Counter[str](), 0, time.monotonic()
     driver: subprocess.Popen[str] | None = None
+    last: dict[str, Any] = {}
     while driver is None or driver.returncode != 0:
         assert time.monotonic() - began < LIMIT_S, f"not done in time; killed {dict(killed)}"
         driver = start(recipe, tmp_path, "auto")
