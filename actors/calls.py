@@ -21,7 +21,7 @@ def actor_errors(who: str, doing: str) -> Iterator[None]:
     except GetTimeoutError as error:
         raise ActorTimeoutError(
             f"{who} did not finish {doing} in time; raise cluster.call_timeout_s if the work is that long, else look at its log, "
-            "where the stacks of its threads are"
+            "where learners and scorers leave the stacks of their threads"
         ) from error
     except RayTaskError as error:
         if isinstance(error.cause, DvpoError):

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from actors.calls import get, mean_busy_seconds, stop_actors
+from actors.nodes import leaving
 from actors.placement import actor_environment, start_actor
 from actors.policy_learner import PolicyLearnerRank
 from actors.rollout_pool import RolloutPool
@@ -21,14 +22,7 @@ from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError
 from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
-
-@contextmanager
-def learner_lost() -> Iterator[None]:
-    """Whatever happens to one rank happens to the learner."""
-    try:
-        yield
-    except ActorFailedError as error:
-        raise LearnerLostError(str(error), getattr(error, "preempted", False)) from error
+LOOK_S = 5.0
 
 
 class Gang:
@@ -40,7 +34,21 @@ class Gang:
         # Ranks must be asked for collective work in the same order, whichever thread asks.
         self.submitting = threading.Lock()
         self._starting: list[Any] = []
-        self.nodes: list[str] = []
+        self._nodes: list[str] = []
+        self._notified = False
+
+    def leaving(self) -> bool:
+        """Whether a rank's machine is about to be taken away; when it is, losing the ranks is no fault."""
+        self._notified = self._notified or leaving(self._nodes)
+        return self._notified
+
+    @contextmanager
+    def lost(self) -> Iterator[None]:
+        """Whatever happens to one rank happens to the learner: its peers' errors may come before that of the one that died."""
+        try:
+            yield
+        except ActorFailedError as error:
+            raise LearnerLostError(str(error), self._notified or getattr(error, "preempted", False)) from error
 
     def begin_start(self) -> None:
         """Let rank 0 name an address, then start all ranks at once."""
@@ -53,7 +61,7 @@ class Gang:
             self.begin_start()
         get(self._starting, self.cluster.start_timeout_s, "a learner rank", "loading its model")
         where = [actor.node.remote() for actor in self.actors]
-        self.nodes = get(where, self.cluster.call_timeout_s, "a learner rank", "telling its node")
+        self._nodes = get(where, self.cluster.call_timeout_s, "a learner rank", "telling its node")
 
     def call(self, method: str, *args: Any, doing: str) -> list[Any]:
         """Call a method on every rank; results in rank order."""
@@ -67,7 +75,7 @@ class Gang:
         Raises:
             LearnerLostError: a rank died, hangs, or failed for no reason of ours (it lost its peers).
         """
-        with learner_lost():
+        with self.lost():
             return get(list(calls), self.cluster.call_timeout_s, "a learner rank", doing)
 
     def begin_commit(self, folder: str) -> None:
@@ -132,7 +140,7 @@ class PolicyLearner(Gang):
             LearnerLostError: one of the new ones is lost.
         """
         self._renew()
-        with learner_lost():
+        with self.lost():
             super().wait_ready()
 
     def wait_ready(self) -> None:
@@ -141,15 +149,25 @@ class PolicyLearner(Gang):
         for left in reversed(range(restarts + 1)):
             try:
                 return super().wait_ready()
-            except ActorDiedError:
-                if not left:
+            except ActorFailedError:
+                if not left or not self._some_died():
                     raise
                 self._renew()
+
+    def _some_died(self) -> bool:
+        """Whether a rank is dead; what its peers say when they lose it does not tell."""
+        calls = [actor.pid.remote() for actor in self.actors]
+        for call in ray.wait(calls, num_returns=len(calls), timeout=LOOK_S)[0]:
+            try:
+                get(call, LOOK_S, "a learner rank", "telling its process")
+            except ActorDiedError:
+                return True
+        return False
 
     def _renew(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
-        self.actors, self._starting = self._ranks(), []
+        self.actors, self._starting, self._notified = self._ranks(), [], False
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
         """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""
@@ -170,15 +188,17 @@ class PolicyLearner(Gang):
         rollouts.source = self.weights
 
     def weights(self, version: int | None = None) -> GangWeights:
-        """The current weights, for the engines, under their own version number or a given one.
-
-        They go through shared memory while all engines are on the node of rank 0, unless the recipe says how.
-        """
-        shared = self._backend != "object_store"
-        if self._backend == "auto" and self._rollouts is not None:
-            shared = self._rollouts.nodes() == {self.nodes[0]}
+        """The current weights, for the engines, under their own version number or a given one."""
         current, count = self.call("bucket_count", doing="counting buckets")[0]
-        return GangWeights(self, current if version is None else version, current, count, shared)
+        if count == 0:
+            raise LearnerLostError("the learner has no weights yet: it is being started again")
+        return GangWeights(self, current if version is None else version, current, count)
+
+    def shares_memory(self) -> bool:
+        """Whether weights go through shared memory: when all engines are on the node of rank 0, unless the recipe says how."""
+        if self._backend == "auto" and self._rollouts is not None:
+            return self._rollouts.nodes() == {self._nodes[0]}
+        return self._backend != "object_store"
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""
@@ -189,19 +209,18 @@ class PolicyLearner(Gang):
 class GangWeights:
     """A version of the policy's weights, held by its learner ranks: what they call ``held`` is sent as ``version``."""
 
-    gang: Gang
+    gang: PolicyLearner
     version: int
     held: int
     count: int
-    shared: bool
 
     def bucket(self, index: int) -> Handle:
         """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
         doing = f"gathering bucket {index} of weights {self.version}"
+        shared = self.gang.shares_memory()
         with self.gang.submitting:
             calls = [
-                actor.bucket.options(num_returns=2).remote(self.version, self.held, index, self.shared)
-                for actor in self.gang.actors
+                actor.bucket.options(num_returns=2).remote(self.version, self.held, index, shared) for actor in self.gang.actors
             ]
         self.gang.await_calls([done for _, done in calls], doing)
         return calls[0][0]

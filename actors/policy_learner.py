@@ -118,6 +118,7 @@ class PolicyLearnerRank(Rank):
         self._scale = prepared.moments
         return self._close(step, scored, dropped, metrics, opened.began)
 
+    @watched
     def bucket_count(self) -> tuple[int, int]:
         """The weights' version, which is the number of steps trained, and the buckets in which they travel."""
         return self.version, len(self._buckets)
@@ -156,6 +157,7 @@ class PolicyLearnerRank(Rank):
         self._scale, self._open = more.get("scale"), None
         return more
 
+    @watched
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as an ordinary Hugging Face folder with a manifest."""
         self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code, facts)

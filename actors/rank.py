@@ -20,6 +20,7 @@ from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
 from actors.learner_state import SEPARATOR, StateWriter, file_name, load_pieces, pieces, updates_done
 from actors.nodes import this_node
+from actors.watchdog import watched
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.errors import NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, packed_micro_batches, pad_sequences
@@ -87,6 +88,7 @@ class Rank:
         """Time since the start in which this rank trained, in seconds."""
         return self.busy.seconds
 
+    @watched
     def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """Start writing what this rank knows into a commit's folder; the next optimizer step waits until it is written."""
         owns = self.rank == 0 or self.config.zero_stage > 0
@@ -100,6 +102,7 @@ class Rank:
         }
         self.writer.begin(Path(folder) / file_name(self.rank), tensors, facts)
 
+    @watched
     def end_commit(self) -> tuple[str, str]:
         """Wait for what ``begin_commit`` began; returns the file's name and sha256.
 
@@ -108,6 +111,7 @@ class Rank:
         """
         return file_name(self.rank), self.writer.collect()
 
+    @watched
     def load_commit(self, folder: str) -> dict[str, Tensor]:
         """Go on from a verified commit, written by any number of ranks; returns what it holds besides (``more``)."""
         with safe_open(Path(folder) / file_name(0), framework="pt", device="cpu") as file:

@@ -52,6 +52,7 @@ class RolloutActor:
         self._buffer = SharedBuffer()
         self._loading_seconds = 0.0
         self._under_way: set[asyncio.Task[Answer]] = set()
+        self._told_stacks = False
         self._busy = BusyClock()
 
     async def start(self, before: EngineTraces | None = None) -> tuple[str, EngineTraces]:
@@ -68,9 +69,10 @@ class RolloutActor:
         args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
         # Meanwhile the actor tells its traces: a process that is killed while it starts cannot any more.
         self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
-        checksum = await self._checksum()
-        await self._engine.update_weight_version("0")
+        with engine_errors():
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+            checksum = await self._checksum()
+            await self._engine.update_weight_version("0")
         self._fence = None
         return checksum, traces_of_children()
 
@@ -114,20 +116,24 @@ class RolloutActor:
         """
         await asyncio.to_thread(verify, bucket)
         try:
-            began = time.monotonic()
-            if bucket.index == 0:
-                await self._begin_update(bucket.version)
-            if self._expected != (bucket.version, bucket.index):
-                raise WeightSyncError(f"bucket {bucket.index} of weights {bucket.version} came, expected {self._expected}")
-            self._expected = (bucket.version, bucket.index + 1)
-            self._payload.update(bucket.sha256.encode())
             with engine_errors():
-                await self._load(bucket)
-                self._loading_seconds += time.monotonic() - began
-                return await self._finish_update(bucket.version) if bucket.index + 1 == bucket.count else None
+                return await self._take(bucket)
         except BaseException:
             await self.abandon_update()
             raise
+
+    async def _take(self, bucket: WeightBucket) -> ServedWeights | None:
+        """Load a verified bucket."""
+        began = time.monotonic()
+        if bucket.index == 0:
+            await self._begin_update(bucket.version)
+        if self._expected != (bucket.version, bucket.index):
+            raise WeightSyncError(f"bucket {bucket.index} of weights {bucket.version} came, expected {self._expected}")
+        self._expected = (bucket.version, bucket.index + 1)
+        self._payload.update(bucket.sha256.encode())
+        await self._load(bucket)
+        self._loading_seconds += time.monotonic() - began
+        return await self._finish_update(bucket.version) if bucket.index + 1 == bucket.count else None
 
     async def abandon_update(self) -> None:
         """Stop waiting for the rest of an update: the engine stays fenced, and who waits for it is told so."""
@@ -200,7 +206,7 @@ class RolloutActor:
                     async for output in self._engine.generate(prompt, sampling, request.row_id):
                         final = output
         except TimeoutError:
-            stacks_of_family()
+            self._tell_stacks_once()
             raise RowDeadlineError(
                 f"row {request.row_id}: no complete answer within {config.row_timeout_s} s; "
                 "raise rollout.row_timeout_s or lower rollout.max_new_tokens",
@@ -209,6 +215,12 @@ class RolloutActor:
         if final is None:
             raise ActorFailedError(f"row {request.row_id}: the engine ended without an answer")
         return _to_answer(request, final.outputs[0])
+
+    def _tell_stacks_once(self) -> None:
+        """Where the engine hangs, to the log; all rows of an engine that hangs miss their deadlines together."""
+        if not self._told_stacks:
+            self._told_stacks = True
+            stacks_of_family()
 
     async def _checksum(self) -> str:
         """One digest over those of every worker."""
@@ -230,13 +242,18 @@ def traces_of_children() -> EngineTraces:
     """The processes under this one, and the shared memory that they and this one use."""
     processes, inodes = [], set()
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+        # Processes and files of others come and go.
+        with contextlib.suppress(psutil.Error, OSError):
             maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
             # A semaphore's map keeps a temporary name: only the inode tells which file it is.
             inodes |= {int(line.split()[4]) for line in maps if f" {SHARED_MEMORY}/" in line}
             processes.append((process.pid, process.create_time()))
-    files = [file for file in SHARED_MEMORY.iterdir() if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes]
-    return EngineTraces(tuple(processes[1:]), tuple(sorted(file.name for file in files)))
+    files = []
+    for file in SHARED_MEMORY.iterdir():
+        with contextlib.suppress(OSError):
+            if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes:
+                files.append(file.name)
+    return EngineTraces(tuple(processes[1:]), tuple(sorted(files)))
 
 
 def clear(traces: EngineTraces) -> None:

@@ -24,11 +24,14 @@ from dvpo_ray.errors import (
     DamagedWeightsError,
     LearnerLostError,
     RowDeadlineError,
+    RowsLostError,
     WeightSyncError,
 )
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 
+# What an engine that joins waits for: a learner that is started again.
+LOST = (LearnerLostError, RowsLostError)
 SENDINGS = 3
 RETRY_S = 1.0
 LOOK_S = 0.5
@@ -89,7 +92,7 @@ class RolloutPool:
     def wait_ready(self) -> str:
         """Wait for all engines; returns the weights' checksum, which all must share."""
         checksums = [self._await_first_start(i) for i in range(len(self._engines))]
-        self._note_traces(self._engines)
+        self._note_traces()
         return self._agree(checksums, "the starting weights")
 
     def nodes(self) -> set[str]:
@@ -144,8 +147,9 @@ class RolloutPool:
 
     def cancel(self) -> None:
         """Let every ``generate`` end now, with the answers it has given; they may be asked for again after the next ``sync``."""
-        self._cancelled.set()
         with self._members:
+            self._cancelled.set()
+            self._members.notify_all()
             calls = [engine.actor.cancel.remote() for engine in self._engines]
         # An engine that is dead or hangs is found out by those who wait for it.
         ray.wait(calls, num_returns=len(calls), timeout=self._cluster.call_timeout_s)
@@ -192,18 +196,21 @@ class RolloutPool:
         name = f"rollout-{index}" + (f"-start-{self._starts}" if self._starts > rollout.actors else "")
         kind = start_actor(RolloutActor, name, engine_environment(rollout.cpu_threads), gpus, max_concurrency=1000)
         actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code)
-        return Engine(name, actor, actor.start.remote(traces or EngineTraces()))
+        traces = traces or EngineTraces()
+        return Engine(name, actor, actor.start.remote(traces), traces=traces)
 
     def _await_start(self, engine: Engine) -> str:
         """Wait until an engine is up; returns its checksum."""
         deadline = time.monotonic() + self._cluster.start_timeout_s
+        before = engine.traces
         while not ray.wait([engine.starting], timeout=LOOK_S)[0] and time.monotonic() < deadline:
             call = engine.actor.traces.remote()
             traces = get(call, self._cluster.start_timeout_s, engine.name, "starting its engine")
-            if traces != engine.traces:
-                engine.traces = traces
-                self._note_traces([*self._engines, engine])
-        checksum, engine.traces = get(engine.starting, self._cluster.start_timeout_s, engine.name, "starting its engine")
+            # What the one before left may not have been removed yet.
+            engine.traces = before + traces
+            self._note_traces(engine)
+        left = max(LOOK_S, deadline - time.monotonic())
+        checksum, engine.traces = get(engine.starting, left, engine.name, "starting its engine")
         engine.node = get(engine.actor.node.remote(), self._cluster.call_timeout_s, engine.name, "telling its node")
         return str(checksum)
 
@@ -218,20 +225,29 @@ class RolloutPool:
                 ray.kill(engine.actor)
                 self._engines[index] = self._start(index, engine.traces)
 
-    def _note_traces(self, engines: Sequence[Engine]) -> None:
-        if self._traces is not None:
-            self._traces.write_text(json.dumps([asdict(engine.traces) for engine in engines]) + "\n")
+    def _note_traces(self, *starting: Engine) -> None:
+        """Write down what all engines would leave, whole or not at all."""
+        if self._traces is None:
+            return
+        with self._members:
+            engines = {engine.name: asdict(engine.traces) for engine in [*self._engines, *starting]}
+            unfinished = self._traces.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(list(engines.values())) + "\n")
+            unfinished.replace(self._traces)
 
     def _present(self) -> list[Engine]:
-        """The engines that serve, waiting for one when there is none.
+        """The engines that serve, waiting for one when there is none; none once all is cancelled.
 
         Raises:
             LearnerLostError: none can come back, because no learner gives it weights.
         """
         with self._members:
             self._members.wait_for(
-                lambda: self._engines or self._failure or self._learner_lost, timeout=self._cluster.start_timeout_s
+                lambda: self._engines or self._failure or self._learner_lost or self._cancelled.is_set(),
+                timeout=self._cluster.start_timeout_s,
             )
+            if self._cancelled.is_set():
+                return []
             if self._failure is not None:
                 raise self._failure
             if not self._engines and self._learner_lost is not None:
@@ -242,13 +258,14 @@ class RolloutPool:
 
     def _deal(self, requests: Sequence[GenerationRequest]) -> dict[Any, tuple[Engine, list[str]]]:
         """Give rows to the engines in turn; returns who has which rows, by answer stream."""
-        engines = self._present()
         streams = {}
-        for i, engine in enumerate(engines):
-            share = list(requests[i :: len(engines)])
-            if share:
-                stream = engine.actor.generate.options(num_returns="streaming").remote(share)
-                streams[stream] = (engine, [request.row_id for request in share])
+        with self._members:
+            engines = self._present()
+            for i, engine in enumerate(engines):
+                share = list(requests[i :: len(engines)])
+                if share:
+                    stream = engine.actor.generate.options(num_returns="streaming").remote(share)
+                    streams[stream] = (engine, [request.row_id for request in share])
         return streams
 
     def _replace(self, engine: Engine, error: ActorFailedError) -> None:
@@ -296,7 +313,7 @@ class RolloutPool:
             stop_actors([engine.actor])
             with self._members:
                 self._joining = [other for other in self._joining if other is not engine]
-                if not isinstance(error, ActorDiedError):
+                if self._stopping.is_set() or not isinstance(error, ActorFailedError) or isinstance(error, LOST):
                     raise
                 self._charge(error)
             return engine.traces
@@ -318,13 +335,15 @@ class RolloutPool:
                             raise self._failure
                         self._joining.remove(engine)
                         self._engines.append(engine)
-                        self._note_traces(self._engines)
+                        self._note_traces()
                         self._members.notify_all()
                 return
-            except (LearnerLostError, WeightSyncError) as error:
-                if isinstance(error, LearnerLostError):
+            except (*LOST, WeightSyncError) as error:
+                if isinstance(error, LOST):
+                    # The driver must hear of it, and may take long to mend it.
+                    deadline = time.monotonic() + self._cluster.start_timeout_s
                     with self._members:
-                        self._learner_lost = error
+                        self._learner_lost = LearnerLostError(str(error), getattr(error, "preempted", False))
                         self._members.notify_all()
                 if self._stopping.wait(RETRY_S) or time.monotonic() > deadline:
                     raise
@@ -393,6 +412,10 @@ def read_traces(path: Path | None) -> EngineTraces:
     """What the engines of an earlier process left behind; nothing when they were shut down."""
     if path is None or not path.is_file():
         return EngineTraces()
-    engines = json.loads(path.read_text())
+    try:
+        engines = json.loads(path.read_text())
+    except ValueError:
+        logging.getLogger(__name__).warning("%s is cut short: engines of an earlier driver may have left shared memory", path)
+        return EngineTraces()
     processes = tuple((int(pid), float(started)) for engine in engines for pid, started in engine["processes"])
     return EngineTraces(processes, tuple(name for engine in engines for name in engine["files"]))

@@ -53,6 +53,7 @@ class ScorerActor:
         """Time since the process started in which it scored, in seconds."""
         return self._busy.seconds
 
+    @watched
     def parameter_hash(self) -> str:
         """sha256 of the value model's parameters as they are in memory now."""
         self._load()

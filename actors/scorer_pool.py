@@ -98,13 +98,23 @@ class ScorerPool:
     def score(self, answers: Iterable[Handle]) -> Iterator[Handle]:
         """Scored-batch handles, each as soon as its ``rows_per_call`` answers are there and sent off."""
         waiting: list[Handle] = []
-        for answer in answers:
-            waiting.append(answer)
-            if len(waiting) == self._config.rows_per_call:
-                yield self._send(waiting)
-                waiting = []
-        if waiting:
-            yield self._send(waiting)
+        sent: list[Handle] = []
+        try:
+            for answer in answers:
+                waiting.append(answer)
+                if len(waiting) == self._config.rows_per_call:
+                    sent.append(self._send(waiting))
+                    waiting = []
+                    yield sent[-1]
+            if waiting:
+                sent.append(self._send(waiting))
+                yield sent[-1]
+        except BaseException:
+            # Nobody will wait for these.
+            with self._lock:
+                for batch in sent:
+                    self._done.pop(batch, None)
+            raise
 
     def wait(self, handles: Sequence[Handle]) -> None:
         """Wait until these batches are scored."""

@@ -66,6 +66,7 @@ class ValueLearnerRank(Rank):
         self.release_free_memory()
         return metrics
 
+    @watched
     def values(self, answers: Sequence[LabelledAnswer]) -> dict[int, np.ndarray]:
         """q_0..q_T of this rank's share of ``answers``, by index."""
         lengths = [_tokens(answer) for answer in answers]
@@ -79,6 +80,7 @@ class ValueLearnerRank(Rank):
                 found |= dict(zip(group, Ragged(flat, batch.response_lengths + 1).rows(), strict=True))
         return found
 
+    @watched
     def save(self, folder: str) -> None:
         """Write the value model as an ordinary Hugging Face token classifier."""
         self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code)

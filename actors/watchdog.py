@@ -55,7 +55,8 @@ def stacks_of_family() -> None:
             logging.getLogger(__name__).warning("process %d (%s) is %s", process.pid, process.name(), state)
             if catches(process.pid, SIGNAL):
                 process.send_signal(SIGNAL)
-        except psutil.NoSuchProcess:
+        except (psutil.Error, OSError):
+            # It is gone.
             continue
 
 
@@ -63,7 +64,7 @@ def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal: without one the signal would end it."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except OSError:
         return False
     mask = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)

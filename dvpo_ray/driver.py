@@ -104,6 +104,8 @@ class Driver:
                 leaving = self._leaving(step)
                 if committer.due(step + 1) or run.stopping or leaving:
                     committer.begin(step + 1, self._state(step + 1))
+                if leaving:
+                    committer.finish()
                 if run.stopping and step + 1 < config.steps:
                     committer.finish()
                     raise RunStoppedError(f"stopped after step {step + 1} of {config.steps}, as asked: --resume auto goes on")
@@ -116,7 +118,8 @@ class Driver:
         leaving = self._stages.leaving()
         if leaving:
             self._run.warn(step, f"the machine of the {' and the '.join(sorted(leaving))} will be taken away: committing")
-        self._run.stopping |= "driver" in leaving
+        if "driver" in leaving:
+            self._run.stopping = True
         return leaving
 
     def _evaluate_when_due(self, step: int) -> None:
@@ -149,7 +152,6 @@ class Driver:
 
     def _restart_learner(self, error: ActorFailedError) -> None:
         """Start the learner again, and again should it be lost while it starts, as often as ``learner.max_restarts`` allows."""
-        self._committer.forget()
         while True:
             # A machine that is taken away is no fault.
             self._restarts += not getattr(error, "preempted", False)
@@ -157,9 +159,12 @@ class Driver:
                 raise error
             self._run.phase(f"{error}; starting the learner again")
             try:
-                return self._stages.learner.restart()
+                self._stages.learner.restart()
+                break
             except LearnerLostError as again:
                 error = again
+        # Only now does nobody write into it any more.
+        self._committer.forget()
 
     def _go_back(self, commit: Commit | None) -> int:
         """Bring everything to a commit (to the start when there is none); returns the steps trained then."""

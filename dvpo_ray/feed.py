@@ -91,11 +91,11 @@ class Feed:
         """A step's batches once all are scored. Rows lost with a node are asked for again, unless some were handed on."""
         for attempt in range(1, ATTEMPTS + 1):
             sent = []
-            for batch in self._stages.scorers.score(record.stream("rollout", self._stages.rollouts.generate(requests))):
-                sent.append(batch)
-                if self._streaming:
-                    queue.put(batch)
             try:
+                for batch in self._stages.scorers.score(record.stream("rollout", self._stages.rollouts.generate(requests))):
+                    sent.append(batch)
+                    if self._streaming:
+                        queue.put(batch)
                 with record.span("score"):
                     self._stages.scorers.wait(sent)
                 return sent

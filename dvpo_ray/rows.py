@@ -187,6 +187,9 @@ class EngineTraces:
     processes: tuple[tuple[int, float], ...] = ()
     files: tuple[str, ...] = ()
 
+    def __add__(self, other: EngineTraces) -> EngineTraces:
+        return EngineTraces(self.processes + other.processes, self.files + other.files)
+
 
 @dataclass(frozen=True)
 class StepResult:

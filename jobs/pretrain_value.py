@@ -150,7 +150,8 @@ def _train(
             step += 1
             committer.finish()
             # The ranks are not started again elsewhere: the run goes on there.
-            run.stopping |= leaving([this_node(), *gang.nodes])
+            if gang.leaving() or leaving([this_node()]):
+                run.stopping = True
             if committer.due(step) or run.stopping:
                 committer.begin(step, run.clocks())
             if run.stopping and step < run.total_steps:

@@ -45,8 +45,8 @@ class ActorStages:
 
     def leaving(self) -> set[str]:
         """Which of learner and driver are on nodes that are being drained."""
-        where = {"learner": self.learner.nodes, "driver": [this_node()]}
-        return {name for name, nodes in where.items() if leaving(nodes)}
+        found = {"learner": self.learner.leaving(), "driver": leaving([this_node()])}
+        return {name for name, soon in found.items() if soon}
 
     def busy_seconds(self) -> dict[str, float]:
         """Mean time in which the processes of each stage had work, in seconds since they started."""

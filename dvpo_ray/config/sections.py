@@ -32,13 +32,22 @@ class ClusterSection(Section):
     """The Ray cluster that a run uses."""
 
     address: str | None = Field(
-        None, description="Ray address (`auto`, `ray://host:port`); none starts a small embedded Ray and stops it at the end."
+        None, description="Ray address (`auto`, `host:port`); none starts a small embedded Ray and stops it at the end."
     )
     num_cpus: int = Field(8, ge=1, description="Logical CPUs of an embedded Ray; actors ask for one each.")
     object_store_mb: int = Field(256, ge=80, description="Object store of an embedded Ray, in MiB.")
     dashboard: bool = Field(False, description="Start the Ray dashboard (loopback only) with an embedded Ray.")
     start_timeout_s: float = Field(300.0, gt=0, description="Longest wait for an actor to be ready, in seconds.")
     call_timeout_s: float = Field(600.0, gt=0, description="Longest wait for one stage call, in seconds.")
+
+    @model_validator(mode="after")
+    def _validate_address(self) -> Self:
+        if self.address and self.address.startswith("ray://"):
+            raise ValueError(
+                f"address '{self.address}' is that of Ray Client, which cannot stream answers: run the driver on a machine of "
+                "the cluster (as a Ray job, or with address = 'auto')"
+            )
+        return self
 
 
 class ModelSection(Section):

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# Below this spread of its rewards a group says nothing.
+# Below this spread of its rewards, relative to their size, a group says nothing but rounding.
 SPREAD = 1e-6
 
 
@@ -89,9 +89,9 @@ def sequence_rewards(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, score: Literal
 
 
 def _group_sums(reward_b: Tensor, group_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of rewards and number of answers of each answer's own group, [B] each."""
-    same_bb = (group_b[:, None] == group_b[None, :]).to(reward_b.dtype)
-    return same_bb @ reward_b, same_bb.sum(1)
+    """Sum of rewards and number of answers of each answer's own group, float64 [B] each."""
+    same_bb = (group_b[:, None] == group_b[None, :]).double()
+    return same_bb @ reward_b.double(), same_bb.sum(1)
 
 
 def group_relative(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor, normalise: Literal["std", "none"]) -> Tensor:
@@ -105,8 +105,9 @@ def group_relative(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor, normalise
     if normalise == "std":
         squares_b, _ = _group_sums(centred_b**2, group_b)
         std_b = (squares_b / count_b).sqrt()
-        centred_b = torch.where(std_b > SPREAD, centred_b / std_b.clamp(min=SPREAD), torch.zeros_like(centred_b))
-    return centred_b[:, None] * mask_bt
+        least_b = SPREAD * (total_b / count_b).abs().clamp(min=1)
+        centred_b = torch.where(std_b > least_b, centred_b / std_b.clamp(min=SPREAD), torch.zeros_like(centred_b))
+    return centred_b[:, None].to(mask_bt.dtype) * mask_bt
 
 
 def leave_one_out(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor) -> Tensor:
@@ -116,4 +117,5 @@ def leave_one_out(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor) -> Tensor:
     """
     total_b, count_b = _group_sums(reward_b, group_b)
     others_b = (total_b - reward_b) / (count_b - 1).clamp(min=1)
-    return torch.where(count_b > 1, reward_b - others_b, torch.zeros_like(reward_b))[:, None] * mask_bt
+    advantage_b = torch.where(count_b > 1, reward_b - others_b, torch.zeros_like(others_b))
+    return advantage_b[:, None].to(mask_bt.dtype) * mask_bt
