@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,11 +18,35 @@ from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, m
 pytestmark = pytest.mark.integration
 
 
-class Killer:
-    """A listener that sends actors signals that cannot be caught when a step is done: ``{step: (actor, signal)}``. A process is
-    ended; one that is to hang is stopped with all processes under it."""
+Action = Callable[[], None]
 
-    def __init__(self, plan: dict[int, tuple[str, signal.Signals]]) -> None:
+
+def process_of(name: str) -> psutil.Process:
+    return psutil.Process(ray_module.get(ray_module.get_actor(name).pid.remote(), timeout=60))
+
+
+def kill(name: str) -> None:
+    process_of(name).kill()
+
+
+def hang(name: str) -> None:
+    """Stop the engine's processes: what they are asked never comes."""
+    for process in process_of(name).children(recursive=True):
+        process.suspend()
+
+
+def kill_engines() -> None:
+    """End the engines' processes under every rollout actor that there is, not the actors."""
+    for name in ray_module.util.list_named_actors():
+        if name.startswith("rollout-"):
+            for process in process_of(name).children(recursive=True):
+                process.kill()
+
+
+class Saboteur:
+    """A listener that does something bad when a step is done: ``{step: action}``."""
+
+    def __init__(self, plan: dict[int, Action]) -> None:
         self._plan = dict(plan)
         self.phases: list[str] = []
 
@@ -29,11 +54,7 @@ class Killer:
         if event.kind == "phase":
             self.phases.append(event.text)
         if event.step in self._plan and "seconds/step" in event.metrics:
-            name, number = self._plan.pop(event.step)
-            pid = ray_module.get(ray_module.get_actor(name).pid.remote(), timeout=60)
-            hanging = psutil.Process(pid).children(recursive=True) if number == signal.SIGSTOP else []
-            for process in hanging or [psutil.Process(pid)]:
-                process.send_signal(number)
+            self._plan.pop(event.step)()
 
     @property
     def done(self) -> bool:
@@ -43,22 +64,23 @@ class Killer:
 def test_every_kind_of_actor_is_killed_and_every_number_comes_out_the_same(
     policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path
 ) -> None:
-    """While answers are generated the scorer and a rollout actor are killed, and the engine of another hangs; the learner is
-    killed after a step, so that two steps are trained again from the last commit. New rollout actors serve the weights of their
-    time."""
-    plan = {
-        1: ("scorer-0", signal.SIGKILL),
-        2: ("rollout-0", signal.SIGKILL),
-        3: ("rollout-1", signal.SIGSTOP),
-        4: ("learner-0", signal.SIGKILL),
+    """The scorer and a rollout actor are killed, and the engine of another hangs; the learner is killed after a step, so that two
+    steps are trained again from the last commit; at last all engines die under actors that live. New rollout actors serve the
+    weights of their time."""
+    plan: dict[int, Action] = {
+        1: partial(kill, "scorer-0"),
+        2: partial(kill, "rollout-0"),
+        3: partial(hang, "rollout-1"),
+        4: partial(kill, "learner-0"),
+        5: kill_engines,
     }
-    killer = Killer(plan)
-    rollout = ROLLOUT | {"actors": 2, "row_timeout_s": 20.0}
+    saboteur = Saboteur(plan)
+    rollout = ROLLOUT | {"actors": 2, "row_timeout_s": 20.0, "max_restarts": 10}
     recipe = policy_recipe(tmp_path, "recovered", evaluation=None, commit={"every": 2}, rollout=rollout)
-    result = train_policy(recipe, killer)
-    assert killer.done
-    assert any("learner rank died" in phase for phase in killer.phases)
-    assert any("going on after step 2" in phase for phase in killer.phases)
+    result = train_policy(recipe, saboteur)
+    assert saboteur.done
+    assert any("learner rank died" in phase for phase in saboteur.phases)
+    assert any("going on after step 2" in phase for phase in saboteur.phases)
     assert result["gvm_parameters_sha256"], "the value model was checked against its seal when it was loaded again"
     keep_logs(tmp_path / "logs")
     assert any("is stopped" in log.read_text() for log in (tmp_path / "logs").iterdir()), (

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from actors.rollout_pool import read_traces
 from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import CommitError, ConfigError, LearnerLostError, RunError, RunStoppedError
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import ServedWeights, StepResult
+from dvpo_ray.rows import EngineTraces, ServedWeights, StepResult
 from dvpo_ray.run import Event, Run
 from dvpo_ray.run_folder import COMMITS, check_same_run, locked, run_folder
 from dvpo_ray.stages import Weights
@@ -212,6 +213,11 @@ def test_only_settings_that_may_change_can_change(tmp_path: Path) -> None:
     check_same_run(recipe(tmp_path, every=5, learner={"ranks": 2}), saved, POLICY_FIXED)
     with pytest.raises(ConfigError, match="policy.rollout.prompts_per_step was 4, this recipe says 8"):
         check_same_run(recipe(tmp_path, every=3, rollout={"prompts_per_step": 8}), saved, POLICY_FIXED)
+
+
+def test_a_list_of_engines_that_was_cut_short_does_not_stop_the_next_driver(tmp_path: Path) -> None:
+    (tmp_path / "engines.json").write_text('[{"processes": [[12')
+    assert read_traces(tmp_path / "engines.json") == EngineTraces()
 
 
 def test_two_drivers_cannot_hold_one_run(tmp_path: Path) -> None:

@@ -142,6 +142,12 @@ def test_group_relative_by_hand() -> None:
     assert torch.allclose(group_relative(REWARDS, mask, GROUPS, "std"), centred / std)
 
 
+@pytest.mark.parametrize("reward", [0.1, 30.1, 700.3])
+def test_equal_rewards_say_nothing_however_they_are_rounded(reward: float) -> None:
+    found = group_relative(torch.full((6,), reward), torch.ones(6, 2), torch.zeros(6), "std")
+    assert torch.equal(found, torch.zeros(6, 2))
+
+
 def test_leave_one_out_by_hand() -> None:
     # Group 0: 1 - (2+6)/2 = -3; 2 - (1+6)/2 = -1.5; 6 - (1+2)/2 = 4.5. Group 1: 0. An answer alone: 0.
     found = leave_one_out(REWARDS, torch.ones(6, 1), GROUPS)
