@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from dvpo_ray.data.reasons import Reason
 from dvpo_ray.errors import DataError
-from dvpo_ray.json_files import parse_object
+from dvpo_ray.json_files import parse_object, read_object
 
 LINE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 PACKAGE_PREFIX = "package:"
@@ -158,6 +158,7 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[RawRow]:
         from datasets import DatasetDict, load_from_disk
 
         try:
+            _check_inside(path)
             dataset = load_from_disk(str(path))
         except Exception as error:  # the library raises many unrelated types for a folder that is damaged
             raise DataError(f"'{path}' is a saved dataset that cannot be opened: {error!r}; copy or save it again") from error
@@ -170,6 +171,14 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[RawRow]:
         raise DataError(f"folder '{path}' holds no saved dataset and no {', '.join(LINE_SUFFIXES)} or .parquet file")
     for file in files:
         yield from _file_rows(file)
+
+
+def _check_inside(path: Path) -> None:
+    """Refuse a saved dataset whose record of its files leads out of its folder."""
+    for state in (*path.glob("state.json"), *path.glob("*/state.json")):
+        for entry in read_object(state)["_data_files"]:
+            if Path(entry["filename"]).name != entry["filename"]:
+                raise DataError(f"{state}: _data_files: '{entry['filename']}' points outside the folder; it is not trusted")
 
 
 def _load_named(name: str, split: str | None) -> Any:

@@ -223,6 +223,19 @@ def test_a_damaged_saved_dataset_is_refused_by_name(name: str, tokenizer: Any, d
             assert str(path) in str(error)
 
 
+def test_a_saved_dataset_leads_to_no_file_outside(tmp_path: Path, tokenizer: Any) -> None:
+    import datasets
+
+    path = tmp_path / "saved"
+    datasets.Dataset.from_list(ROWS).save_to_disk(path)
+    (path / "data-00000-of-00001.arrow").rename(tmp_path / "outside.arrow")
+    state = json.loads((path / "state.json").read_text())
+    state["_data_files"][0]["filename"] = "../outside.arrow"
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match="'../outside.arrow' points outside the folder"):
+        load(path, tokenizer)
+
+
 @examples(60)
 @given(
     source=st.builds(
