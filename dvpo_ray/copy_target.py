@@ -7,7 +7,7 @@ removed the other way round.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from dvpo_ray.commits import LATEST, NAME, PREFIX, Commit, CommitStore, step_of
 from dvpo_ray.errors import CommitError, ConfigError, DamagedCommitError, DvpoError
 from dvpo_ray.manifests import LARGEST, Manifest, read_manifest
 from dvpo_ray.models.folder import MANIFEST, flush_file
-from dvpo_ray.run_folder import restore_records
+from dvpo_ray.run_folder import CONFIG, restore_records
 
 PROBE = ".dvpo-ray-was-here"
 
@@ -84,10 +84,11 @@ class CopyTarget:
             if self._fs.exists(folder):
                 self._fs.rm(folder, recursive=True)
 
-    def fetch_newest(self, store: CommitStore, run: Path, after: int = 0) -> Commit | None:
+    def fetch_newest(self, store: CommitStore, run: Path, check: Callable[[Path], None], after: int = 0) -> Commit | None:
         """The newest whole commit there of a step later than ``after``, brought into ``store``, with the run's records in it.
 
-        A damaged one is left where it is, said so, and the one before is taken.
+        A damaged one is left where it is, said so, and the one before is taken. ``check`` is given the settings that it was
+        made under, before anything of ``store`` or ``run`` changes.
 
         Raises:
             CommitError: one was not signed with the key, or is of another format.
@@ -96,12 +97,12 @@ class CopyTarget:
             if step <= after:
                 break
             try:
-                return self._fetch(step, store, run)
+                return self._fetch(step, store, run, check)
             except DamagedCommitError as error:
                 logging.getLogger(__name__).warning("%s; the copy before it is used", error)
         return None
 
-    def _fetch(self, step: int, store: CommitStore, run: Path) -> Commit:
+    def _fetch(self, step: int, store: CommitStore, run: Path, check: Callable[[Path], None]) -> Commit:
         manifest, text = self._manifest(step, store.key)
         unfinished = store.begin(step)
         try:
@@ -111,7 +112,10 @@ class CopyTarget:
             (unfinished / MANIFEST).write_bytes(text)
             flush_file(unfinished / MANIFEST)
             commit = store.open(unfinished)
-            restore_records(commit.folder, run)
+            if not (unfinished / CONFIG).is_file():
+                raise DamagedCommitError(f"{self._where(step)} holds no {CONFIG}, without which a run cannot go on elsewhere")
+            check(unfinished / CONFIG)
+            restore_records(unfinished, run)
             return store.place(unfinished, commit)
         finally:
             store.discard_unfinished()

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from dvpo_ray.commits import Commit, CommitStore
@@ -53,12 +54,13 @@ def find_commit(recipe: Recipe, fixed: Sequence[str], store: CommitStore, copier
         ConfigError: it belongs to a run whose recipe had other settings where ``fixed`` names them, or a run that starts anew
             would mix its copies with those of another.
     """
-    folder, resume = run_folder(recipe), recipe.run.resume
+    resume = recipe.run.resume
     commit = None
     if resume == "auto":
         commit = store.newest()
         if copier is not None:
-            commit = copier.target.fetch_newest(store, folder, after=commit.step if commit else 0) or commit
+            check = partial(check_same_run, recipe, fixed=fixed)
+            commit = copier.target.fetch_newest(store, run_folder(recipe), check, after=commit.step if commit else 0) or commit
     elif resume != "never":
         commit = store.open(Path(resume))
     if commit is not None:

@@ -86,13 +86,13 @@ def test_commits_come_back_as_they_were_and_retention_holds_there_too(url: str, 
     copier.close()
     assert (copier.copied, copier.failed, copier.news()) == (4, 0, [])
     assert {name.partition("/")[0] for name in files(url)} == {"latest", "step-00000002", "step-00000004"}
-    other = CommitStore(tmp_path / "there" / "commits")
-    found = CopyTarget(url).fetch_newest(other, tmp_path / "there")
+    other, seen = CommitStore(tmp_path / "there" / "commits"), list[Path]()
+    found = CopyTarget(url).fetch_newest(other, tmp_path / "there", seen.append)
     assert found is not None and (found.step, found.state) == (4, {"score": None})
     assert (found.folder / "chain").read_text() == "chain 4"
     assert (tmp_path / "there" / "config.json").read_text() == "{}\n"
-    newest = other.newest()
-    assert newest == found
+    assert other.newest() == found
+    assert [config.name for config in seen] == ["config.json"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_copy_that_was_cut_or_altered_is_never_taken(
     store = CommitStore(tmp_path / "here")
     copied(url, store, [with_records(store, step) for step in (1, 2)])
     change(url, f"step-00000002/{name}", alter)
-    found = CopyTarget(url).fetch_newest(CommitStore(tmp_path / "there" / "commits"), tmp_path / "there")
+    found = CopyTarget(url).fetch_newest(CommitStore(tmp_path / "there" / "commits"), tmp_path / "there", lambda config: None)
     assert found is not None and found.step == 1
     assert sorted(file.name for file in (tmp_path / "there" / "commits").iterdir()) == ["latest", "step-00000001"]
     assert not (tmp_path / "chain").exists() and not (tmp_path / "there" / "chain").exists()
@@ -125,7 +125,7 @@ def test_only_what_the_key_signed_is_fetched(url: str, tmp_path: Path, monkeypat
     monkeypatch.setenv(KEY_VARIABLE, "secret")
     there = tmp_path / "there"
     with pytest.raises(CommitError, match="not signed with the key in DVPO_COMMIT_KEY"):
-        CopyTarget(url).fetch_newest(CommitStore(there / "commits"), there)
+        CopyTarget(url).fetch_newest(CommitStore(there / "commits"), there, lambda config: None)
     assert not there.exists(), "nothing was fetched before the signature was checked"
 
 
@@ -272,6 +272,7 @@ def test_another_run_is_not_taken_for_this_one(url: str, tmp_path: Path) -> None
     other = recipe(tmp_path / "second", every=3, commit={"every": 3, "copy_to": url}, rollout={"prompts_per_step": 8})
     with pytest.raises(ConfigError, match="policy.rollout.prompts_per_step was 4, this recipe says 8"):
         live(other, ChainStages())
+    assert not (run_folder(other) / "config.json").exists() and not list((run_folder(other) / "commits").iterdir())
 
 
 def test_a_copy_that_is_newer_than_what_is_left_here_is_taken(url: str, tmp_path: Path) -> None:
