@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dvpo_ray.errors import CommitError
@@ -22,6 +23,8 @@ from dvpo_ray.tensor_file import write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SEPARATOR = "|"
+FACTS = ("adam_steps", "schedule_steps", "skipped", "world")
+Pieces = dict[tuple[str, str], list[tuple[int, Any, str]]]
 
 
 def file_name(rank: int) -> str:
@@ -44,13 +47,7 @@ def load_pieces(folder: Path, weights: dict[str, Tensor], optimizer: Any, update
     Raises:
         CommitError: the pieces are not those of this model.
     """
-    where: dict[tuple[str, str], list[tuple[int, Any, str]]] = defaultdict(list)
-    files = [safe_open(path, framework="pt", device="cpu") for path in sorted(folder.glob(file_name(0).replace("00000", "*")))]
-    for file in files:
-        for entry in file.keys():  # noqa: SIM118 - safetensors files are no dicts
-            parts = entry.split(SEPARATOR)
-            if len(parts) == 3:
-                where[parts[0], parts[1]].append((int(parts[2]), file, entry))
+    where = find_pieces(folder)
     prepare_moments(optimizer)
     unknown = {name for _, name in where} ^ set(weights)
     if unknown:
@@ -59,12 +56,38 @@ def load_pieces(folder: Path, weights: dict[str, Tensor], optimizer: Any, update
         )
     for name, parameter in weights.items():
         size = int(getattr(parameter, "ds_numel", parameter.numel()))
-        whole = {key: _joined(where[key, name], size, name, folder) for key in ("weight", *MOMENTS)}
+        whole = {key: joined(where.get((key, name), []), size, name, folder) for key in ("weight", *MOMENTS)}
         for key, start, tensor in _owned(parameter, optimizer):
             tensor.copy_(whole[key][start : start + tensor.numel()].view_as(tensor))
         _set_model_weight(parameter, whole["weight"])
     for state in inner(optimizer).state.values():
         state["step"].fill_(updates)
+
+
+def find_pieces(folder: Path) -> Pieces:
+    """Where the pieces of each (key, parameter) lie: (first element, open file, entry).
+
+    Raises:
+        CommitError: a file is not one that a rank wrote.
+    """
+    where: Pieces = defaultdict(list)
+    with reading(folder):
+        for path in sorted(folder.glob(file_name(0).replace("00000", "*"))):
+            file = safe_open(path, framework="pt", device="cpu")
+            for entry in file.keys():  # noqa: SIM118 - safetensors files are no dicts
+                parts = entry.split(SEPARATOR)
+                if len(parts) == 3:
+                    where[parts[0], parts[1]].append((int(parts[2]), file, entry))
+    return where
+
+
+@contextmanager
+def reading(folder: Path | str) -> Iterator[None]:
+    """Name the commit when one of its files, although it has the sha256 that the manifest names, is not one a rank writes."""
+    try:
+        yield
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise CommitError(f"commit '{folder}' holds no learner's state: {error!r}; name another commit") from error
 
 
 def prepare_moments(optimizer: Any) -> None:
@@ -140,11 +163,19 @@ def _set_model_weight(parameter: Any, whole: Tensor) -> None:
         parameter.data.copy_(whole.view_as(parameter))
 
 
-def _joined(parts: list[tuple[int, Any, str]], size: int, name: str, folder: Path) -> Tensor:
+def joined(parts: list[tuple[int, Any, str]], size: int, name: str, folder: Path) -> Tensor:
+    """All elements of a parameter, float32 [size], from pieces that must follow one another without a gap.
+
+    Raises:
+        CommitError: they do not.
+    """
     whole = torch.empty(size, dtype=torch.float32)
     done = 0
     for start, file, entry in sorted(parts, key=lambda part: part[0]):
-        piece = file.get_tensor(entry).flatten()
+        with reading(folder):
+            piece = file.get_tensor(entry).flatten()
+        if piece.dtype != torch.float32:
+            raise CommitError(f"commit '{folder}' holds '{name}' as {piece.dtype}, expected float32; name another commit")
         if start != done or start + piece.numel() > size:
             break
         whole[start : start + piece.numel()] = piece

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
-from actors.learner_state import SEPARATOR, StateWriter, file_name, load_pieces, pieces, updates_done
+from actors.learner_state import FACTS, SEPARATOR, StateWriter, file_name, load_pieces, pieces, reading, updates_done
 from actors.nodes import this_node
 from actors.watchdog import watched
 from dvpo_ray.config.sections import LearnerSection, ModelSection
@@ -114,13 +114,13 @@ class Rank:
     @watched
     def load_commit(self, folder: str) -> dict[str, Tensor]:
         """Go on from a verified commit, written by any number of ranks; returns what it holds besides (``more``)."""
-        with safe_open(Path(folder) / file_name(0), framework="pt", device="cpu") as file:
-            facts = file.metadata()
+        with reading(folder), safe_open(Path(folder) / file_name(0), framework="pt", device="cpu") as file:
+            facts = {name: int((file.metadata() or {})[name]) for name in FACTS}
             more = {name: file.get_tensor(name) for name in file.keys() if SEPARATOR not in name}  # noqa: SIM118
-        load_pieces(Path(folder), self.engine.weights(), self.engine.engine.optimizer, int(facts["adam_steps"]))
-        self.engine.steps, self.skipped = int(facts["schedule_steps"]), int(facts["skipped"])
-        if int(facts["world"]) == self.world:
-            with safe_open(Path(folder) / file_name(self.rank), framework="pt", device="cpu") as file:
+        load_pieces(Path(folder), self.engine.weights(), self.engine.engine.optimizer, facts["adam_steps"])
+        self.engine.steps, self.skipped = facts["schedule_steps"], facts["skipped"]
+        if facts["world"] == self.world:
+            with reading(folder), safe_open(Path(folder) / file_name(self.rank), framework="pt", device="cpu") as file:
                 torch.set_rng_state(file.get_tensor("rng"))
         return more
 

@@ -7,24 +7,26 @@ state and the sha256 of every file. It is written under a temporary name, flushe
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import logging
+import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dvpo_ray.errors import CommitError, DamagedCommitError, ModelError
-from dvpo_ray.models.folder import MANIFEST, check_files
+from pydantic import TypeAdapter, ValidationError
 
-KEY_VARIABLE = "DVPO_COMMIT_KEY"
+from dvpo_ray.errors import CommitError, DamagedCommitError, ModelError
+from dvpo_ray.manifests import KEY_VARIABLE, LARGEST, manifest_text, read_manifest
+from dvpo_ray.models.folder import MANIFEST, check_files
+from dvpo_ray.retention import Retention
+
 LATEST = "latest"
 PREFIX, UNFINISHED, QUARANTINE, ABANDONED = "step-", ".unfinished-", "quarantine-", "abandoned-"
-FORMAT = 1
+NAME = re.compile(PREFIX + r"([0-9]{8,15})")
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,34 @@ class Commit:
     step: int
     state: dict[str, Any]
 
+    @property
+    def score(self) -> float | None:
+        """The held-out score of its step, if it was evaluated."""
+        return score_in(self.state)
+
+    def part(self, name: str, kind: Any) -> Any:
+        """A part of the state, of a type.
+
+        Raises:
+            CommitError: it is missing or of another type.
+        """
+        try:
+            return TypeAdapter(kind).validate_python(self.state.get(name), strict=True)
+        except ValidationError as error:
+            raise CommitError(f"commit '{self.folder}': state.{name}: {error.errors()[0]['msg']}; name another commit") from error
+
 
 class CommitStore:
-    """The commits of one run. One process writes; a lock on the run sees to that."""
+    """The commits of one run. One process writes; a lock on the run sees to that.
 
-    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0) -> None:
+    Commits whose steps are ``in_use`` stay, whatever ``keep_last`` and the others say.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0, keep_best: int = 0) -> None:
         self.folder = folder
-        self._keep_last = keep_last
-        self._keep_every = keep_every
-        self._key = os.environ.get(KEY_VARIABLE, "").encode()
+        self.key = os.environ.get(KEY_VARIABLE, "").encode()
+        self.in_use: set[int] = set()
+        self._retention = Retention(keep_last, keep_every, keep_best)
 
     def begin(self, step: int) -> Path:
         """A new folder for files of a commit; ``finish`` makes them one."""
@@ -54,11 +75,13 @@ class CommitStore:
 
     def finish(self, step: int, unfinished: Path, files: Mapping[str, str], state: Mapping[str, Any]) -> Commit:
         """Make the files, whose sha256 are given and which are on the disk already, the commit of ``step``."""
-        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "state": dict(state), "files": dict(files)}
-        if self._key:
-            manifest["signature"] = _signature(manifest, self._key)
-        write_flushed(unfinished / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        write_flushed(unfinished / MANIFEST, manifest_text(step, files, state, self.key))
+        return self.place(unfinished, Commit(unfinished, step, dict(state)))
+
+    def place(self, unfinished: Path, commit: Commit) -> Commit:
+        """Make a folder whose files are on the disk, manifest included, the newest commit, and let old ones go."""
         _flush_folder(unfinished)
+        step = commit.step
         target = self.folder / f"{PREFIX}{step:08d}"
         if target.exists():
             shutil.rmtree(target)
@@ -69,7 +92,7 @@ class CommitStore:
         pointer.rename(self.folder / LATEST)
         _flush_folder(self.folder)
         self._retire()
-        return Commit(target, step, dict(state))
+        return replace(commit, folder=target)
 
     def discard_unfinished(self) -> None:
         """Remove what a process that died, or a full disk, left half written."""
@@ -93,7 +116,7 @@ class CommitStore:
     def abandon_after(self, step: int) -> None:
         """Set commits of later steps aside: the run goes on from an earlier one."""
         for folder in self._folders():
-            if int(folder.name.removeprefix(PREFIX)) > step:
+            if step_of(folder.name) > step:
                 self._set_aside(folder, ABANDONED)
 
     def _set_aside(self, folder: Path, mark: str) -> Path:
@@ -108,37 +131,62 @@ class CommitStore:
         Raises:
             CommitError: naming what is missing, altered or not signed.
         """
+        where = f"commit '{folder}'"
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            step, state, files = int(manifest["step"]), dict(manifest["state"]), dict(manifest["files"])
-            form = manifest["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedCommitError(f"commit '{folder}' has no usable {MANIFEST}: {error!r}") from error
-        if form != FORMAT:
-            raise CommitError(f"commit '{folder}' has format {form}, this version reads {FORMAT}")
-        if self._key:
-            signature = manifest.pop("signature", "")
-            if not isinstance(signature, str) or not hmac.compare_digest(signature, _signature(manifest, self._key)):
-                raise CommitError(f"commit '{folder}' is not signed with the key in {KEY_VARIABLE}")
-        try:
-            check_files(folder, files, MANIFEST)
+            manifest = read_manifest(_read(folder / MANIFEST, where), where, self.key)
+            strangers = {file.name for file in folder.iterdir()} - set(manifest.files) - {MANIFEST}
+            strangers |= {name for name in manifest.files if (folder / name).is_symlink()}
+            if strangers:
+                raise DamagedCommitError(f"{where} holds what its manifest does not name, or links: {sorted(strangers)[:3]}")
+            check_files(folder, manifest.files, MANIFEST)
         except ModelError as error:
-            raise DamagedCommitError(f"commit '{folder}' is damaged: {error}") from error
-        strangers = {file.name for file in folder.iterdir()} - set(files) - {MANIFEST}
-        if strangers:
-            raise DamagedCommitError(f"commit '{folder}' holds files that its manifest does not name: {sorted(strangers)[:3]}")
-        return Commit(folder, step, state)
+            raise DamagedCommitError(f"{where} is damaged: {error}") from error
+        except OSError as error:
+            raise CommitError(f"{where} cannot be read: {error}; make it readable, or name another commit") from error
+        if NAME.fullmatch(folder.name) and step_of(folder.name) != manifest.step:
+            raise DamagedCommitError(f"{where} is under another name than that of its step, {manifest.step}")
+        return Commit(folder, manifest.step, manifest.state)
 
     def _folders(self) -> list[Path]:
         """Commits, newest first."""
-        return sorted((f for f in self.folder.glob(f"{PREFIX}*") if f.is_dir()), reverse=True)
+        found = [f for f in self.folder.glob(f"{PREFIX}*") if NAME.fullmatch(f.name) and f.is_dir() and not f.is_symlink()]
+        return sorted(found, key=lambda folder: step_of(folder.name), reverse=True)
 
     def _retire(self) -> None:
-        """Remove old commits: the last ``keep_last`` stay, and every ``keep_every``-th step's."""
-        for folder in self._folders()[self._keep_last :]:
-            step = int(folder.name.removeprefix(PREFIX))
-            if not self._keep_every or step % self._keep_every:
-                shutil.rmtree(folder)
+        """Remove the commits that need not stay."""
+        folders = {step_of(folder.name): folder for folder in self._folders()}
+        scores = {step: self._score(folder) if self._retention.best else None for step, folder in folders.items()}
+        for step in set(folders) - self._retention.kept(scores) - self.in_use:
+            shutil.rmtree(folders[step])
+
+    def _score(self, folder: Path) -> float | None:
+        """The score of a commit; a damaged one, which is never gone on from, has none."""
+        where = f"commit '{folder}'"
+        try:
+            return score_in(read_manifest(_read(folder / MANIFEST, where), where, self.key).state)
+        except CommitError as error:
+            logging.getLogger(__name__).warning("%s; it is not among the best", error)
+            return None
+
+
+def score_in(state: Mapping[str, Any]) -> float | None:
+    """The held-out score in a commit's state, when there is a finite one."""
+    score = state.get("score")
+    return score if isinstance(score, float) and math.isfinite(score) else None
+
+
+def step_of(name: str) -> int:
+    """The step in the name of a commit's folder."""
+    return int(name.removeprefix(PREFIX))
+
+
+def _read(manifest: Path, where: str) -> bytes:
+    try:
+        if manifest.stat().st_size > LARGEST:
+            raise DamagedCommitError(f"{where} has a manifest of more than {LARGEST:,} bytes")
+        return manifest.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise DamagedCommitError(f"{where} has no manifest: {error}") from error
 
 
 def write_flushed(path: Path, text: str) -> None:
@@ -155,7 +203,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _signature(manifest: Mapping[str, Any], key: bytes) -> str:
-    return hmac.new(key, json.dumps(manifest, sort_keys=True).encode(), hashlib.sha256).hexdigest()

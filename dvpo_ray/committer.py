@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.commits import Commit, CommitStore
+from dvpo_ray.copier import Copier
 from dvpo_ray.run import Run
+from dvpo_ray.run_folder import save_records
 from dvpo_ray.stages import Committing
 
 
 class Committer:
     """Begins commits when they are due and ends them a step later: meanwhile they are written while training goes on."""
 
-    def __init__(self, store: CommitStore, learner: Committing, run: Run, every: int, steps: int) -> None:
+    def __init__(
+        self, store: CommitStore, learner: Committing, run: Run, every: int, steps: int, copier: Copier | None = None
+    ) -> None:
+        """``copier`` is given every commit, and the run's records are then part of it."""
         self.store = store
         self._learner = learner
         self._run = run
         self._every = every
         self._steps = steps
-        self._pending: tuple[int, Path, Mapping[str, Any]] | None = None
+        self._copier = copier
+        self._pending: tuple[int, Path, Mapping[str, Any], Mapping[str, str]] | None = None
 
     def due(self, step: int) -> bool:
         """Whether to commit after so many trained steps."""
@@ -32,7 +38,8 @@ class Committer:
         self.finish()
         began = time.time()
         folder = self.store.begin(step)
-        self._pending = step, folder, state
+        records = save_records(self._run.folder, folder) if self._copier else {}
+        self._pending = step, folder, state, records
         self._learner.begin_commit(str(folder.resolve()))
         self._run.timeline.add("commit", began, time.time(), step=step)
 
@@ -42,15 +49,19 @@ class Committer:
         Raises:
             CommitError: it could not be written; the commits before it are as they were.
         """
+        if self._copier is not None:
+            self._run.tell(self._copier.news())
         if self._pending is None:
             return None
-        (step, folder, state), self._pending = self._pending, None
+        (step, folder, state, records), self._pending = self._pending, None
         began = time.time()
         try:
-            commit = self.store.finish(step, folder, self._learner.end_commit(), state)
+            commit = self.store.finish(step, folder, self._learner.end_commit() | dict(records), state)
         except BaseException:
             self.store.discard_unfinished()
             raise
+        if self._copier is not None:
+            self._copier.add(commit)
         self._run.timeline.add("commit", began, time.time(), step=step)
         return commit
 

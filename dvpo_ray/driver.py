@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
@@ -33,6 +35,8 @@ from dvpo_ray.run import Run
 from dvpo_ray.run_folder import DUMPS
 from dvpo_ray.stages import Handle, Stages
 
+NonNegativeFinite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class Driver:
     """Trains a policy for ``config.steps`` steps."""
@@ -44,10 +48,10 @@ class Driver:
         ledger: Ledger,
         run: Run,
         committer: Committer,
-        evaluate: Callable[[int], None] = lambda step: None,
+        evaluate: Callable[[int], float | None] = lambda step: None,
     ) -> None:
         """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
-        ``evaluation.every`` asks for it."""
+        ``evaluation.every`` asks for it, and returns their held-out score."""
         self._config = config
         self._stages = stages
         self._ledger = ledger
@@ -100,10 +104,10 @@ class Driver:
                 for alarm in self._watch.look(result.metrics):
                     run.warn(step, alarm)
                 committer.finish()
-                self._evaluate_when_due(step + 1)
+                score = self._evaluate_when_due(step + 1)
                 leaving = self._leaving(step)
                 if committer.due(step + 1) or run.stopping or leaving:
-                    committer.begin(step + 1, self._state(step + 1))
+                    committer.begin(step + 1, self._state(step + 1) | {"score": score})
                 if leaving:
                     committer.finish()
                 if run.stopping and step + 1 < config.steps:
@@ -122,11 +126,13 @@ class Driver:
             self._run.stopping = True
         return leaving
 
-    def _evaluate_when_due(self, step: int) -> None:
+    def _evaluate_when_due(self, step: int) -> float | None:
         section = self._config.evaluation
-        if section and section.every and step % section.every == 0 and step < self._config.steps:
-            self._evaluate(step)
-            self._run.restart_clock()
+        if not section or not section.every or step % section.every or step == self._config.steps:
+            return None
+        score = self._evaluate(step)
+        self._run.restart_clock()
+        return score
 
     @contextmanager
     def _dumping(self, step: int, given: list[Handle]) -> Iterator[None]:
@@ -170,12 +176,12 @@ class Driver:
         """Bring everything to a commit (to the start when there is none); returns the steps trained then."""
         step = 0 if commit is None else commit.step
         if commit is not None:
-            if commit.state["value_sha256"] != self._sealed:
+            if commit.part("value_sha256", str) != self._sealed:
                 raise CommitError(f"commit '{commit.folder}' was made under another value model: name that one, or start anew")
             self._stages.learner.load_commit(str(commit.folder.resolve()))
         self._kl = KlControl(self._config.kl.control, self._config.rollout.rows_per_step)
-        self._kl.beta = commit.state["kl_coefficient"] if commit else self._kl.beta
-        self._ledger.restore(commit.state["ledger"] if commit else Ledger.EMPTY, step)
+        self._kl.beta = commit.part("kl_coefficient", NonNegativeFinite) if commit else self._kl.beta
+        self._ledger.restore(commit.part("ledger", dict) if commit else Ledger.EMPTY, step)
         self._stages.rollouts.sync(self._stages.learner.weights(step))
         self._run.rewind(step)
         self._run.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import operator
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import numpy as np
 
 from dvpo_ray.errors import DataError
 from dvpo_ray.rows import NAME_FIELDS, RAGGED_FIELDS, Ragged, ScoredBatch
+
+INFLATION = 1100  # deflate makes at most 1032 bytes of one
 
 
 def write_dump(path: Path, scored: ScoredBatch, step: int, beta: float) -> Path:
@@ -30,9 +35,36 @@ def read_dump(path: Path) -> tuple[ScoredBatch, int, float]:
         DataError: the file is none, or damaged.
     """
     try:
+        _check_shapes(path)
         with np.load(path, allow_pickle=False) as arrays:
-            fields: dict[str, Any] = {name: Ragged(arrays[f"{name}.flat"], arrays[f"{name}.lengths"]) for name in RAGGED_FIELDS}
+            fields: dict[str, Any] = {name: _ragged(arrays, name) for name in RAGGED_FIELDS}
             fields |= {name: tuple(str(text) for text in arrays[name]) for name in NAME_FIELDS}
-            return ScoredBatch(**fields), int(arrays["step"]), float(arrays["beta"])
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        raise DataError(f"'{path}' is no dump of rows: {error}") from error
+            step, beta = operator.index(arrays["step"].item()), float(arrays["beta"].item())
+            if step < 0:
+                raise ValueError(f"step is {step}")
+            return ScoredBatch(**fields), step, beta
+    except Exception as error:  # numpy and zipfile raise many unrelated types for damaged bytes
+        raise DataError(f"'{path}' is no dump of rows: {error!r}; name a file in a run's `dumps` folder") from error
+
+
+def _ragged(arrays: Any, name: str) -> Ragged:
+    ragged = Ragged(arrays[f"{name}.flat"], arrays[f"{name}.lengths"])
+    if ragged.flat.dtype.kind not in "iuf":
+        raise ValueError(f"{name} holds {ragged.flat.dtype}, expected numbers")
+    return ragged
+
+
+def _check_shapes(path: Path) -> None:
+    """Refuse arrays that claim to be larger than their bytes can be, before memory is taken for them."""
+    with zipfile.ZipFile(path) as packed:
+        claimed = sum(member.file_size for member in packed.infolist())
+        if claimed > INFLATION * path.stat().st_size:
+            raise ValueError(f"its arrays claim {claimed:,} bytes")
+        for member in packed.infolist():
+            with packed.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                if version != (1, 0):
+                    raise ValueError(f"{member.filename} is of format {version}")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                if math.prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename} claims the shape {shape}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from dvpo_ray.algorithms import Signals, advantages
 from dvpo_ray.config.algorithms import AdvantageConfig
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import ActorFailedError, ConfigError
+from dvpo_ray.errors import ActorFailedError, ConfigError, DataError
+from dvpo_ray.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.statistics import bootstrap_ci95, win_rate
@@ -39,6 +40,9 @@ class EvaluatedAnswer:
     tokens: list[str]
     values: list[float]
     advantages: list[float]
+
+
+ROW = TypeAdapter(EvaluatedAnswer)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,12 @@ class Evaluation:
         return result
 
     @property
+    def score(self) -> float:
+        """The one number by which steps are compared: mean gold, or without a gold function the mean last value."""
+        scores = self.golds if self.golds is not None else [a.values[-1] for a in self.answers]
+        return float(np.mean(scores))
+
+    @property
     def golds(self) -> list[float] | None:
         """Gold scores, or None when there is no gold function."""
         scores = [a.gold for a in self.answers if a.gold is not None]
@@ -76,13 +86,20 @@ class Evaluation:
 
 
 def read_evaluations(path: Path, last_step: int) -> dict[int, Evaluation]:
-    """Evaluations after at most ``last_step`` steps, by step, from the rows that ``Evaluation.rows`` gave."""
+    """Evaluations after at most ``last_step`` steps, by step, from the rows that ``Evaluation.rows`` gave.
+
+    Raises:
+        DataError: naming the row, and the field that is not as it was written.
+    """
     answers: dict[int, list[EvaluatedAnswer]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        row = json.loads(line)
-        step = row.pop("step")
-        if step <= last_step:
-            answers.setdefault(step, []).append(EvaluatedAnswer(**row))
+    for number, row in enumerate(read_records(path), 1):
+        try:
+            step = TypeAdapter(int).validate_python(row.pop("step", None), strict=True)
+            if step <= last_step:
+                answers.setdefault(step, []).append(ROW.validate_python(row, strict=True))
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors()[0]["loc"])) or "step"
+            raise DataError(f"{path}, row {number}: {field}: {error.errors()[0]['msg']}; start the run anew") from error
     return {step: Evaluation(step, rows) for step, rows in answers.items()}
 
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import CommitError
 from dvpo_ray.rows import GenerationRequest
+
+
+class LedgerState(BaseModel):
+    """The books as a commit holds them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    trained: int = Field(ge=0)
+    dead_lettered: int = Field(ge=0)
+    in_flight: list[Annotated[str, Field(pattern=r"^[0-9]{1,15}/")]]
 
 
 class Ledger:
@@ -75,12 +86,20 @@ class Ledger:
         """Take the books over from a commit of ``step`` trained steps.
 
         Rows that were in flight are of later steps, which admit them again under the same ids and seeds.
+
+        Raises:
+            CommitError: the books are not those of such a commit.
         """
-        early = [row_id for row_id in state["in_flight"] if int(row_id.partition("/")[0]) < step]
+        try:
+            books = LedgerState.model_validate(state)
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors()[0]["loc"]))
+            raise CommitError(f"commit of step {step}: state.ledger.{field}: {error.errors()[0]['msg']}") from error
+        early = [row_id for row_id in books.in_flight if int(row_id.partition("/")[0]) < step]
         if early:
             raise CommitError(f"commit of step {step} has rows of trained steps in flight: {early[:3]}")
         self._in_flight = set()
-        self.trained, self.dead_lettered = int(state["trained"]), int(state["dead_lettered"])
+        self.trained, self.dead_lettered = books.trained, books.dead_lettered
         self.admitted = self.trained + self.dead_lettered
 
     def check(self) -> dict[str, int]:

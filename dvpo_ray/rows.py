@@ -26,6 +26,8 @@ class Ragged:
     def __post_init__(self) -> None:
         if self.flat.ndim != 1 or self.lengths.ndim != 1 or int(self.lengths.sum()) != self.flat.size:
             raise ValueError(f"lengths add up to {int(self.lengths.sum())}, flat has {self.flat.shape}")
+        if self.lengths.size and (self.lengths.dtype.kind not in "iu" or self.lengths.min() < 0):
+            raise ValueError(f"lengths are counts, got {self.lengths.dtype} from {self.lengths.min()}")
 
     @classmethod
     def of(cls, rows: Sequence[Any], dtype: Any) -> Ragged:
@@ -105,7 +107,8 @@ class ScoredBatch:
     def __post_init__(self) -> None:
         lengths = self.response_ids.lengths
         same = all(np.array_equal(part.lengths, lengths) for part in (self.log_probs, self.versions, self.ref_log_probs))
-        if not same or not np.array_equal(self.values.lengths, lengths + 1) or len(self.row_ids) != lengths.size:
+        counts = {len(self.row_ids), len(self.finish_reasons), len(self.prompt_ids), len(lengths)}
+        if not same or not np.array_equal(self.values.lengths, lengths + 1) or len(counts) != 1:
             raise ValueError(f"rows do not fit together: {len(self.row_ids)} ids, {lengths.size} answers")
 
     def __len__(self) -> int:

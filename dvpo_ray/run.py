@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import FiniteFloat
+
 from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import RunError
@@ -72,9 +74,13 @@ class Run:
         """What a commit must remember of time."""
         return {"seconds": self.seconds, "first_began": self.first_began}
 
+    def take_clocks(self, commit: Commit) -> None:
+        """Count on from the time of a commit."""
+        self.seconds_before, self.first_began = (commit.part(name, FiniteFloat) for name in ("seconds", "first_began"))
+
     def go_on(self, commit: Commit) -> None:
         """Be the run of a commit: its clocks, and what was recorded until then."""
-        self.seconds_before, self.first_began = commit.state["seconds"], commit.state["first_began"]
+        self.take_clocks(commit)
         self.began = time.time()
         self.rewind(commit.step)
         self.phase(f"going on after step {commit.step}, from {commit.folder}")
@@ -93,6 +99,11 @@ class Run:
     def warn(self, step: int, text: str) -> None:
         """Say that a step (counted from 0) gave cause for doubt."""
         self.listener(Event("warning", f"step {step + 1}: {text}", step + 1, self.total_steps))
+
+    def tell(self, news: Iterable[tuple[int, str]]) -> None:
+        """Say what went wrong beside the steps: (trained steps, what)."""
+        for steps, text in news:
+            self.warn(steps - 1, text)
 
     def record(self, step: int, lane: int = 0) -> StepRecord:
         """The record of one step; steps whose spans overlap have different lanes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,15 @@ from typing import Any, TextIO
 
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import ConfigError, RunError
+from dvpo_ray.json_files import iter_records, read_object
+from dvpo_ray.models.folder import flush_file, sha256_file
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 CONFIG = "config.json"
 COMMITS = "commits"
 DUMPS = "dumps"
+RECORDS = (CONFIG, METRICS, EVALUATIONS)
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -93,8 +97,9 @@ def check_same_run(recipe: Recipe, saved: Path, fixed: Sequence[str]) -> None:
 
     Raises:
         ConfigError: naming the setting and both values.
+        DataError: what is saved is damaged.
     """
-    before = json.loads(saved.read_text(encoding="utf-8"))
+    before = read_object(saved)
     now = json.loads(dump_resolved(recipe))
     for path in fixed:
         old, new = _at(before, path), _at(now, path)
@@ -116,25 +121,45 @@ def _died_early(folder: Path) -> bool:
 def rewind(folder: Path, step: int) -> None:
     """Take back what a run wrote after its commit of ``step`` trained steps: it will be written again.
 
-    A last line that was cut short goes too.
+    A last line that was cut short goes too; other lines that cannot be read go with a warning.
     """
     _keep_lines(folder / METRICS, lambda row: row["step"] < step or (row["step"] == step and "seconds/step" not in row))
     _keep_lines(folder / EVALUATIONS, lambda row: row["step"] <= step)
 
 
+def save_records(run: Path, commit: Path) -> dict[str, str]:
+    """Put what a run on another machine needs besides its state into a commit; returns the sha256 of each file."""
+    digests = {}
+    for name in RECORDS:
+        if (run / name).is_file():
+            shutil.copyfile(run / name, commit / name)
+            flush_file(commit / name)
+            digests[name] = sha256_file(commit / name)
+    return digests
+
+
+def restore_records(commit: Path, run: Path) -> None:
+    """Give a run's folder the records that lie in a verified commit."""
+    run.mkdir(parents=True, exist_ok=True)
+    for name in RECORDS:
+        if (commit / name).is_file():
+            shutil.copyfile(commit / name, run / name)
+
+
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if keep(row):
-            kept.append(line + "\n")
+    kept, lost, last = [], [], 0
+    for number, line, row in iter_records(path):
+        last = number
+        if isinstance(row, Exception) or type(row.get("step")) is not int:
+            lost.append(number)
+        elif keep(row):
+            kept.append(line.rstrip(b"\n") + b"\n")
+    if lost and lost != [last]:
+        logging.getLogger(__name__).warning("%s: line(s) %s cannot be read and were dropped", path, str(lost)[1:80].rstrip("]"))
     temporary = path.with_suffix(".rewound")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     temporary.rename(path)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from actors.placement import ray_session
 from dvpo_ray.config import PipelineRecipe, dump_resolved
+from dvpo_ray.errors import DataError
+from dvpo_ray.json_files import REMEDY, check_numbers, read_object
 from dvpo_ray.report import write_report
 from dvpo_ray.run import CONFIG, RESULT, Listener, prepare_folder, write_json
 from dvpo_ray.run_folder import locked, run_folder
@@ -22,6 +23,19 @@ def run_pipeline(recipe: PipelineRecipe, listener: Listener = lambda event: None
         return _run_pipeline(recipe, listener)
 
 
+def _finished_value(result: Path) -> dict[str, Any]:
+    """What an earlier driver wrote of the first half.
+
+    Raises:
+        DataError: naming what of it is not as it was written.
+    """
+    found = read_object(result)
+    check_numbers(found, ("gvm_pair_accuracy_mean", "gvm_pair_accuracy_last", "peak_memory_gb", "seconds_total"), str(result))
+    if not isinstance(found.get("value_model"), str):
+        raise DataError(f"{result}: 'value_model' is no folder; {REMEDY}")
+    return found
+
+
 def _run_pipeline(recipe: PipelineRecipe, listener: Listener) -> dict[str, Any]:
     began = time.time()
     resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
@@ -29,7 +43,7 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener) -> dict[str, Any]:
     (folder / CONFIG).write_text(dump_resolved(recipe))
     with ray_session(recipe.cluster):
         done = folder / "value" / RESULT
-        value = json.loads(done.read_text()) if resuming and done.is_file() else pretrain_value(recipe.value_recipe(), listener)
+        value = _finished_value(done) if resuming and done.is_file() else pretrain_value(recipe.value_recipe(), listener)
         policy = train_policy(recipe.policy_recipe(value["value_model"]), listener)
     result = policy | {
         "gvm_pair_accuracy_mean": value["gvm_pair_accuracy_mean"],

@@ -26,7 +26,7 @@ from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
-from jobs.resume import VALUE_FIXED, find_commit, goes_on_in_place, stop_on_signal, store_of
+from jobs.resume import VALUE_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_pairs
 
 VALUE_MODEL = "value-model"
@@ -43,7 +43,9 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
     base = base_model(recipe.model)
     value = recipe.value
     folder = run_folder(recipe)
-    commit = find_commit(recipe, VALUE_FIXED)
+    store = store_of(folder, value.commit)
+    copier = copier_of(store, value.commit)
+    commit = find_commit(recipe, VALUE_FIXED, store, copier)
     run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit))
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
@@ -52,11 +54,17 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
-        with MemoryMonitor(os.getpid()) as memory, ray_session(recipe.cluster), run.failures(keep_logs), stop_on_signal(run):
+        with (
+            MemoryMonitor(os.getpid()) as memory,
+            copying(copier, run),
+            ray_session(recipe.cluster),
+            run.failures(keep_logs),
+            stop_on_signal(run),
+        ):
             gang = value_gang(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
             try:
                 gang.wait_ready()
-                committer = Committer(store_of(folder, value.commit), gang, run, value.commit.every, total)
+                committer = Committer(store, gang, run, value.commit.every, total, copier)
                 _train(gang, train, target, recipe, run, committer, commit)
                 run.phase("measuring pair accuracy on held-out prompts")
                 accuracy = evaluate_pairs(gang, held_out)
@@ -80,6 +88,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             "seed": recipe.run.seed,
+            **copies(copier),
         }
         run.write_json(RESULT, result)
         return result

@@ -6,11 +6,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from dvpo_ray.commits import Commit, CommitStore
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.sections import CommitSection
+from dvpo_ray.copier import Copier
+from dvpo_ray.copy_target import CopyTarget
 from dvpo_ray.run import Run
 from dvpo_ray.run_folder import COMMITS, CONFIG, check_same_run, run_folder
 
@@ -30,24 +33,59 @@ VALUE_FIXED = (*_FIXED, "value.data", "value.target", "value.pairs_per_step", "v
 
 def store_of(folder: Path, config: CommitSection) -> CommitStore:
     """The commits in a run's folder."""
-    return CommitStore(folder / COMMITS, config.keep_last, config.keep_every)
+    return CommitStore(folder / COMMITS, config.keep_last, config.keep_every, config.keep_best)
 
 
-def find_commit(recipe: Recipe, fixed: Sequence[str]) -> Commit | None:
-    """The commit that ``run.resume`` asks for, or None to start anew.
+def copier_of(store: CommitStore, config: CommitSection) -> Copier | None:
+    """Who copies a run's commits, if anyone.
 
     Raises:
-        CommitError: the one named is damaged.
-        ConfigError: it belongs to a run whose recipe had other settings where ``fixed`` names them.
+        ConfigError: the place they are copied to cannot be reached.
+    """
+    return None if config.copy_to is None else Copier(CopyTarget(config.copy_to), store, config)
+
+
+def find_commit(recipe: Recipe, fixed: Sequence[str], store: CommitStore, copier: Copier | None = None) -> Commit | None:
+    """The commit that ``run.resume`` asks for, or None to start anew; ``auto`` takes a copy that is newer than what
+    ``store`` has.
+
+    Raises:
+        CommitError: the one named is damaged, or a copy is not signed with the key.
+        ConfigError: it belongs to a run whose recipe had other settings where ``fixed`` names them, or a run that starts anew
+            would mix its copies with those of another.
     """
     resume = recipe.run.resume
-    if resume == "never":
-        return None
-    store = CommitStore(run_folder(recipe) / COMMITS if resume == "auto" else Path(resume).parent)
-    commit = store.newest() if resume == "auto" else store.open(Path(resume))
+    commit = None
+    if resume == "auto":
+        commit = store.newest()
+        if copier is not None:
+            check = partial(check_same_run, recipe, fixed=fixed)
+            commit = copier.target.fetch_newest(store, run_folder(recipe), check, after=commit.step if commit else 0) or commit
+    elif resume != "never":
+        commit = store.open(Path(resume))
     if commit is not None:
         check_same_run(recipe, commit.folder.parent.parent / CONFIG, fixed)
+    if copier is not None:
+        in_place = goes_on_in_place(recipe, commit)
+        copier.go_on(commit.step if commit is not None and in_place else 0, replace=recipe.run.overwrite)
     return commit
+
+
+@contextmanager
+def copying(copier: Copier | None, run: Run) -> Iterator[None]:
+    """At the end of the block, however it comes, wait for the last copies and say which were not made."""
+    try:
+        yield
+    finally:
+        if copier is not None:
+            run.phase(f"waiting for the last copies to {copier.target.url}")
+            copier.close()
+            run.tell(copier.news())
+
+
+def copies(copier: Copier | None) -> dict[str, int]:
+    """What a result says of copies."""
+    return {} if copier is None else {"commits_copied": copier.copied, "commits_not_copied": copier.failed}
 
 
 def goes_on_in_place(recipe: Recipe, commit: Commit | None) -> bool:

@@ -23,12 +23,22 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.data import template_hash, tokenizer_hash
 from dvpo_ray.driver import Driver
 from dvpo_ray.evaluation import Evaluation, Evaluator, compare, read_evaluations
+from dvpo_ray.json_files import read_records
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, METRICS, locked, run_folder
-from jobs.resume import POLICY_FIXED, find_commit, goes_on_in_place, stop_on_signal, store_of
+from jobs.resume import (
+    POLICY_FIXED,
+    copier_of,
+    copies,
+    copying,
+    find_commit,
+    goes_on_in_place,
+    stop_on_signal,
+    store_of,
+)
 from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prompts
 
 POLICY = "policy"
@@ -65,30 +75,39 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     value_folder = Path(policy.value_model or "").resolve()
     gvm = read_seal(value_folder)
     check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
-    commit = find_commit(recipe, POLICY_FIXED)
+    store = store_of(run_folder(recipe), policy.commit)
+    copier = copier_of(store, policy.commit)
+    commit = find_commit(recipe, POLICY_FIXED, store, copier)
     run = Run(recipe, policy.steps, listener, in_place=goes_on_in_place(recipe, commit))
     try:
         if commit is not None and run.in_place:
             run.rewind(commit.step)
-            store_of(run.folder, policy.commit).abandon_after(commit.step)
+            store.abandon_after(commit.step)
         prompts = read_prompts(policy.data, base.tokenizer, run.folder)
         evaluator = _evaluator(recipe, base, run.folder, prompts)
         rollout = policy.rollout
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
         evaluations = {} if commit is None else read_evaluations(run.folder / EVALUATIONS, commit.step)
         if commit is not None:
-            run.seconds_before, run.first_began = commit.state["seconds"], commit.state["first_began"]
-        with MemoryMonitor(os.getpid()) as memory, _stages(recipe, base, value_folder, run) as stages, stop_on_signal(run):
+            run.take_clocks(commit)
+        with (
+            MemoryMonitor(os.getpid()) as memory,
+            copying(copier, run),
+            _stages(recipe, base, value_folder, run) as stages,
+            stop_on_signal(run),
+        ):
             value_hash = stages.scorers.value_hash()
 
-            def evaluate(step: int) -> None:
-                if evaluator is not None:
-                    evaluations[step] = _evaluate(evaluator, step, stages, run)
+            def evaluate(step: int) -> float | None:
+                if evaluator is None:
+                    return None
+                evaluations[step] = _evaluate(evaluator, step, stages, run)
+                return evaluations[step].score
 
             if 0 not in evaluations:
                 evaluate(0)
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
-            committer = Committer(store_of(run.folder, policy.commit), stages.learner, run, policy.commit.every, policy.steps)
+            committer = Committer(store, stages.learner, run, policy.commit.every, policy.steps, copier)
             loop_began, busy_before = time.time(), stages.busy_seconds()
             Driver(policy, stages, ledger, run, committer, evaluate).train(commit)
             loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
@@ -109,6 +128,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "score_cache_hits": cache_hits,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
+            **copies(copier),
         }
         run.write_json(RESULT, result)
         return result
@@ -169,8 +189,7 @@ def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) ->
 def _result(
     recipe: PolicyRecipe, gvm: ValueModelSeal, evaluations: list[Evaluation], folder: Path, value_hash: str
 ) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    steps = [line for line in lines if "seconds/step" in line]
+    steps = [line for line in read_records(folder / METRICS) if "seconds/step" in line]
     # The first step warms up allocators and kernels; it is no measure of the rest.
     steady = steps[1:] or steps
     result: dict[str, Any] = {

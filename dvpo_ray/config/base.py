@@ -25,4 +25,6 @@ EntryPoint = Annotated[str, AfterValidator(_is_entry_point)]
 class Section(BaseModel):
     """A group of settings. Unknown keys are errors and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )

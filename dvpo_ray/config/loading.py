@@ -19,6 +19,9 @@ from dvpo_ray.errors import ConfigError
 
 R = TypeVar("R", bound=Recipe)
 REDACTED = "**redacted**"
+SHOWN = 200
+DEEPEST = 20
+TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
 
 def load_recipe(kind: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
@@ -34,8 +37,8 @@ def load_recipe(kind: type[R], path: str | Path, overrides: Sequence[str] = ()) 
     """
     file, text = _read(path)
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = _parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     for override in overrides:
         _merge(tree, _parse_override(override))
@@ -44,6 +47,9 @@ def load_recipe(kind: type[R], path: str | Path, overrides: Sequence[str] = ()) 
 
 def build(kind: type[R], tree: Mapping[str, Any], origin: str = "configuration") -> R:
     """Check a plain tree of settings; all mistakes are reported together."""
+    odd = [f"{path}: {problem}" for path, problem in _odd_leaves(tree)]
+    if odd:
+        raise ConfigError(f"{origin}: {len(odd)} mistake(s)\n" + "\n".join(f"  {line}" for line in odd))
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -78,16 +84,48 @@ def _read(path: str | Path) -> tuple[Path, str]:
     file = Path(path)
     try:
         if file.suffix != ".toml" and not file.exists():
-            item = _recipe_folder() / f"{path}.toml"
-            if not item.is_file():
-                known = ", ".join(shipped_recipes())
-                raise ConfigError(f"no recipe '{path}': give a .toml file or one of: {known}")
-            return Path(str(item)), item.read_text()
-        return file, file.read_text()
+            known = shipped_recipes()
+            if str(path) not in known:
+                raise ConfigError(f"no recipe '{path}': give a .toml file or one of: {', '.join(known)}")
+            file = Path(str(_recipe_folder() / f"{path}.toml"))
+        return file, file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the recipe: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: the recipe is not UTF-8 text: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{str(file)!a}: no name of a file: {error}") from error
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document.
+
+    Raises:
+        ValueError: it is none, or is nested too deeply or has a number of too many digits to be read.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    if any(problem == TOO_DEEP for _, problem in _odd_leaves(tree)):  # `[a.a.a...]` nests without recursion
+        raise ValueError(TOO_DEEP)
+    return tree
+
+
+def _odd_leaves(tree: Any, path: str = "", levels: int = DEEPEST) -> Iterator[tuple[str, str]]:
+    """(dotted path, what is wrong) of what no setting can hold and no error could show."""
+    if not levels:
+        yield path, TOO_DEEP
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _odd_leaves(value, f"{path}.{key}" if path else str(key), levels - 1)
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from _odd_leaves(value, f"{path}.{i}", levels - 1)
+    elif isinstance(tree, int) and not -(2**63) <= tree < 2**63:
+        yield path, f"an integer of {tree.bit_length()} bits; TOML has 64"
+    elif isinstance(tree, str) and "\0" in tree:
+        yield path, f"text with a NUL character: {_shown(tree)}"
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -96,10 +134,10 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"override '{text}' is not of the form dotted.path=value")
     for candidate in (value.strip(), json.dumps(value.strip())):
         try:
-            return tomllib.loads(f"{key.strip()} = {candidate}")
-        except tomllib.TOMLDecodeError:
+            return _parse_toml(f"{key.strip()} = {candidate}")
+        except ValueError:
             continue
-    raise ConfigError(f"override '{text}': '{key.strip()}' is not a dotted path of plain names")
+    raise ConfigError(f"override {_shown(text)}: '{key.strip()[:SHOWN]}' is not a dotted path of plain names")
 
 
 def _merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:
@@ -123,7 +161,13 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         return f"{where}: required and missing"
     if problem["type"] == "value_error":
         return f"{where}: {message}"
-    return f"{where}: {message}; got {problem['input']!r}"
+    secret = any(path == where and "Secret" in str(field.annotation) for path, field in walk_fields(kind))
+    return f"{where}: {message}; got {REDACTED if secret else _shown(problem['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
 def _nearest(kind: type[BaseModel], path: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -58,6 +59,12 @@ class ValueTraining(Section):
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
 
     @model_validator(mode="after")
+    def _validate_commit(self) -> Self:
+        if self.commit.keep_best:
+            raise ValueError("commit.keep_best without effect: value pretraining is evaluated only at its end; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _validate_sizes(self) -> Self:
         longest = self.data.max_prompt_tokens + self.data.max_answer_tokens
         if 2 * longest > self.learner.token_budget:
@@ -99,6 +106,20 @@ class PolicyTraining(Section):
         description="Add up gradients as answers are scored, while others are still generated, not when all are there.",
     )
     evaluation: EvaluationSection | None = Field(None, description="Held-out evaluation before and after training.")
+
+    @model_validator(mode="after")
+    def _validate_commit(self) -> Self:
+        if self.commit.keep_best:
+            evaluated = self.evaluation.every if self.evaluation else 0
+            if not evaluated:
+                raise ValueError("commit.keep_best needs scores of steps under way: set evaluation.every, or leave keep_best out")
+            both = math.lcm(self.commit.every, evaluated)
+            if both >= self.steps:
+                raise ValueError(
+                    f"commit.keep_best without effect: the first step both committed (every {self.commit.every}) and evaluated "
+                    f"(every {evaluated}) would be {both}, not before the last, {self.steps}; make one a divisor of the other"
+                )
+        return self
 
     @model_validator(mode="after")
     def _validate_sizes(self) -> Self:
@@ -189,6 +210,13 @@ class PipelineRecipe(Recipe):
     def _validate_value_model(self) -> Self:
         if self.policy.value_model is not None:
             raise ValueError("policy.value_model is made by this recipe's value training: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _validate_copies(self) -> Self:
+        copies = [part.commit.copy_to for part in (self.value, self.policy)]
+        if copies[0] is not None and copies[0] == copies[1]:
+            raise ValueError(f"value.commit.copy_to and policy.commit.copy_to are both '{copies[0]}': give each its own folder")
         return self
 
     def value_recipe(self) -> ValueRecipe:

@@ -215,6 +215,27 @@ class CommitSection(Section):
     every: int = Field(25, ge=0, description="Steps from one commit to the next, and one after the last; 0 makes none.")
     keep_last: int = Field(2, ge=1, description="Newest commits that are kept.")
     keep_every: int = Field(0, ge=0, description="Commits of every so many steps are kept as well; 0 keeps no others.")
+    keep_best: int = Field(
+        0,
+        ge=0,
+        description="So many commits with the best held-out score (gold, or without one the last value) are kept as well; only "
+        "those of steps that `evaluation.every` evaluates.",
+    )
+    copy_to: str | None = Field(
+        None,
+        min_length=1,
+        description="URL (`s3://`, `gs://`, `file://`, ...) of a folder of this run's own to which every commit is copied; "
+        '`run.resume = "auto"` fetches the newest from there when the run\'s folder has none or older ones.',
+    )
+    copy_attempts: int = Field(3, ge=1, le=10, description="Times a copy is tried before it is given up with a warning.")
+    copy_wait_s: float = Field(600.0, gt=0, description="Longest wait at the run's end for the last copy, in seconds.")
+
+    @model_validator(mode="after")
+    def _validate_every(self) -> Self:
+        idle = [name for name in ("keep_best", "copy_to") if getattr(self, name) and not self.every]
+        if idle:
+            raise ValueError(f"{' and '.join(idle)} without effect: every = 0 makes no commits; set commit.every")
+        return self
 
 
 class TransferSection(Section):

@@ -30,8 +30,8 @@ class DeadLetters:
         if self._stream is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a", encoding="utf-8")
-        excerpt = "" if raw.row is None else json.dumps(raw.row, default=str)[:EXCERPT]
-        letter = {"file": raw.file, "line": raw.line, "row_id": row_id, "reason": reason, "detail": detail, "excerpt": excerpt}
+        place = {"file": raw.file, "line": raw.line, "row_id": row_id}
+        letter = place | {"reason": reason, "detail": detail[:EXCERPT], "excerpt": _excerpt(raw)}
         self._stream.write(json.dumps(letter) + "\n")
         self._stream.flush()
 
@@ -41,3 +41,11 @@ class DeadLetters:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._stream is not None:
             self._stream.close()
+
+
+def _excerpt(raw: RawRow) -> str:
+    """The beginning of a row, for people."""
+    try:
+        return "" if raw.row is None else json.dumps(raw.row, default=str)[:EXCERPT]
+    except RecursionError:  # it could just be read, with less of the stack in use
+        return "(nested too deeply to be shown)"

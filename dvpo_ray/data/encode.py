@@ -6,17 +6,27 @@ import hashlib
 import json
 from typing import Any
 
+from jinja2 import TemplateError
+
 from dvpo_ray.data.formats import Messages
+from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.errors import DataError
 
 
 def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
-    """Token ids of a prompt up to where the answer begins; without a chat template, the plain text of its turns."""
+    """Token ids of a prompt up to where the answer begins; without a chat template, the plain text of its turns.
+
+    Raises:
+        BadRow: the chat template refuses the conversation, for example its roles or their order.
+    """
     if not tokenizer.chat_template:
         text = "\n".join(m.content for m in messages) + "\n"
         return list(tokenizer(text, add_special_tokens=True)["input_ids"])
     turns = [{"role": m.role, "content": m.content} for m in messages]
-    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+    try:
+        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+    except TemplateError as error:
+        raise BadRow(Reason.BAD_CONVERSATION, f"the chat template refuses the conversation: {error}") from error
 
 
 def encode_answer(tokenizer: Any, text: str) -> list[int]:

@@ -30,9 +30,18 @@ Messages = tuple[Message, ...]
 
 
 def row_id(row: Mapping[str, Any], fallback: str) -> str:
-    """The row's own id, else ``fallback``."""
-    found = next((row[name] for name in ID_FIELDS if row.get(name) is not None), fallback)
-    return str(found)
+    """The row's own id, else ``fallback``.
+
+    Raises:
+        BadRow: the id is a list or an object.
+    """
+    for name in ID_FIELDS:
+        found = row.get(name)
+        if isinstance(found, Mapping | list | tuple):
+            raise BadRow(Reason.WRONG_TYPE, f"'{name}' is a {type(found).__name__}, expected text or a number")
+        if found is not None:
+            return str(found)
+    return fallback
 
 
 def parse_pair(row: Mapping[str, Any]) -> tuple[Messages, str, str]:

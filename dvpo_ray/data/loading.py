@@ -76,6 +76,7 @@ def load_pairs(
 
     def build(identity: str, row: Mapping[str, Any]) -> EncodedPair:
         prompt, chosen, rejected = parse_pair(row)
+        _check_text(chosen, rejected)
         answers = [
             _fit_answer(encode_answer(tokenizer, text), max_answer_tokens, overlong, name)
             for name, text in (("chosen", chosen), ("rejected", rejected))
@@ -144,6 +145,7 @@ def _load(
             if raw.row is None:
                 raise BadRow(raw.problem or Reason.NOT_AN_OBJECT, raw.detail)
             identity = row_id(raw.row, identity)
+            _check_text(identity)
             if identity in seen:
                 raise BadRow(Reason.DUPLICATE_ID, f"an earlier row has the id '{identity}'")
             kept.append(build(identity, raw.row))
@@ -158,6 +160,7 @@ def _load(
 
 
 def _encode(identity: str, prompt: Messages, tokenizer: Any, max_prompt_tokens: int) -> EncodedPrompt:
+    _check_text(*(text for message in prompt for text in (message.role, message.content)))
     ids = encode_prompt(tokenizer, prompt)
     if len(ids) > max_prompt_tokens:
         raise BadRow(Reason.TOO_LONG, f"the prompt has {len(ids)} tokens, the limit is {max_prompt_tokens}")
@@ -165,6 +168,15 @@ def _encode(identity: str, prompt: Messages, tokenizer: Any, max_prompt_tokens: 
         raise BadRow(Reason.UNKNOWN_TOKEN, f"token ids must be in [0, {len(tokenizer)})")
     key = hashlib.sha256(json.dumps([[m.role, m.content.strip()] for m in prompt]).encode()).hexdigest()
     return EncodedPrompt(identity, prompt[-1].content, tuple(ids), key)
+
+
+def _check_text(*texts: str) -> None:
+    """Refuse lone surrogates, which JSON can spell and nothing can encode."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(Reason.BAD_UTF8, f"character {error.start} is {text[error.start]!a}: {error.reason}") from error
 
 
 def _fit_answer(ids: list[int], limit: int, overlong: Overlong, name: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ class Reason(StrEnum):
     EMPTY_ANSWER = "empty_answer"
     EQUAL_ANSWERS = "equal_answers"
     BAD_TRANSCRIPT = "bad_transcript"
+    BAD_CONVERSATION = "bad_conversation"
     TOO_LONG = "too_long"
     DUPLICATE_ID = "duplicate_id"
     UNKNOWN_TOKEN = "unknown_token"

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dvpo_ray.errors import ModelError
+from dvpo_ray.errors import DataError, ModelError
+from dvpo_ray.json_files import read_object
 
 MANIFEST = "manifest.json"
 
@@ -20,6 +21,12 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flush_file(path: Path) -> None:
+    """Flush what was written to a file to the disk."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def hash_files(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, str]:
@@ -34,8 +41,8 @@ def check_files(folder: Path, expected: dict[str, str], manifest: str) -> None:
         ModelError: naming the first file that is missing, altered, or outside the folder.
     """
     for name, digest in expected.items():
-        if Path(name).name != name:
-            raise ModelError(f"{folder / manifest}: '{name}' points outside the folder; the manifest is not trusted")
+        if not _is_plain(name):
+            raise ModelError(f"{folder / manifest}: '{name}' points outside the folder or names no file; it is not trusted")
         file = folder / name
         if not file.is_file():
             raise ModelError(f"{file} is missing although {manifest} names it; copy the whole folder again")
@@ -44,6 +51,11 @@ def check_files(folder: Path, expected: dict[str, str], manifest: str) -> None:
             raise ModelError(
                 f"{file} was altered: sha256 {found[:16]}..., {manifest} says {digest[:16]}...; copy the folder again or retrain"
             )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is one of a file directly in a folder, and not too long for one."""
+    return Path(name).name == name not in ("", "..") and len(name.encode(errors="replace")) <= 255
 
 
 @contextmanager
@@ -57,8 +69,7 @@ def written_atomically(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+            flush_file(file)
         temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -89,5 +100,15 @@ def check_model_folder(path: str | Path) -> Path:
         raise ModelError(f"model folder '{folder}' lacks {', '.join(missing)}; save it with save_pretrained")
     manifest = folder / MANIFEST
     if manifest.is_file():
-        check_files(folder, json.loads(manifest.read_text()).get("files", {}), MANIFEST)
+        check_files(folder, _manifest_files(manifest), MANIFEST)
     return folder
+
+
+def _manifest_files(manifest: Path) -> dict[str, str]:
+    try:
+        files = read_object(manifest).get("files", {})
+    except DataError as error:
+        raise ModelError(str(error)) from error
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise ModelError(f"{manifest}: files: expected names with their sha256; copy the whole folder again")
+    return files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,9 +19,9 @@ SEAL = "gvm.json"
 class ValueModelSeal(BaseModel):
     """What ``gvm.json`` records."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    format: int = Field(1, description="Version of this record.")
+    format: Literal[1] = Field(1, description="Version of this record.")
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"), description="UTC time.")
     base_model: str = Field(description="Name or folder of the language model it was grown from.")
     tokenizer_sha256: str = Field(description="Hash of vocabulary and special tokens.")

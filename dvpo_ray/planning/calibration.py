@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -11,6 +10,7 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import UserInputError
+from dvpo_ray.json_files import check_numbers, read_object, read_records
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.planning.times import STAGES, Efficiency, Workload, decode_step, learn_seconds, rollout_seconds, score_seconds
@@ -24,7 +24,7 @@ def recipe_of(run: Path) -> PolicyRecipe:
         UserInputError: the folder holds none, or its stages were not timed one by one.
     """
     file = run / CONFIG
-    tree = json.loads(file.read_text()) if file.is_file() else {}
+    tree = read_object(file) if file.is_file() else {}
     if "policy" not in tree or "value" in tree:
         raise UserInputError(f"'{run}' holds no policy run: give the folder with its {CONFIG} and metrics.jsonl")
     recipe = build(PolicyRecipe, tree)
@@ -44,10 +44,11 @@ def measured(run: Path) -> tuple[dict[str, float], float]:
         UserInputError: the folder holds no policy run with enough steps.
     """
     file = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    steps = [line for line in lines if "seconds/rollout" in line][1:]
+    steps = [line for line in read_records(file) if "seconds/rollout" in line][1:]
     if not steps:
         raise UserInputError(f"'{run}' holds no policy run of two or more steps: give the folder with its metrics.jsonl")
+    for step in steps:
+        check_numbers(step, (*(f"seconds/{stage}" for stage in (*STAGES, "step")), "answer/tokens"), str(file))
     seconds = {stage: median(line[f"seconds/{stage}"] for line in steps) for stage in (*STAGES, "step")}
     return seconds, sum(line["answer/tokens"] for line in steps) / len(steps)
 

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
-from dvpo_ray.errors import UserInputError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dvpo_ray.errors import DataError, UserInputError
+from dvpo_ray.json_files import REMEDY, check_numbers, read_object, read_records
+
+B = TypeVar("B", bound=BaseModel)
 STAGES = ("rollout", "score", "learn", "sync")
+CURVES = (
+    "value/last",
+    "value/mean",
+    "kl/per_token",
+    "kl/learner_per_token",
+    "answer/tokens",
+    "policy/entropy",
+    "gap/abs_log_prob",
+    "optimizer/grad_norm",
+)
+NEEDED = {
+    "seconds/rollout": ("step", "seconds/step", *(f"seconds/{stage}" for stage in STAGES), *CURVES),
+    "loss/value": ("step", "loss/value"),
+    "eval/gold": ("step", "eval/gold", "eval/gold_ci95_low", "eval/gold_ci95_high"),
+}
+
+
+class ShownAnswer(BaseModel):
+    """What the report shows of a row of ``evaluations.jsonl``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    step: int
+    prompt: str
+    answer: str
+    gold: float | None
+    tokens: list[str]
+    values: list[float] = Field(min_length=1)
+    advantages: list[float]
+
+    @model_validator(mode="after")
+    def _validate_lengths(self) -> Self:
+        sizes = len(self.tokens), len(self.values) - 1, len(self.advantages)
+        if len(set(sizes)) != 1:
+            raise ValueError(f"tokens, values but the first, and advantages number {sizes}")
+        return self
+
+
+class Intervals(BaseModel):
+    """The intervals that the report shows of ``result.json``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    gold_before_ci95: list[float] = Field([0, 0], min_length=2, max_length=2)
+    gold_after_ci95: list[float] = Field([0, 0], min_length=2, max_length=2)
 
 
 @dataclass(frozen=True)
@@ -31,22 +79,26 @@ class RunRecords:
 
         Raises:
             UserInputError: there is no ``result.json``.
+            DataError: a record is not as the run wrote it; names the file, the line or row, and the field.
         """
         result = folder / "result.json"
         if not result.is_file():
             raise UserInputError(f"'{folder}' holds no finished run: no result.json; give the folder of a run that ended")
         value = folder / "value" if (folder / "value").is_dir() else folder
         policy = folder / "policy" if (folder / "policy" / "metrics.jsonl").is_file() else folder
-        lines = _json_lines(policy / "metrics.jsonl")
+        lines = _metrics(policy / "metrics.jsonl")
+        facts, config = read_object(result), folder / "config.json"
+        _checked(Intervals, {name: facts[name] for name in Intervals.model_fields if name in facts}, str(result))
+        read_object(config)
         return cls(
             folder=folder,
             name=folder.resolve().name,
-            result=json.loads(result.read_text()),
-            config_text=(folder / "config.json").read_text(),
-            value_steps=[line for line in _json_lines(value / "metrics.jsonl") if "loss/value" in line],
+            result=facts,
+            config_text=config.read_text(encoding="utf-8"),
+            value_steps=[line for line in _metrics(value / "metrics.jsonl") if "loss/value" in line],
             policy_steps=[line for line in lines if "seconds/rollout" in line],
             evaluations=[line for line in lines if any(key.startswith("eval/") for key in line)],
-            answers=_json_lines(policy / "evaluations.jsonl"),
+            answers=_answers(policy / "evaluations.jsonl"),
         )
 
     def answers_at(self, first: bool) -> list[dict[str, Any]]:
@@ -61,6 +113,8 @@ class RunRecords:
 def compare_answers(records: RunRecords, count: int) -> list[dict[str, Any]]:
     """Answers before and after to the same prompts, spread evenly over the held-out set."""
     before, after = records.answers_at(first=True), records.answers_at(first=False)
+    if len(before) != len(after):
+        raise DataError(f"'{records.folder}': {len(before)} answers before training, {len(after)} after it; {REMEDY}")
     pairs = list(zip(before, after, strict=True))
     stride = max(1, len(pairs) // count)
     return [{"prompt": a["prompt"], "before": a, "after": b} for a, b in pairs[::stride][:count]]
@@ -91,7 +145,7 @@ def where_the_time_went(records: RunRecords) -> list[dict[str, Any]]:
     total = sum(step["seconds/step"] for step in steps) / len(steps)
     means = {stage: sum(step[f"seconds/{stage}"] for step in steps) / len(steps) for stage in STAGES}
     means["driver"] = total - sum(means.values())
-    return [{"stage": stage, "seconds": seconds, "share": seconds / total} for stage, seconds in means.items()]
+    return [{"stage": stage, "seconds": seconds, "share": seconds / total if total else 0.0} for stage, seconds in means.items()]
 
 
 def _coloured(tokens: list[str], numbers: list[float]) -> list[dict[str, Any]]:
@@ -108,7 +162,23 @@ def _diverging(x: float) -> str:
     return f"rgba({red},{green},{blue},{min(1.0, abs(x)) * 0.7:.2f})"
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    rows = read_records(path)
+    for number, row in enumerate(rows, 1):
+        for mark, names in NEEDED.items():
+            if mark in row:
+                check_numbers(row, names, f"{path}, row {number}")
+    return rows
+
+
+def _answers(path: Path) -> list[dict[str, Any]]:
+    rows = enumerate(read_records(path), 1)
+    return [_checked(ShownAnswer, row, f"{path}, row {number}").model_dump() for number, row in rows]
+
+
+def _checked(kind: type[B], content: dict[str, Any], where: str) -> B:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{where}: {'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}; {REMEDY}") from error

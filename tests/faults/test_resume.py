@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from safetensors.torch import load_file
 
 from benchmarks.chaos import events, kill_driver, start
 from dvpo_ray.commits import CommitStore
+from dvpo_ray.errors import RunStoppedError
+from dvpo_ray.run import Event
+from jobs.train_policy import train_policy
 from tests.real import STEPS, MakePolicyRecipe, metrics
 
 pytestmark = pytest.mark.integration
@@ -54,6 +58,28 @@ def test_a_driver_stopped_and_a_driver_killed_go_on_as_if_nothing_had_happened(
     states = [{name: part for name, part in commit.state.items() if name not in CLOCKS} for commit in (a, b)]
     assert states[0] == states[1]
     assert [without_timings(line) for line in metrics(straight)] == [without_timings(line) for line in metrics(folder)]
+
+
+def test_a_run_whose_machine_is_lost_goes_on_from_its_copies(
+    policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path
+) -> None:
+    """Nothing of the run's folder is left: its commits, settings and records come from where they were copied to."""
+    commits = {"every": 3, "copy_to": f"file://{tmp_path}/away"}
+    recipe = policy_recipe(tmp_path, "lost", evaluation=None, commit=commits)
+
+    def stop(event: Event) -> None:
+        if event.kind == "step" and event.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunStoppedError, match="stopped after step 4"):
+        train_policy(recipe, stop)
+    shutil.rmtree(tmp_path / "lost")
+    phases: list[str] = []
+    again = recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})})
+    result = train_policy(again, lambda event: phases.append(event.text))
+    assert any("going on after step 4" in phase for phase in phases)
+    assert result["commits_copied"] == 1 and result["commits_not_copied"] == 0
+    assert [without_timings(line) for line in metrics(straight)] == [without_timings(line) for line in metrics(tmp_path / "lost")]
 
 
 def without_timings(line: dict[str, float]) -> dict[str, float]:
