@@ -189,7 +189,8 @@ def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) ->
 def _result(
     recipe: PolicyRecipe, gvm: ValueModelSeal, evaluations: list[Evaluation], folder: Path, value_hash: str
 ) -> dict[str, Any]:
-    steps = [line for line in read_records(folder / METRICS) if "seconds/step" in line]
+    lines = list(read_records(folder / METRICS))
+    steps = [line for line in lines if "seconds/step" in line]
     # The first step warms up allocators and kernels; it is no measure of the rest.
     steady = steps[1:] or steps
     result: dict[str, Any] = {
