@@ -73,7 +73,7 @@ class PolicyLearnerRank(Rank):
         scored = _in_order(ScoredBatch.concat(batches))
         scored, dropped = keep_fresh(scored, step, self.policy.off_policy)
         check_some_left(len(scored), len(dropped), step, self.policy.off_policy)
-        prepared, metrics = prepare(scored, step, self.policy.advantage, self.policy.kl, beta)
+        prepared, metrics = self._prepare(scored, step, beta)
         ppo = self.policy.ppo
         old = None
         if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
@@ -113,7 +113,7 @@ class PolicyLearnerRank(Rank):
         assert rest is not None
         self._add_up(opened, rest, beta, last=True)
         scored = _in_order(opened.rows())
-        prepared, metrics = prepare(scored, step, self.policy.advantage, self.policy.kl, beta)
+        prepared, metrics = self._prepare(scored, step, beta)
         metrics |= self._take_step(opened.sums, scored.tokens)
         self._scale = prepared.moments
         return self._close(step, scored, dropped, metrics, opened.began)
@@ -169,7 +169,7 @@ class PolicyLearnerRank(Rank):
 
     def _add_up(self, opened: OpenStep, scored: ScoredBatch, beta: float, last: bool) -> None:
         """Add the gradients of some rows of an open step."""
-        prepared, _ = prepare(scored, opened.step, self.policy.advantage, self.policy.kl, beta, self._scale)
+        prepared, _ = self._prepare(scored, opened.step, beta, self._scale)
         for name, value in self._backward(prepared, np.arange(len(scored)), None, beta, last).items():
             opened.sums[name] = opened.sums.get(name, 0.0) + value
 
@@ -199,6 +199,11 @@ class PolicyLearnerRank(Rank):
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return sums
+
+    def _prepare(
+        self, scored: ScoredBatch, step: int, beta: float, known: Tensor | None = None
+    ) -> tuple[PreparedBatch, dict[str, float]]:
+        return prepare(scored, step, self.policy.advantage, self.policy.kl, beta, known, self.policy.rewards)
 
     def _normaliser(self, tokens: int) -> float:
         """What the summed loss of one optimizer step is divided by."""

@@ -6,7 +6,7 @@ It is stateless: the same answers give the same scores on any replica, so it may
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch
 
 from actors.busy import BusyClock
 from actors.watchdog import watched
+from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.config.sections import ModelSection, ScorerSection
 from dvpo_ray.learning.batching import micro_batches, packed_micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import ScoreCache
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
+from dvpo_ray.rewards import Rewards
 from dvpo_ray.rows import Answer, Ragged, ScoredBatch
 
 Scores = tuple[np.ndarray, np.ndarray]
@@ -29,7 +31,13 @@ class ScorerActor:
     """Holds the two frozen models; ``value_model`` None scores reference log-probs alone (values are 0)."""
 
     def __init__(
-        self, model_folder: str, value_model: str | None, model: ModelSection, scorer: ScorerSection, temperature: float
+        self,
+        model_folder: str,
+        value_model: str | None,
+        model: ModelSection,
+        scorer: ScorerSection,
+        temperature: float,
+        rewards: Mapping[str, RewardConfig] | None = None,
     ) -> None:
         self._folders = (Path(model_folder), None if value_model is None else Path(value_model))
         self._model = model
@@ -38,6 +46,9 @@ class ScorerActor:
         self._reference: Any = None
         self._value: Any = None
         self._cache: ScoreCache | None = None
+        self._reward_configs = rewards or {}
+        self._rewards: Rewards | None = None
+        self._tokenizer: Any = None
         self._busy = BusyClock()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -70,6 +81,7 @@ class ScorerActor:
         self._load()
         with self._busy:
             scores = self._scores(answers)
+            rewards = self._rewards_of(answers)
         values, ref_log_probs = zip(*scores, strict=True)
         return ScoredBatch(
             row_ids=tuple(a.row_id for a in answers),
@@ -79,6 +91,7 @@ class ScorerActor:
             versions=Ragged.of([a.versions for a in answers], np.int32),
             values=Ragged.of(values, np.float32),
             ref_log_probs=Ragged.of(ref_log_probs, np.float32),
+            rewards=Ragged.of(list(rewards), np.float32),
             finish_reasons=tuple(a.finish_reason for a in answers),
         )
 
@@ -106,6 +119,14 @@ class ScorerActor:
                 self._cache.put(keys[i], *scores)
         return [known[key] for key in keys]
 
+    def _rewards_of(self, answers: Sequence[Answer]) -> np.ndarray:
+        """Scores of each answer by the rewards of the recipe [B, number of rewards]."""
+        if self._rewards is None:
+            return np.zeros((len(answers), 0), dtype=np.float32)
+        prompts = [self._tokenizer.decode(a.prompt_ids, skip_special_tokens=True) for a in answers]
+        texts = [self._tokenizer.decode(a.response_ids, skip_special_tokens=True) for a in answers]
+        return self._rewards(prompts, texts)
+
     def _load(self) -> None:
         """Load the models, unless they are there already; the value model's files are checked against its seal."""
         if self._reference is not None:
@@ -119,6 +140,11 @@ class ScorerActor:
             self._value = freeze(ValueReader(load_value_model(value, *options), packed=self._model.packed)).to(self._device)
         reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False, packed=self._model.packed)
         self._reference = freeze(reference).to(self._device)
+        if self._reward_configs:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=self._model.trust_remote_code)
+            self._rewards = Rewards(self._reward_configs)
         self._cache = ScoreCache(self._config.cache_mib * 2**20, parameter_hash(self._value) if self._value else "")
 
     def _score_group(self, answers: Sequence[Answer]) -> list[Scores]:

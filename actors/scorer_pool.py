@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 from actors.calls import get, mean_busy_seconds
 from actors.placement import actor_environment, start_actor
 from actors.scorer import ScorerActor
+from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.config.sections import ClusterSection, ModelSection, ScorerSection
 from dvpo_ray.errors import ActorFailedError
 from dvpo_ray.rows import ScoredBatch
@@ -66,8 +67,9 @@ class ScorerPool:
         scorer: ScorerSection,
         temperature: float,
         cluster: ClusterSection,
+        rewards: Mapping[str, RewardConfig] | None = None,
     ) -> None:
-        self._arguments = (model_folder, value_model, model, scorer, temperature)
+        self._arguments = (model_folder, value_model, model, scorer, temperature, rewards)
         self._config = scorer
         self._cluster = cluster
         self._started = 0

@@ -70,6 +70,7 @@ def scored_rows() -> ScoredBatch:
         versions=Ragged.of([np.zeros(n) for n in lengths], np.int32),
         values=floats(1),
         ref_log_probs=floats(),
+        rewards=Ragged.of([np.zeros(0)] * len(lengths), np.float32),
         finish_reasons=tuple("stop" for _ in asked),
     )
 

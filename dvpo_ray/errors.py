@@ -111,5 +111,9 @@ class UnhealthyRunError(RunError):
     """A step's numbers have been bad for too many steps in a row."""
 
 
+class RewardError(RunError):
+    """A reward failed, or gave something other than a finite number for each answer."""
+
+
 class StaleRowsError(RunError):
     """Answers are older than the run allows, or newer than they can be."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from dvpo_ray.algorithms import Signals, advantages
 from dvpo_ray.config.algorithms import AdvantageConfig
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import ActorFailedError, ConfigError, DataError
+from dvpo_ray.entry_points import load_entry_point
+from dvpo_ray.errors import ActorFailedError, DataError
 from dvpo_ray.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
@@ -180,16 +180,3 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, float]:
         "gold_gain_ci95_high": high,
         "win_rate": win_rate(after.golds, before.golds),
     }
-
-
-def load_entry_point(path: str) -> Any:
-    """The object that ``package.module:name`` points to.
-
-    Raises:
-        ConfigError: it cannot be imported.
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot load '{path}': {error}; install its package or correct the name") from error

@@ -92,7 +92,8 @@ class Answer:
 class ScoredBatch:
     """Answers with frozen values and reference log-probs: what a learner takes.
 
-    For row i with T_i response tokens: ``values`` has T_i + 1 (q_0..q_T), all other response arrays T_i.
+    For row i with T_i response tokens: ``values`` has T_i + 1 (q_0..q_T), all other response arrays T_i. ``rewards`` has one
+    score of the whole answer for each reward of the recipe, unweighted.
     """
 
     row_ids: tuple[str, ...]
@@ -102,10 +103,13 @@ class ScoredBatch:
     versions: Ragged
     values: Ragged
     ref_log_probs: Ragged
+    rewards: Ragged
     finish_reasons: tuple[str, ...]
 
     def __post_init__(self) -> None:
         lengths = self.response_ids.lengths
+        if self.rewards.lengths.size != lengths.size or len(set(self.rewards.lengths.tolist())) > 1:
+            raise ValueError(f"rewards of {self.rewards.lengths.size} rows of {set(self.rewards.lengths.tolist())} scores")
         same = all(np.array_equal(part.lengths, lengths) for part in (self.log_probs, self.versions, self.ref_log_probs))
         counts = {len(self.row_ids), len(self.finish_reasons), len(self.prompt_ids), len(lengths)}
         if not same or not np.array_equal(self.values.lengths, lengths + 1) or len(counts) != 1:
@@ -141,7 +145,7 @@ class ScoredBatch:
 
 
 NAME_FIELDS = ("row_ids", "finish_reasons")
-RAGGED_FIELDS = ("prompt_ids", "response_ids", "log_probs", "versions", "values", "ref_log_probs")
+RAGGED_FIELDS = ("prompt_ids", "response_ids", "log_probs", "versions", "values", "ref_log_probs", "rewards")
 
 
 @dataclass(frozen=True)

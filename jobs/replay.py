@@ -26,7 +26,7 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
     dtype = getattr(torch, settings.learner.dtype)
     model = load_policy(folder, dtype, recipe.model.attention, recipe.model.trust_remote_code)
     reader = PolicyReader(model, settings.rollout.temperature)
-    prepared, _ = prepare(scored, step, settings.advantage, settings.kl, beta)
+    prepared, _ = prepare(scored, step, settings.advantage, settings.kl, beta, rewards=settings.rewards)
     rows: list[dict[str, Any]] = []
     for i, row_id in enumerate(scored.row_ids):
         one = scored.take([i])

@@ -72,9 +72,10 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     policy = recipe.policy
     base = base_model(recipe.model)
-    value_folder = Path(policy.value_model or "").resolve()
-    gvm = read_seal(value_folder)
-    check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
+    value_folder = Path(policy.value_model).resolve() if policy.value_model else None
+    gvm = None if value_folder is None else read_seal(value_folder)
+    if gvm and value_folder:
+        check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
     store = store_of(run_folder(recipe), policy.commit)
     copier = copier_of(store, policy.commit)
     commit = find_commit(recipe, POLICY_FIXED, store, copier)
@@ -137,7 +138,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
 
 
 @contextmanager
-def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run) -> Iterator[ActorStages]:
+def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, run: Run) -> Iterator[ActorStages]:
     """Start Ray and all actors at once, wait for them, and take everything down again."""
     policy, cluster, seed = recipe.policy, recipe.cluster, recipe.run.seed
     folder, model = str(base.folder), recipe.model
@@ -152,8 +153,8 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path, run: Run)
             patience = policy.rollout.row_timeout_s * (policy.off_policy.max_staleness + 1)
             rollout = policy.rollout.model_copy(update={"row_timeout_s": patience})
             started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed, run.folder / ENGINES))
-            temperature = policy.rollout.temperature
-            started.append(scorers := ScorerPool(folder, str(value_folder), model, policy.scorer, temperature, cluster))
+            value, temperature = str(value_folder) if value_folder else None, policy.rollout.temperature
+            started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, policy.rewards))
             started.append(learner := PolicyLearner(folder, model, policy, cluster, seed))
             learner.wait_ready()
             scorers.wait_ready()
@@ -187,7 +188,7 @@ def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) ->
 
 
 def _result(
-    recipe: PolicyRecipe, gvm: ValueModelSeal, evaluations: list[Evaluation], folder: Path, value_hash: str
+    recipe: PolicyRecipe, gvm: ValueModelSeal | None, evaluations: list[Evaluation], folder: Path, value_hash: str
 ) -> dict[str, Any]:
     lines = list(read_records(folder / METRICS))
     steps = [line for line in lines if "seconds/step" in line]
@@ -201,10 +202,13 @@ def _result(
         "seconds_of_work": sum(line.get("seconds/step", 0.0) + line.get("eval/seconds", 0.0) for line in lines),
         "logprob_gap_mean": sum(line["gap/abs_log_prob"] for line in steps) / len(steps),
         "logprob_gap_kl_k3": sum(line["gap/kl_k3"] for line in steps) / len(steps),
-        "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],
-        "gvm_pair_accuracy_last": gvm.held_out_accuracy["last"],
-        "gvm_parameters_sha256": value_hash,
     }
+    if gvm is not None:
+        result |= {
+            "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],
+            "gvm_pair_accuracy_last": gvm.held_out_accuracy["last"],
+            "gvm_parameters_sha256": value_hash,
+        }
     if evaluations:
         before, after = evaluations[0].summary(), evaluations[-1].summary()
         result |= {"kl_per_token": after["kl_per_token"], "tokens_before": before["tokens"], "tokens_after": after["tokens"]}

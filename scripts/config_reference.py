@@ -42,6 +42,8 @@ def reference() -> str:
 def _section(path: str, field: FieldInfo) -> str:
     """Tables of a section and of the sections within it."""
     kinds = sections_of(field.annotation)
+    if typing.get_origin(field.annotation) is dict:
+        path += ".NAME"
     text = ""
     for kind in kinds:
         choice = kind.model_fields["type"].default if "type" in kind.model_fields else None

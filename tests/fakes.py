@@ -35,6 +35,7 @@ def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> Sc
         versions=Ragged.of([np.zeros(n) for n in lengths], np.int32),
         values=ragged([n + 1 for n in lengths]),
         ref_log_probs=ragged(lengths),
+        rewards=Ragged.of([np.zeros(0)] * len(lengths), np.float32),
         finish_reasons=tuple("stop" for _ in lengths),
     )
 

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from dvpo_ray.config.base import Section
 
 
-def _kind(default: str) -> Discriminator:
+def kind_of(default: str) -> Discriminator:
     """Chooses a union's member by its `type`, which may be left out for the default kind."""
 
     def tag(value: Any) -> str:
@@ -26,6 +26,12 @@ class _Estimator(Section):
     """What all estimators share."""
 
     compares_answers: ClassVar[bool] = False
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether the frozen value has a part in it."""
+        return True
+
     whitening: Whitening = Field(
         "full",
         description="Normalise advantages over active tokens of the global batch: mean and variance, scale only, or not.",
@@ -64,9 +70,16 @@ class _AmongAnswers(_Estimator):
 
     compares_answers: ClassVar[bool] = True
     whitening: Whitening = Field("none", description="As for the others; these are centred already.")
-    score: Literal["last", "mean"] = Field(
-        "last", description="What of the frozen values scores a whole answer: the last, or the mean over its tokens."
+    score: Literal["last", "mean", "none"] = Field(
+        "last",
+        description="What of the frozen values scores a whole answer: the last, the mean over its tokens, or nothing "
+        "(`policy.rewards` alone, and no value model).",
     )
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether the frozen value has a part in it."""
+        return self.score != "none"
 
 
 class Grpo(_AmongAnswers):
@@ -91,7 +104,7 @@ AdvantageConfig = Annotated[
     | Annotated[DvpoReleased, Tag("dvpo_released")]
     | Annotated[Grpo, Tag("grpo")]
     | Annotated[Rloo, Tag("rloo")],
-    _kind("dvpo_gae"),
+    kind_of("dvpo_gae"),
 ]
 
 
@@ -111,7 +124,7 @@ class AdaptiveKl(Section):
     horizon: int = Field(10_000, ge=1, description="Answers over which the coefficient follows; larger is slower.")
 
 
-KlControlConfig = Annotated[Annotated[FixedKl, Tag("fixed")] | Annotated[AdaptiveKl, Tag("adaptive")], _kind("fixed")]
+KlControlConfig = Annotated[Annotated[FixedKl, Tag("fixed")] | Annotated[AdaptiveKl, Tag("adaptive")], kind_of("fixed")]
 
 
 class KlSection(Section):
@@ -209,5 +222,5 @@ class BtTarget(Section):
 
 
 TargetConfig = Annotated[
-    Annotated[TdTarget, Tag("td")] | Annotated[McTarget, Tag("mc")] | Annotated[BtTarget, Tag("bt")], _kind("td")
+    Annotated[TdTarget, Tag("td")] | Annotated[McTarget, Tag("mc")] | Annotated[BtTarget, Tag("bt")], kind_of("td")
 ]

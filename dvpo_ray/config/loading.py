@@ -171,7 +171,7 @@ def _shown(value: Any) -> str:
 
 
 def _nearest(kind: type[BaseModel], path: Sequence[str]) -> str:
-    tags = {"dvpo_gae", "dvpo_onestep", "dvpo_static", "dvpo_released", "fixed", "adaptive", "td", "mc", "bt"}
+    tags = {section.model_fields["type"].default for _, field in walk_fields(kind) for section in tagged_sections(field)}
     dotted = ".".join(part for part in path if part not in tags)
     known = [name for name, _ in walk_fields(kind)]
     parent = dotted.rpartition(".")[0]
@@ -185,11 +185,16 @@ def _nearest(kind: type[BaseModel], path: Sequence[str]) -> str:
     return f"; known keys here: {', '.join(name.rpartition('.')[2] for name in siblings)}"
 
 
+def tagged_sections(field: Any) -> list[type[BaseModel]]:
+    """Those of a field's sections that a `type` chooses."""
+    return [section for section in sections_of(field.annotation) if "type" in section.model_fields]
+
+
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The configuration classes that an annotation names, through unions and annotated types."""
+    """The configuration classes that an annotation names, through unions, annotated types, and sections by name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, dict):
         return [section for part in typing.get_args(annotation) for section in sections_of(part)]
     return []
 

@@ -18,6 +18,7 @@ from dvpo_ray.config.algorithms import (
     TdTarget,
 )
 from dvpo_ray.config.base import Section
+from dvpo_ray.config.rewards import RewardConfig, RewardName
 from dvpo_ray.config.sections import (
     ClusterSection,
     CommitSection,
@@ -91,6 +92,9 @@ class PolicyTraining(Section):
     scorer: ScorerSection = Field(default_factory=lambda: ScorerSection(), description="Frozen value and reference models.")
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
     advantage: AdvantageConfig = Field(default_factory=DvpoGae, description="Advantage estimator.")
+    rewards: dict[RewardName, RewardConfig] = Field(
+        default_factory=dict, description="Rewards of whole answers beside the frozen value, each under a name of your own."
+    )
     kl: KlSection = Field(default_factory=lambda: KlSection(), description="KL control.")
     ppo: PpoUpdateSection = Field(default_factory=lambda: PpoUpdateSection(), description="Clipped update.")
     off_policy: OffPolicySection = Field(
@@ -147,6 +151,8 @@ class PolicyTraining(Section):
                 f"advantage.type = '{self.advantage.type}' compares the answers of a prompt: rollout.answers_per_prompt "
                 f"({rollout.answers_per_prompt}) must be at least 2"
             )
+        if not self.advantage.reads_values and not self.rewards:
+            raise ValueError("advantage.score = 'none' leaves the frozen value out: name at least one of policy.rewards")
         if self.streaming:
             needed = [
                 (not self.advantage.compares_answers, "an advantage.type that does not compare the answers of a prompt"),
@@ -187,7 +193,7 @@ class PolicyRecipe(Recipe):
 
     @model_validator(mode="after")
     def _validate_value_model(self) -> Self:
-        if self.policy.value_model is None:
+        if self.policy.value_model is None and self.policy.advantage.reads_values:
             raise ValueError("policy.value_model is missing: name the folder that `dvpo value train` wrote")
         return self
 

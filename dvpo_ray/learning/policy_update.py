@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dvpo_ray.algorithms import Signals, advantages
 from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, OffPolicySection, PpoUpdateSection
+from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.learning.staleness import ages, token_weights
 from dvpo_ray.maths.losses import clipped_policy_loss, kl_k3, kl_rewards
@@ -42,18 +43,24 @@ def prepare(
     kl: KlSection,
     beta: float,
     known: Tensor | None = None,
+    rewards: Mapping[str, RewardConfig] | None = None,
 ) -> tuple[PreparedBatch, dict[str, float]]:
     """Advantages and ages of rows of a step that trains weights ``version``, and metrics.
 
     Every rank sees all rows of the step (they are small), so the whitening is exact over the global batch without a
     collective. When only some of the step's rows are there, ``known`` gives the moments to whiten by [3]. The KL reward is
-    measured under the engine's log-probs: those of the distribution that was sampled.
+    measured under the engine's log-probs: those of the distribution that was sampled. ``rewards`` are the recipe's, whose scores
+    the rows hold; weighted, they join the KL reward of the last token.
     """
     lengths = scored.response_ids.lengths
     q_bt, _ = to_padded(scored.values.flat, lengths + 1)
     mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
     ref_bt, _ = to_padded(scored.ref_log_probs.flat, lengths)
     k_bt = kl_rewards(mu_bt, ref_bt, beta if kl.placement == "reward" else 0.0) * mask_bt
+    scores_bc = scored.rewards.flat.reshape(len(scored), -1)
+    weights_c = np.array([config.weight for config in (rewards or {}).values()], dtype=np.float32)
+    rows = torch.arange(len(scored))
+    k_bt[rows, torch.from_numpy(lengths).long() - 1] += torch.from_numpy(scores_bc @ weights_c)
     raw_bt = advantages(advantage, Signals(q_bt, k_bt, mask_bt, torch.from_numpy(scored.groups())))
     sums = moments(raw_bt, mask_bt)
     white_bt = whiten(raw_bt, mask_bt, sums if known is None else known, advantage.whitening)
@@ -74,7 +81,7 @@ def prepare(
         "answer/tokens": float(lengths.mean()),
         "answer/total_tokens": float(lengths.sum()),
         "answer/cut_share": cut,
-    }
+    } | {f"reward/{name}": float(column.mean()) for name, column in zip(rewards or {}, scores_bc.T, strict=True)}
     return PreparedBatch(scored, Ragged(flat, lengths), ages(scored, version), sums), metrics
 
 

@@ -76,12 +76,14 @@ def dvpo_released(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, lam: float, white
     return discounted_sum((k_bt + v_next - v_bt) * mask_bt, lam)
 
 
-def sequence_rewards(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, score: Literal["last", "mean"]) -> Tensor:
-    """R = score of the whole answer + sum_t k_t, [B]. The score is q_T, or the mean of q_1..q_T."""
+def sequence_rewards(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, score: Literal["last", "mean", "none"]) -> Tensor:
+    """R = score of the whole answer + sum_t k_t, [B]. The score is q_T, the mean of q_1..q_T, or 0."""
     _check(q_bt, k_bt, mask_bt)
     q_bt = q_bt[:, 1:] * mask_bt
     lengths = mask_bt.sum(1)
-    if score == "mean":
+    if score == "none":
+        whole = torch.zeros_like(lengths)
+    elif score == "mean":
         whole = q_bt.sum(1) / lengths.clamp(min=1)
     else:
         whole = q_bt.gather(1, (lengths.long() - 1).clamp(min=0)[:, None]).squeeze(1)

@@ -62,7 +62,9 @@ class InterleavedStages:
             three, four = Ragged.of([[0.0] * 3], np.float32), Ragged.of([[0.0] * 4], np.float32)
             prompt, ids = Ragged.of([answer.prompt_ids], np.int32), Ragged.of([answer.response_ids], np.int32)
             versions = Ragged.of([answer.versions], np.int32)
-            yield ScoredBatch((answer.row_id,), prompt, ids, three, versions, four, three, ("stop",))
+            yield ScoredBatch(
+                (answer.row_id,), prompt, ids, three, versions, four, three, Ragged.of([np.zeros(0)], np.float32), ("stop",)
+            )
 
     def wait(self, handles: Sequence[ScoredBatch]) -> None:
         """Everything is scored at once."""

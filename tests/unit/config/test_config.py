@@ -69,6 +69,8 @@ def test_changing_a_type_drops_the_old_ones_settings() -> None:
         ("policy.learner.token_budget=100", r"learner\.token_budget \(100\) is smaller"),
         ("policy.evaluation={source='x', gold='not a path'}", "package.module:function"),
         ("policy.advantage={type='rloo'}", r"'rloo' compares the answers of a prompt: rollout\.answers_per_prompt \(1\)"),
+        ("policy.rewards={x={type='function'}}", r"policy\.rewards\.x\.(function\.)?function: .*required"),
+        ("policy.rewards={x={function='no path'}}", "package.module:function"),
         ("cluster.address='ray://head:10001'", "that of Ray Client, which cannot stream answers"),
         ("steps", "not of the form"),
     ],

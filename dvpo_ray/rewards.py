@@ -1,0 +1,141 @@
+"""Rewards beside the frozen value: functions of whole answers, here or behind HTTP."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+
+from dvpo_ray.config.rewards import FunctionReward, HttpReward, RewardConfig
+from dvpo_ray.entry_points import load_entry_point
+from dvpo_ray.errors import ConfigError, RewardError
+
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+
+
+class Rewards:
+    """All rewards of a run, by name, in the order of the recipe."""
+
+    def __init__(self, configs: Mapping[str, RewardConfig]) -> None:
+        """Raises ConfigError when a function cannot be imported or a token is missing."""
+        self._rewards = {name: make_reward(name, config) for name, config in configs.items()}
+
+    def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """Unweighted scores of each answer, float32 [B, number of rewards].
+
+        Raises:
+            RewardError: one failed, or returned something other than a finite number for each answer.
+        """
+        columns = [checked(name, reward(prompts, answers), len(answers)) for name, reward in self._rewards.items()]
+        return np.array(columns, dtype=np.float32).T.reshape(len(answers), len(columns))
+
+
+def make_reward(name: str, config: RewardConfig) -> Reward:
+    """The reward that settings describe."""
+    if isinstance(config, FunctionReward):
+        return load_entry_point(config.function)
+    return RemoteReward(name, config)
+
+
+def checked(name: str, scores: Any, count: int) -> list[float]:
+    """Scores as finite floats, as many as there are answers.
+
+    Raises:
+        RewardError: they are not.
+    """
+    try:
+        found = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"reward '{name}' returned no list of numbers: {str(scores)[:200]}") from error
+    if len(found) != count:
+        raise RewardError(f"reward '{name}' returned {len(found)} numbers for {count} answers")
+    bad = [i for i, score in enumerate(found) if not math.isfinite(score)]
+    if bad:
+        raise RewardError(f"reward '{name}' returned {found[bad[0]]} for answer {bad[0]} of {count}; it must be finite")
+    return found
+
+
+class RemoteReward:
+    """A reward behind HTTP: in batches, with time-outs, asked again after what may pass, left alone while it keeps failing."""
+
+    def __init__(self, name: str, config: HttpReward) -> None:
+        self._name = name
+        self._config = config
+        self._failures = 0
+        self._open_until = 0.0
+        headers = {}
+        if config.token_variable:
+            token = os.environ.get(config.token_variable)
+            if not token:
+                raise ConfigError(f"reward '{name}': the variable {config.token_variable} (token_variable) is not set")
+            headers["Authorization"] = f"Bearer {token}"
+        self._client = httpx.Client(headers=headers, timeout=config.timeout_s)
+
+    def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        """Scores of all answers.
+
+        Raises:
+            RewardError: the service refused, replied with something else, or kept failing for ``patience_s``.
+        """
+        size = self._config.rows_per_request
+        scores: list[float] = []
+        for first in range(0, len(answers), size):
+            rows = slice(first, first + size)
+            body = {"prompts": list(prompts[rows]), "answers": list(answers[rows])}
+            scores += checked(self._name, self._ask(body), len(body["answers"]))
+        return scores
+
+    def _ask(self, body: dict[str, list[str]]) -> Any:
+        """The reply to one batch."""
+        deadline, wait = time.monotonic() + self._config.patience_s, FIRST_WAIT_S
+        while True:
+            self._wait_for_service(deadline)
+            try:
+                response = self._client.post(self._config.url, json=body)
+                if response.status_code != httpx.codes.TOO_MANY_REQUESTS and not response.is_server_error:
+                    self._failures = 0
+                    return self._read(response)
+                trouble, asked = f"status {response.status_code}", _retry_after(response)
+            except httpx.TransportError as error:
+                trouble, asked = repr(error), 0.0
+            self._failures += 1
+            if self._failures >= self._config.open_after:
+                self._open_until = time.monotonic() + self._config.pause_s
+            pause = max(wait, asked)
+            if time.monotonic() + pause > deadline:
+                raise RewardError(
+                    f"reward '{self._name}': {self._config.url} kept failing for {self._config.patience_s:g} s, "
+                    f"lastly with {trouble}; mend the service and go on with --resume auto"
+                )
+            time.sleep(pause)
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+    def _wait_for_service(self, deadline: float) -> None:
+        """Leave a failing service alone for a while."""
+        rest = min(self._open_until, deadline) - time.monotonic()
+        if rest > 0:
+            time.sleep(rest)
+
+    def _read(self, response: httpx.Response) -> Any:
+        """The rewards of a reply that is not to be asked for again."""
+        text = response.text[:200]
+        if not response.is_success:
+            raise RewardError(f"reward '{self._name}': {self._config.url} refused with status {response.status_code}: {text}")
+        try:
+            return response.json()["rewards"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RewardError(f"reward '{self._name}': {self._config.url} sent no JSON with 'rewards': {text}") from error
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the service asks to wait, 0 when it does not say."""
+    try:
+        return max(0.0, float(response.headers.get("Retry-After", 0)))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,175 @@
+"""Rewards beside the frozen value, against a real HTTP server on this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dvpo_ray import rewards
+from dvpo_ray.config.algorithms import DvpoGae, Grpo, KlSection
+from dvpo_ray.config.rewards import FunctionReward, HttpReward
+from dvpo_ray.errors import ConfigError, RewardError
+from dvpo_ray.learning.policy_update import prepare
+from dvpo_ray.rewards import RemoteReward, Rewards
+from dvpo_ray.rows import Ragged, ScoredBatch
+from tests.fakes import scored_batch
+
+Reply = tuple[int, dict[str, str], str]
+
+
+class Service:
+    """A reward service whose replies a test writes; it keeps what it was asked and when."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.reply: Callable[[dict[str, Any]], Reply] = good
+        self.asked: list[dict[str, Any]] = []
+        self.at: list[float] = []
+        self.authorization = ""
+
+
+def good(body: dict[str, Any]) -> Reply:
+    return 200, {}, json.dumps({"rewards": [len(answer) for answer in body["answers"]]})
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found.asked.append(body)
+            found.at.append(time.monotonic())
+            found.authorization = self.headers.get("Authorization", "")
+            status, headers, text = found.reply(body)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        found = Service(f"http://127.0.0.1:{server.server_port}/score")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield found
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "FIRST_WAIT_S", 0.01)
+
+
+def remote(service: Service, **settings: Any) -> RemoteReward:
+    return RemoteReward("taste", HttpReward(url=service.url, **({"patience_s": 5.0} | settings)))
+
+
+PROMPTS, ANSWERS = ["a", "b", "c"], ["x", "yy", "zzz"]
+
+
+def test_answers_go_in_batches_with_a_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASTE_TOKEN", "secret")
+    reward = remote(service, rows_per_request=2, token_variable="TASTE_TOKEN")
+    assert reward(PROMPTS, ANSWERS) == [1.0, 2.0, 3.0]
+    assert [body["prompts"] for body in service.asked] == [["a", "b"], ["c"]]
+    assert service.authorization == "Bearer secret"
+
+
+def test_a_missing_token_is_named(service: Service) -> None:
+    with pytest.raises(ConfigError, match="variable NO_SUCH_TOKEN"):
+        remote(service, token_variable="NO_SUCH_TOKEN")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_may_pass_is_asked_again(service: Service, status: int) -> None:
+    replies = iter([(status, {}, "busy"), (status, {"Retry-After": "0.2"}, "busy")])
+    service.reply = lambda body: next(replies, None) or good(body)
+    assert remote(service)(PROMPTS, ANSWERS) == [1.0, 2.0, 3.0]
+    assert len(service.asked) == 3
+    assert service.at[2] - service.at[1] >= 0.2, "as long as the service asked"
+
+
+def test_a_service_that_does_not_answer_is_asked_again(service: Service) -> None:
+    hang = threading.Event()
+    first = iter([True])
+
+    def reply(body: dict[str, Any]) -> Reply:
+        if next(first, False):
+            hang.wait(10)
+        return good(body)
+
+    service.reply = reply
+    assert remote(service, timeout_s=0.2)(PROMPTS, ANSWERS) == [1.0, 2.0, 3.0]
+    hang.set()
+
+
+def test_a_service_that_keeps_failing_is_left_alone_and_at_last_given_up(service: Service) -> None:
+    service.reply = lambda body: (500, {}, "broken")
+    with pytest.raises(RewardError, match=r"reward 'taste': .* kept failing for 1 s, lastly with status 500"):
+        remote(service, patience_s=1.0, open_after=2, pause_s=0.3)(PROMPTS, ANSWERS)
+    assert 3 <= len(service.asked) <= 6, "without the pauses it would be asked far more often"
+    assert all(later - earlier >= 0.3 for earlier, later in zip(service.at[1:], service.at[2:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ((404, {}, "who?"), "refused with status 404: who"),
+        ((401, {}, "no"), "refused with status 401"),
+        ((200, {}, "not json"), "sent no JSON with 'rewards': not json"),
+        ((200, {}, '{"scores": [1]}'), "sent no JSON with 'rewards'"),
+        ((200, {}, "[1, 2, 3]"), "sent no JSON with 'rewards'"),
+        ((200, {}, '{"rewards": [1, 2]}'), "returned 2 numbers for 3 answers"),
+        ((200, {}, '{"rewards": [1, 2, null]}'), "returned no list of numbers"),
+        ((200, {}, '{"rewards": [1, 2, NaN]}'), "returned nan for answer 2 of 3"),
+        ((200, {}, '{"rewards": 7}'), "returned no list of numbers"),
+    ],
+)
+def test_a_wrong_reply_ends_it_at_once(service: Service, reply: Reply, message: str) -> None:
+    service.reply = lambda body: reply
+    with pytest.raises(RewardError, match=message):
+        remote(service)(PROMPTS, ANSWERS)
+    assert len(service.asked) == 1
+
+
+def test_several_rewards_are_columns_in_the_order_of_the_recipe(service: Service) -> None:
+    both = Rewards({"taste": HttpReward(url=service.url), "letters": FunctionReward(function="tests.fakes:early_letters")})
+    assert np.array_equal(both(PROMPTS, ["ab", "z"]), np.array([[2, 1], [1, -1]], dtype=np.float32))
+    assert Rewards({})(PROMPTS, ANSWERS).shape == (3, 0)
+
+
+def with_rewards(scored: ScoredBatch, scores: list[list[float]]) -> ScoredBatch:
+    return ScoredBatch(**(vars(scored) | {"rewards": Ragged.of([np.array(row) for row in scores], np.float32)}))
+
+
+def test_weighted_rewards_join_the_last_token() -> None:
+    """With lambda 0 an advantage is its own token's reward and value difference, so only the last ones move."""
+    scored, settings = scored_batch([3, 1]), DvpoGae(lam=0.0, whitening="none")
+    configs = {name: FunctionReward(function="a:b", weight=weight) for name, weight in (("x", 2.0), ("y", -1.0))}
+    plain, _ = prepare(scored, 0, settings, KlSection(), 0.1)
+    found, metrics = prepare(with_rewards(scored, [[1.0, 0.5], [0.25, 3.0]]), 0, settings, KlSection(), 0.1, None, configs)
+    assert found.advantages.flat - plain.advantages.flat == pytest.approx([0, 0, 1.5, -2.5], abs=1e-6)
+    assert metrics["reward/x"] == pytest.approx(0.625) and metrics["reward/y"] == pytest.approx(1.75)
+
+
+def test_rewards_alone_can_train(service: Service) -> None:
+    """GRPO without the value: two answers of one prompt, rewards 1 and 3, no KL: -1 and 1."""
+    scored = scored_batch([2, 2])
+    prompts = Ragged.of([np.array([5, 6])] * 2, np.int32)
+    scored = with_rewards(ScoredBatch(**(vars(scored) | {"prompt_ids": prompts})), [[1.0], [3.0]])
+    configs = {"x": FunctionReward(function="a:b")}
+    found, _ = prepare(scored, 0, Grpo(score="none"), KlSection(), 0.0, None, configs)
+    assert torch.allclose(torch.from_numpy(found.advantages.flat).float(), torch.tensor([-1.0, -1.0, 1.0, 1.0]))
