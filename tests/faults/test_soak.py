@@ -21,12 +21,16 @@ from tests.real import ROLLOUT, MakePolicyRecipe, assert_books_balance, metrics
 pytestmark = [pytest.mark.integration, pytest.mark.soak]
 STEPS = 100
 LIMIT_S = 600
-PAUSE_S = (8.0, 20.0)
+PAUSE_S = (0.5, 5.0)
+AGAIN = 0.25
 VICTIMS = {"rollout": 5, "scorer": 4, "learner": 2, "driver": 1}
 
 
 class Killer(threading.Thread):
-    """Kills a random part of a driver's run every few seconds, until the driver ends or is the victim."""
+    """Kills a random part of a driver's run every few seconds in which it makes steps, until the driver ends or is the victim.
+
+    One kill in four is followed by another one before the run has recovered.
+    """
 
     def __init__(self, driver: subprocess.Popen[str], luck: random.Random, killed: Counter[str]) -> None:
         super().__init__(daemon=True)
@@ -34,9 +38,15 @@ class Killer(threading.Thread):
         self._luck = luck
         self._killed = killed
         self._done = threading.Event()
+        self.stepped = threading.Event()
 
     def run(self) -> None:
         while not self._done.wait(self._luck.uniform(*PAUSE_S)):
+            again = self._luck.random() < AGAIN
+            while not again and not self.stepped.wait(1.0):
+                if self._done.is_set():
+                    return
+            self.stepped.clear()
             victim = self._luck.choices(list(VICTIMS), weights=list(VICTIMS.values()))[0]
             if victim == "driver":
                 self._killed[victim] += 1
@@ -50,6 +60,7 @@ class Killer(threading.Thread):
 
     def stop(self) -> None:
         self._done.set()
+        self.stepped.set()
         self.join()
 
 
@@ -75,8 +86,9 @@ def test_nothing_is_lost_and_nothing_is_trained_twice(policy_recipe: MakePolicyR
         killer = Killer(driver, luck, killed)
         killer.start()
         try:
-            for event in events(driver):
-                last = event
+            for last in events(driver):
+                if last["event"] == "step":
+                    killer.stepped.set()
             driver.wait()
         finally:
             killer.stop()
