@@ -16,8 +16,8 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import DataSection, EngineSection, LearnerSection, ModelSection, RolloutSection, ScorerSection
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Answer, GenerationRequest
-from dvpo_ray.weights import bucket_bytes, read_bucket
+from dvpo_ray.rows import Adapters, Answer, GenerationRequest, WeightBucket
+from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, spec_of, write_bucket
 
 ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
 MODEL = ModelSection(path="tiny", attention="eager")
@@ -51,6 +51,40 @@ def answers_of(pool: RolloutPool, asked: list[GenerationRequest]) -> list[Answer
 def weights_of(folder: Path, scale: float) -> dict[str, torch.Tensor]:
     model = load_policy(folder, torch.float32, "eager")
     return {name: p.detach() * scale for name, p in model.named_parameters()}
+
+
+class Sent:
+    """Weights or adapters sent by the test itself, in buckets of at most ``limit`` bytes; ``damaged`` says how often a bucket
+    is."""
+
+    def __init__(
+        self,
+        version: int,
+        tensors: dict[str, torch.Tensor],
+        limit: int = 2**30,
+        damaged: dict[int, int] | None = None,
+        adapters: Adapters | None = None,
+    ) -> None:
+        self.version = version
+        self._tensors = tensors
+        self._buckets = plan_buckets([spec_of(name, t) for name, t in tensors.items()], limit)
+        self._damaged = damaged or {}
+        self._adapters = adapters
+        self._memory = SharedBuffer()
+
+    @property
+    def count(self) -> int:
+        return len(self._buckets)
+
+    def bucket(self, index: int) -> WeightBucket:
+        specs = self._buckets[index]
+        size = layout(specs)[1]
+        memory = self._memory.bytes(size)
+        digest = write_bucket(memory, specs, self._tensors)
+        if self._damaged.get(index, 0):
+            self._damaged[index] -= 1
+            memory[size // 2] ^= 1
+        return WeightBucket(self.version, index, self.count, specs, size, digest, self._memory.path, adapters=self._adapters)
 
 
 def log_probs_of(weights: dict[str, torch.Tensor], folder: Path, answers: list[Answer]) -> list[np.ndarray]:

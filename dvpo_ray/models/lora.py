@@ -6,6 +6,7 @@ Legend: W [out, in] a layer's weight; A [rank, in] and B [out, rank] its adapter
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,8 +122,11 @@ def merged_tensors(
     files = tensor_files(folder)
     device = next(iter(adapters.values())).device
     opened = {file: safe_open(file, framework="pt", device=str(device)) for file in set(files.values())}
+    stored = defaultdict(list)
+    for name in files:
+        stored[name.rpartition(".")[0]].append(name)
     for layer in _with_fused(layers, list(fused)):
-        for name in (name for name in files if name.startswith(f"{layer}.")):
+        for name in stored[layer]:
             tensor = opened[files[name]].get_tensor(name)
             if layer in layers and name == f"{layer}.weight":
                 if layer + A not in adapters or layer + B not in adapters:

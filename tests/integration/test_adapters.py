@@ -17,14 +17,15 @@ from actors.gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LoraSection
-from dvpo_ray.errors import CommitError, WeightSyncError
+from dvpo_ray.errors import ActorFailedError, CommitError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.token_reader import load_policy
-from dvpo_ray.rows import Ragged, ScoredBatch
+from dvpo_ray.rows import Adapters, Ragged, ScoredBatch
 from dvpo_ray.tensor_file import write_tensors
 from tests.engines import (
     ANSWER_LENGTHS,
     MODEL,
+    Sent,
     answers_of,
     base_digest,
     gap,
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.integration
 RANK = 4
 # Sums of inputs and outputs of the tiny model's seven linear layers, twice, as float32.
 ADAPTER_BYTES = 4 * RANK * 2 * ((64 + 128) + 2 * (64 + 64) + (128 + 64) + 2 * (64 + 128) + (128 + 64))
+HALF = "model.layers.1.mlp.down_proj.lora_B.default.weight"
 
 
 def with_lora(lora: LoraSection, **learner: Any) -> PolicyTraining:
@@ -70,7 +72,10 @@ def check_serving(rollouts: RolloutPool, gang: PolicyLearner, version: int, base
 def test_layers_served_side_by_side_are_merged_when_only_one_has_an_adapter(
     rollouts: RolloutPool, ray: ClusterSection, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """First in this file: an engine is given adapters of the same layers, or of more, as long as it lives."""
+    """And an update that fails when some layers are loaded fences the engine until a whole one.
+
+    First in this file: an engine is given adapters of the same layers, or of more, as long as it lives.
+    """
     lora = LoraSection(rank=RANK, alpha=2, rslora=True, target_modules=("q_proj", "down_proj"))
     gang = PolicyLearner(str(tiny_model), MODEL, with_lora(lora, learning_rate=1e-2), ray, seed=0)
     gang.wait_ready()
@@ -79,6 +84,13 @@ def test_layers_served_side_by_side_are_merged_when_only_one_has_an_adapter(
         for step in range(2):
             train(gang, step)
         check_serving(rollouts, gang, 2, tiny_model, tmp_path / "policy")
+        train(gang, 2)
+        half = {name: tensor for name, tensor in weights_in(gang).items() if name != HALF}
+        with pytest.raises(ActorFailedError, match="rollout-0 failed while loading bucket 0 of weights 3"):
+            rollouts.sync(Sent(3, half, adapters=Adapters(lora.scale, weights_sha256(tiny_model))))
+        with pytest.raises(WeightSyncError, match="fenced: an update to version 3 did not complete"):
+            answers_of(rollouts, requests(1, seed=3))
+        check_serving(rollouts, gang, 4, tiny_model, tmp_path / "policy")
     finally:
         gang.stop()
 
@@ -111,7 +123,8 @@ def test_adapters_alone_are_trained_and_travel(
         assert check_serving(rollouts, gang, 10 + stage, tiny_model, tmp_path / "policy") == ADAPTER_BYTES
         assert ray_module.get([rank.__ray_call__.remote(base_digest) for rank in gang.actors], timeout=60) == before
         found = weights_in(gang)
-        others = others or others.update(found) or found
+        if not others:
+            others.update(found)
         assert set(found) == set(others)
         for name, tensor in found.items():
             assert torch.allclose(tensor, others[name], rtol=0, atol=1e-4), name

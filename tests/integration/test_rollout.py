@@ -26,39 +26,11 @@ from dvpo_ray.config.sections import (
 from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Answer, Ragged, ScoredBatch, WeightBucket
-from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, spec_of, write_bucket
-from tests.engines import ANSWER_LENGTHS, MODEL, answers_of, gap, log_probs_of, requests, settings, weights_in, weights_of
+from dvpo_ray.rows import Answer, Ragged, ScoredBatch
+from tests.engines import ANSWER_LENGTHS, MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_in, weights_of
 from tests.fakes import scored_batch
 
 pytestmark = pytest.mark.integration
-
-
-class Sent:
-    """Weights sent by the test itself, in buckets of at most ``limit`` bytes; ``damaged`` says how often a bucket is."""
-
-    def __init__(
-        self, version: int, tensors: dict[str, torch.Tensor], limit: int = 2**30, damaged: dict[int, int] | None = None
-    ) -> None:
-        self.version = version
-        self._tensors = tensors
-        self._buckets = plan_buckets([spec_of(name, t) for name, t in tensors.items()], limit)
-        self._damaged = damaged or {}
-        self._memory = SharedBuffer()
-
-    @property
-    def count(self) -> int:
-        return len(self._buckets)
-
-    def bucket(self, index: int) -> WeightBucket:
-        specs = self._buckets[index]
-        size = layout(specs)[1]
-        memory = self._memory.bytes(size)
-        digest = write_bucket(memory, specs, self._tensors)
-        if self._damaged.get(index, 0):
-            self._damaged[index] -= 1
-            memory[size // 2] ^= 1
-        return WeightBucket(self.version, index, self.count, specs, size, digest, self._memory.path)
 
 
 def test_a_row_that_misses_its_deadline_is_named(ray: ClusterSection, tiny_model: Path) -> None:
