@@ -178,8 +178,9 @@ def test_adapters_of_another_base_are_refused(
         (name,) = gang.end_commit()
         with safe_open(folder / name, framework="pt") as file:
             facts = file.metadata() | {"base_sha256": weights_sha256(tiny_model)}
-        write_tensors(folder / name, load_file(folder / name), facts)
+        (tmp_path / "claimed").mkdir()
+        write_tensors(tmp_path / "claimed" / name, load_file(folder / name), facts)
         with pytest.raises(CommitError, match="holds adapters of a model whose weights have sha256 .* or start anew"):
-            gang.load_commit(str(folder))
+            gang.load_commit(str(tmp_path / "claimed"))
     finally:
         gang.stop()
