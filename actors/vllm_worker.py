@@ -56,7 +56,7 @@ class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpda
     Layerwise reload is required: CPU kernels repack weights after loading, so writing parameters in place would fail.
 
     LoRA matrices are kept until all have come. Then the layers they belong to are loaded as if their merged weights had come,
-    and the others stay as they are.
+    and the others stay as they are: the same layers must have adapters as long as the engine lives.
     """
 
     init_info_cls = BucketInitInfo

@@ -118,14 +118,14 @@ def merged_tensors(
     Raises:
         WeightSyncError: an adapter lacks one of its matrices.
     """
-    layers = list(dict.fromkeys(name.removesuffix(A).removesuffix(B) for name in adapters))
+    layers = dict.fromkeys(name.removesuffix(A).removesuffix(B) for name in adapters)
     files = tensor_files(folder)
     device = next(iter(adapters.values())).device
     opened = {file: safe_open(file, framework="pt", device=str(device)) for file in set(files.values())}
     stored = defaultdict(list)
     for name in files:
         stored[name.rpartition(".")[0]].append(name)
-    for layer in _with_fused(layers, list(fused)):
+    for layer in _with_fused(list(layers), list(fused)):
         for name in stored[layer]:
             tensor = opened[files[name]].get_tensor(name)
             if layer in layers and name == f"{layer}.weight":
