@@ -33,7 +33,7 @@ format:  ## Format and mend what ruff can
 	@$(RUN) ruff check --fix . && ruff format .
 
 bench:  ## Benchmarks: seeds, ablation, peers (hours; resumable)
-	@$(RUN) for name in seeds ablation staleness step_time overheads whole_step weight_sync failures recovery planner control_plane; do python -m benchmarks.$$name; done
+	@$(RUN) for name in seeds ablation staleness step_time overheads whole_step weight_sync lora failures recovery planner control_plane; do python -m benchmarks.$$name; done
 
 docs:  ## Regenerate the configuration reference
 	@$(RUN) python -m scripts.config_reference > docs/configuration.md

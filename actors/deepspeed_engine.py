@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.models.folder import write_manifest, written_atomically
+from dvpo_ray.models.lora import merged_state, save_adapters
 
 SHARED_MEMORY_OPERATOR = "deepspeed_shm_comm"
 
@@ -98,8 +99,8 @@ class TrainingEngine:
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters of the wrapped Hugging Face model by name, tied ones once; under ZeRO-3 they are shards."""
-        return dict(self.engine.module.model.named_parameters())
+        """Trained parameters of the wrapped Hugging Face model by name, tied ones once; under ZeRO-3 they are shards."""
+        return {name: p for name, p in self.engine.module.model.named_parameters() if p.requires_grad}
 
     @contextmanager
     def whole(self, parameters: Sequence[Tensor]) -> Iterator[None]:
@@ -109,20 +110,32 @@ class TrainingEngine:
         with deepspeed.zero.GatheredParameters(list(parameters), enabled=self._config.zero_stage == 3):
             yield
 
-    def save_pretrained(self, folder: Path, base: Path, trust_remote_code: bool, extra: dict[str, object] | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: Path,
+        base: Path,
+        trust_remote_code: bool,
+        extra: dict[str, object] | None = None,
+        adapters: Path | None = None,
+    ) -> None:
         """Write an ordinary Hugging Face folder with the tokenizer of ``base``, and a manifest when ``extra`` is given.
 
-        Rank 0 writes, all ranks take part.
+        A model with adapters is written merged, and they by themselves to the folder ``adapters``. Rank 0 writes, all ranks
+        take part.
         """
         from transformers import AutoTokenizer
 
-        with self.whole(list(self.weights().values())):
+        model = self.engine.module.model
+        with self.whole(list(model.parameters())):
             if dist.get_rank() == 0:
                 with written_atomically(folder) as temporary:
-                    self.engine.module.model.save_pretrained(temporary)
+                    model.save_pretrained(temporary, state_dict=merged_state(model))
                     AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code).save_pretrained(temporary)
                     if extra is not None:
                         write_manifest(temporary, extra)
+                if adapters is not None:
+                    with written_atomically(adapters) as temporary:
+                        save_adapters(model, temporary, base)
 
 
 def learning_rate_factor(step: int, config: LearnerSection, total_steps: int) -> float:

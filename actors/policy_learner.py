@@ -23,8 +23,10 @@ from dvpo_ray.learning.batching import share_rows
 from dvpo_ray.learning.policy_update import PreparedBatch, TokenBatch, loss, mean_metrics, mini_batch_rows, prepare
 from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_metrics
 from dvpo_ray.learning.streaming import OpenStep
+from dvpo_ray.models.folder import weights_sha256
+from dvpo_ray.models.lora import ADAPTERS, add_adapters, set_dropout
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Ragged, ScoredBatch, StepResult, TensorSpec, WeightBucket
+from dvpo_ray.rows import Adapters, Ragged, ScoredBatch, StepResult, TensorSpec, WeightBucket
 from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, spec_of, write_bucket
 
 
@@ -47,16 +49,24 @@ class PolicyLearnerRank(Rank):
         self._buckets: list[tuple[TensorSpec, ...]] = []
         self._open: OpenStep | None = None
         self._scale: Tensor | None = None
+        self._adapters: Adapters | None = None
 
     def start(self, address: str, port: int) -> int:
         """Join the gang and load the policy; returns this process's id."""
         pid = self.join(address, port)
         section = self.model_section
-        model = load_policy(Path(self.model_folder), self.dtype, section.attention, section.trust_remote_code)
+        folder, lora = Path(self.model_folder), self.policy.lora
+        model = load_policy(folder, self.dtype, section.attention, section.trust_remote_code)
+        if lora is not None:
+            add_adapters(model, lora, folder)
+            self.base_sha256 = weights_sha256(folder)
+            self._adapters = Adapters(lora.scale, self.base_sha256)
         temperature = self.policy.rollout.temperature
         reader = PolicyReader(model, temperature, share_prefix=self.share_prefix, packed=section.packed)
         updates = self.policy.steps * self.policy.ppo.inner_epochs * self.policy.ppo.mini_batches
         self.engine = TrainingEngine(reader, self.config, updates)
+        # Gradient checkpointing has put the whole model into training mode.
+        set_dropout(model, False)
         specs = [spec_of(name, tensor) for name, tensor in self.engine.weights().items()]
         self._buckets = plan_buckets(specs, self.policy.transfer.bucket_mib * 2**20)
         return pid
@@ -125,7 +135,7 @@ class PolicyLearnerRank(Rank):
 
     @watched
     def bucket(self, version: int, held: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
-        """One bucket of the current weights, in shared memory or as an array, and that it was made.
+        """One bucket of the current weights, or adapters, in shared memory or as an array, and that it was made.
 
         Rank 0 gives it, all take part in gathering. The memory is used again for the next bucket: engines must have loaded this
         one before.
@@ -143,7 +153,8 @@ class PolicyLearnerRank(Rank):
             memory = self._memory.bytes(size) if shared else torch.empty(size, dtype=torch.uint8)
             digest = write_bucket(memory, specs, weights)
         where: dict[str, Any] = {"path": self._memory.path} if shared else {"data": memory.numpy()}
-        return WeightBucket(version, index, len(self._buckets), specs, size, digest, **where), True
+        bucket = WeightBucket(version, index, len(self._buckets), specs, size, digest, adapters=self._adapters, **where)
+        return bucket, True
 
     def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """As for every rank, with the weights' version and the scale of streamed advantages."""
@@ -159,8 +170,10 @@ class PolicyLearnerRank(Rank):
 
     @watched
     def save(self, folder: str, facts: dict[str, object]) -> None:
-        """Write the policy as an ordinary Hugging Face folder with a manifest."""
-        self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code, facts)
+        """Write the policy as an ordinary Hugging Face folder with a manifest, and adapters beside it."""
+        target, trust = Path(folder), self.model_section.trust_remote_code
+        adapters = None if self.policy.lora is None else target.with_name(ADAPTERS)
+        self.engine.save_pretrained(target, Path(self.model_folder), trust, facts, adapters)
 
     def stop(self) -> None:
         """Leave the gang and give shared memory back."""
@@ -177,8 +190,12 @@ class PolicyLearnerRank(Rank):
         self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float, last: bool
     ) -> dict[str, float]:
         """Add the gradients of some rows; returns this rank's sums over tokens, and seconds."""
+        model = self.engine.engine.module.model
         with self.busy:
-            return self._run_micro_batches(prepared, rows, old, beta, last)
+            set_dropout(model, True)
+            sums = self._run_micro_batches(prepared, rows, old, beta, last)
+            set_dropout(model, False)
+            return sums
 
     def _run_micro_batches(
         self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float, last: bool

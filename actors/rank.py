@@ -22,7 +22,7 @@ from actors.learner_state import FACTS, SEPARATOR, StateWriter, file_name, load_
 from actors.nodes import this_node
 from actors.watchdog import watched
 from dvpo_ray.config.sections import LearnerSection, ModelSection
-from dvpo_ray.errors import NonFiniteUpdateError
+from dvpo_ray.errors import CommitError, NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, packed_micro_batches, pad_sequences
 
 GROWTH_ALLOWED = 1.1
@@ -48,6 +48,8 @@ class Rank:
         self.seed = seed
         self.device = torch.device("cpu")
         self.skipped = 0
+        # Of the weights that are not trained, which commits do not hold; empty when all are.
+        self.base_sha256 = ""
         self.busy = BusyClock()
         self.writer = StateWriter()
         self._lean_bytes = 0
@@ -99,6 +101,7 @@ class Rank:
             "schedule_steps": str(self.engine.steps),
             "skipped": str(self.skipped),
             "world": str(self.world),
+            "base_sha256": self.base_sha256,
         }
         self.writer.begin(Path(folder) / file_name(self.rank), tensors, facts)
 
@@ -113,10 +116,22 @@ class Rank:
 
     @watched
     def load_commit(self, folder: str) -> dict[str, Tensor]:
-        """Go on from a verified commit, written by any number of ranks; returns what it holds besides (``more``)."""
+        """Go on from a verified commit, written by any number of ranks; returns what it holds besides (``more``).
+
+        Raises:
+            CommitError: it is of another model, or holds adapters of other base weights.
+        """
         with reading(folder), safe_open(Path(folder) / file_name(0), framework="pt", device="cpu") as file:
-            facts = {name: int((file.metadata() or {})[name]) for name in FACTS}
+            written = file.metadata() or {}
+            facts = {name: int(written[name]) for name in FACTS}
             more = {name: file.get_tensor(name) for name in file.keys() if SEPARATOR not in name}  # noqa: SIM118
+        base = written.get("base_sha256", "")
+        if base and base != self.base_sha256:
+            raise CommitError(
+                f"commit '{folder}' holds adapters of a model whose weights have sha256 {base[:16]}..., the learner has "
+                f"'{self.model_folder}' with {self.base_sha256[:16] or 'no adapters'}: name the model they were trained on, "
+                "or start anew"
+            )
         load_pieces(Path(folder), self.engine.weights(), self.engine.engine.optimizer, facts["adam_steps"])
         self.engine.steps, self.skipped = facts["schedule_steps"], facts["skipped"]
         if facts["world"] == self.world:

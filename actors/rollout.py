@@ -20,7 +20,8 @@ from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, RowDeadlineError, WeightSyncError
-from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
+from dvpo_ray.models.folder import weights_sha256
+from dvpo_ray.rows import Adapters, Answer, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
@@ -53,6 +54,8 @@ class RolloutActor:
         self._loading_seconds = 0.0
         self._under_way: set[asyncio.Task[Answer]] = set()
         self._told_stacks = False
+        self._received = 0
+        self._base_sha256: str | None = None
         self._busy = BusyClock()
 
     async def start(self, before: EngineTraces | None = None) -> tuple[str, EngineTraces]:
@@ -115,6 +118,8 @@ class RolloutActor:
         after a failure, until all buckets of a version are loaded.
         """
         await asyncio.to_thread(verify, bucket)
+        if bucket.adapters is not None:
+            await asyncio.to_thread(self._check_base, bucket.adapters)
         try:
             with engine_errors():
                 return await self._take(bucket)
@@ -131,6 +136,7 @@ class RolloutActor:
             raise WeightSyncError(f"bucket {bucket.index} of weights {bucket.version} came, expected {self._expected}")
         self._expected = (bucket.version, bucket.index + 1)
         self._payload.update(bucket.sha256.encode())
+        self._received += bucket.bytes
         await self._load(bucket)
         self._loading_seconds += time.monotonic() - began
         return await self._finish_update(bucket.version) if bucket.index + 1 == bucket.count else None
@@ -144,7 +150,7 @@ class RolloutActor:
         self._served.clear()
         self._fence = f"an update to version {version} did not complete"
         self._payload = hashlib.sha256()
-        self._loading_seconds = 0.0
+        self._loading_seconds, self._received = 0.0, 0
         await self._engine.pause_generation(mode="keep", clear_cache=True)
         await self._engine.collective_rpc("abandon_weight_update")
         await self._engine.start_weight_update()
@@ -158,7 +164,9 @@ class RolloutActor:
             self._buffer.bytes(bucket.bytes).numpy()[:] = bucket.data
             path = self._buffer.path
         tensors = [[spec.name, spec.dtype, list(spec.shape)] for spec in bucket.tensors]
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": path, "tensors": tensors}))
+        scale = None if bucket.adapters is None else bucket.adapters.scale
+        update = {"path": path, "tensors": tensors, "adapter_scale": scale}
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=update))
 
     async def _finish_update(self, version: int) -> ServedWeights:
         began = time.monotonic()
@@ -169,7 +177,20 @@ class RolloutActor:
         self._expected, self._fence = None, None
         self._served.set()
         seconds = self._loading_seconds + time.monotonic() - began
-        return ServedWeights(version, self._payload.hexdigest(), checksum, seconds)
+        return ServedWeights(version, self._payload.hexdigest(), checksum, seconds, self._received)
+
+    def _check_base(self, adapters: Adapters) -> None:
+        """Refuse adapters of other weights than those that this node's model folder holds.
+
+        Raises:
+            WeightSyncError: naming both.
+        """
+        self._base_sha256 = self._base_sha256 or weights_sha256(Path(self._model))
+        if self._base_sha256 != adapters.base_sha256:
+            raise WeightSyncError(
+                f"the learner trains adapters over weights with sha256 {adapters.base_sha256[:16]}..., model folder "
+                f"'{self._model}' on the engine's node holds {self._base_sha256[:16]}...: copy the same folder to both"
+            )
 
     async def traces(self) -> EngineTraces:
         """What would be left if this process were killed now."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
 from actors.watchdog import answer_with_stacks
+from dvpo_ray.models.lora import merged_tensors
 from dvpo_ray.rows import TensorSpec
 from dvpo_ray.weights import mapped, read_bucket
 
@@ -38,16 +41,23 @@ class BucketInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class BucketUpdateInfo(WeightTransferUpdateInfo):
-    """Where a bucket lies and the (name, type, shape) of its tensors; already verified by the rollout actor."""
+    """Where a bucket lies and the (name, type, shape) of its tensors; already verified by the rollout actor.
+
+    With ``adapter_scale`` they are LoRA matrices.
+    """
 
     path: str
     tensors: list[list[Any]]
+    adapter_scale: float | None = None
 
 
 class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
     """Loads checkpoint-format tensors, a bucket at a time, through vLLM's layerwise reload.
 
     Layerwise reload is required: CPU kernels repack weights after loading, so writing parameters in place would fail.
+
+    LoRA matrices are kept until all have come. Then the layers they belong to are loaded as if their merged weights had come,
+    and the others stay as they are: the same layers must have adapters as long as the engine lives.
     """
 
     init_info_cls = BucketInitInfo
@@ -58,6 +68,8 @@ class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpda
 
     def start_weight_update(self) -> None:
         """Prepare every layer to take checkpoint-format weights again."""
+        self._adapters: dict[str, Tensor] = {}
+        self._scale: float | None = None
         self._abandon_update()
         initialize_layerwise_reload(self.model)
 
@@ -76,7 +88,12 @@ class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpda
     def receive_weights(self, update_info: BucketUpdateInfo) -> None:
         """Load a bucket's tensors into the model, and keep copies of those whose layers wait for the next bucket."""
         specs = [TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in update_info.tensors]
-        self.model.load_weights(read_bucket(mapped(update_info.path), specs))
+        tensors = read_bucket(mapped(update_info.path), specs)
+        self._scale = update_info.adapter_scale
+        if self._scale is not None:
+            self._adapters |= {name: tensor.to(self.device, copy=True) for name, tensor in tensors}
+            return
+        self.model.load_weights(tensors)
         for module in self.model.modules():
             for _, call in get_layerwise_info(module).loaded_weights:
                 for name, value in call.arguments.items():
@@ -85,11 +102,43 @@ class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpda
 
     def finish_weight_update(self) -> None:
         """Process the loaded layers for inference."""
+        if self._scale is not None:
+            self._load_merged(self._scale)
         finalize_layerwise_reload(self.model, self.model_config)
-        repack_tied_heads(self.model)
+        if self._scale is None:
+            repack_tied_heads(self.model)
+
+    def _load_merged(self, scale: float) -> None:
+        """Load the layers that have adapters, their base from the folder that the engine was started on."""
+        fused = getattr(self.model, "packed_modules_mapping", {}).values()
+        folder, dtype = Path(self.model_config.model), self.model_config.dtype
+        self.model.load_weights(merged_tensors(folder, self._adapters, scale, fused, dtype))
+        self._adapters = {}
+        keep_untouched(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held open."""
+
+
+def keep_untouched(model: Any) -> None:
+    """Give layers that took no weights back what they served; vLLM would as well, with a warning for each.
+
+    Attention layers are left to vLLM: some of them derive weights from other layers' at the end of an update.
+
+    Raises:
+        RuntimeError: a layer took some of its weights and not the others.
+    """
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        if not info.can_load() or is_deferred_attention_layer(layer):
+            continue
+        if info.load_numel:
+            raise RuntimeError(
+                f"layer '{name}' took {info.load_numel} of {info.load_numel_total} elements: LoRA cannot serve this model, "
+                "train without policy.lora"
+            )
+        _place_kernel_tensors(layer, info)
+        info.reset()
 
 
 def repack_tied_heads(model: Any) -> None:

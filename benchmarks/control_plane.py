@@ -140,7 +140,7 @@ class SimulatedStages:
     def sync(self, weights: Weights) -> ServedWeights:
         """Syncs for the time given."""
         self._until(time.monotonic() + self._seconds.sync)
-        return ServedWeights(weights.version, "payload", "checksum", 0.0)
+        return ServedWeights(weights.version, "payload", "checksum", 0.0, 0)
 
     def _send(self, rows: list[str]) -> Batch:
         scorer = min(range(SCORERS), key=lambda i: self._free[i])

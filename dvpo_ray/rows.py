@@ -158,11 +158,23 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """Says of a bucket that it holds LoRA matrices, to be merged ``scale`` times into the base weights with this sha256.
+
+    Example: ``Adapters(2.0, "5f70bf18...")`` (see ``dvpo_ray.models.lora`` and ``weights_sha256``).
+    """
+
+    scale: float
+    base_sha256: str
+
+
+@dataclass(frozen=True)
 class WeightBucket:
     """Some tensors of one weight version on their way to the engines: bucket ``index`` of ``count``.
 
     ``tensors`` are in the order in which they lie. The bytes are in ``data`` [bytes] (uint8), or, when it
-    is None, in the shared memory that ``path`` names on the learner's node.
+    is None, in the shared memory that ``path`` names on the learner's node. Without ``adapters`` the tensors are the weights
+    themselves.
     """
 
     version: int
@@ -173,17 +185,19 @@ class WeightBucket:
     sha256: str
     path: str = ""
     data: np.ndarray | None = None
+    adapters: Adapters | None = None
 
 
 @dataclass(frozen=True)
 class ServedWeights:
-    """What an engine says when it serves a version: the digest of what it was sent and of what it holds, and for how many
-    seconds it loaded instead of generating."""
+    """What an engine says when it serves a version: the digest of what it was sent and of what it holds, for how many seconds
+    it loaded instead of generating, and how many bytes it was sent."""
 
     version: int
     payload: str
     checksum: str
     seconds: float
+    bytes: int
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,8 @@ class StepRecord:
         seconds["seconds/engine_update"] = served.seconds
         seconds["speed/answer_tokens_per_s"] = result.metrics.get("answer/total_tokens", 0.0) / seconds["seconds/step"]
         metrics = result.metrics | seconds | {name: float(value) for name, value in books.items()}
-        self._run.log(self.step, metrics | {"weights/version": float(result.version)})
+        metrics |= {"weights/version": float(result.version), "sync/bytes": float(served.bytes)}
+        self._run.log(self.step, metrics)
 
     def _add(self, name: str, start: float, end: float) -> None:
         self._seconds[name] = end - start

@@ -27,6 +27,10 @@ POLICY_FIXED = (
     "policy.evaluation.source",
     "policy.evaluation.max_prompts",
     "policy.evaluation.answers_per_prompt",
+    "policy.lora.rank",
+    "policy.lora.alpha",
+    "policy.lora.rslora",
+    "policy.lora.target_modules",
 )
 VALUE_FIXED = (*_FIXED, "value.data", "value.target", "value.pairs_per_step", "value.epochs")
 

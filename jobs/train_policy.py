@@ -26,6 +26,7 @@ from dvpo_ray.evaluation import Evaluation, Evaluator, compare, read_evaluations
 from dvpo_ray.json_files import read_records
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
+from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, METRICS, locked, run_folder
@@ -131,6 +132,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             **copies(copier),
         }
+        if policy.lora is not None:
+            result["adapters"] = str(saved.with_name(ADAPTERS))
         run.write_json(RESULT, result)
         return result
     finally:

@@ -73,6 +73,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{json.dumps(choice)}`" for choice in arguments)
     if origin is typing.Annotated:
         return _type(arguments[0])
+    if origin is tuple and arguments[-1] is ...:
+        return f"list of {_type(arguments[0])}"
     if origin is tuple:
         return "list of " + str(len(arguments)) + " numbers"
     if arguments:

@@ -126,7 +126,7 @@ class FakeStages:
     def sync(self, weights: Weights) -> ServedWeights:
         """Counts versions."""
         self.calls.append(f"sync {weights.version}")
-        return ServedWeights(weights.version, "payload", "checksum", 0.0)
+        return ServedWeights(weights.version, "payload", "checksum", 0.0, 0)
 
 
 def drive(config: PolicyTraining, stages: Stages, ledger: Ledger, run: Run, commit: Commit | None = None) -> None:

@@ -25,6 +25,7 @@ from dvpo_ray.config.sections import (
     DataSection,
     EvaluationSection,
     LearnerSection,
+    LoraSection,
     ModelSection,
     PairsSection,
     RolloutSection,
@@ -91,6 +92,9 @@ class PolicyTraining(Section):
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Generation.")
     scorer: ScorerSection = Field(default_factory=lambda: ScorerSection(), description="Frozen value and reference models.")
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
+    lora: LoraSection | None = Field(
+        None, description="Train low-rank adapters and leave the model as it is; without this section all of it is trained."
+    )
     advantage: AdvantageConfig = Field(default_factory=DvpoGae, description="Advantage estimator.")
     rewards: dict[RewardName, RewardConfig] = Field(
         default_factory=dict, description="Rewards of whole answers beside the frozen value, each under a name of your own."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from dvpo_ray.config.base import EntryPoint, PathField, Secret, Section
 
 Dtype = Literal["bfloat16", "float32"]
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
@@ -207,6 +209,26 @@ class LearnerSection(Section):
     max_skipped_updates: int = Field(
         3, ge=0, description="Updates in a row that may be withheld for NaN or Inf before the run stops."
     )
+
+
+class LoraSection(Section):
+    """Low-rank adapters: the model stays as it is, only small matrices beside its linear layers are trained and travel."""
+
+    rank: int = Field(16, ge=1, description="Rank of the adapters; more of it learns more, and costs more memory and transfer.")
+    alpha: int = Field(32, ge=1, description="Adapters count `alpha / rank` times; change it with the rank.")
+    rslora: bool = Field(False, description="Count adapters `alpha / sqrt(rank)` times instead, for high ranks.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of an adapter's inputs left out in passes with gradients, never in old log-probs."
+    )
+    target_modules: Literal["all-linear"] | Names = Field(
+        "all-linear",
+        description="Names of the linear layers that get adapters, as in `q_proj`; `all-linear` takes all but the output head.",
+    )
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's two matrices is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class CommitSection(Section):

@@ -8,8 +8,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import safe_open
 
 from dvpo_ray.errors import DataError, ModelError
 from dvpo_ray.json_files import read_object
@@ -32,6 +35,24 @@ def flush_file(path: Path) -> None:
 def hash_files(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, str]:
     """sha256 of every file directly in ``folder``, by name."""
     return {f.name: sha256_file(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name not in exclude}
+
+
+def weights_sha256(folder: Path) -> str:
+    """One digest over names and bytes of a folder's safetensors files."""
+    files = sorted(folder.glob("*.safetensors"))
+    with ThreadPoolExecutor() as threads:
+        digests = list(threads.map(sha256_file, files))
+    lines = "".join(f"{file.name}={digest};" for file, digest in zip(files, digests, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Which safetensors file of a folder holds which tensor."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
 
 
 def check_files(folder: Path, expected: dict[str, str], manifest: str) -> None:

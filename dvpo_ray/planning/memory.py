@@ -39,16 +39,17 @@ def element_size(dtype: str) -> int:
     return {"bfloat16": 2, "float32": 4}[dtype]
 
 
-def trained_bytes(parameters: float, stage: int, ranks: int, dtype: str) -> dict[str, float]:
+def trained_bytes(parameters: float, stage: int, ranks: int, dtype: str, frozen: float = 0) -> dict[str, float]:
     """Model state of mixed-precision Adam on one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3).
 
     Weights and their gradients in the compute type; for the optimizer two moments in float32, and with bfloat16 the master
     weights and a copy of the gradient in float32. ZeRO 1 shards what the optimizer holds, 2 the gradients too, 3 the weights too.
+    Parameters that are ``frozen`` besides have weights only.
     """
     size = element_size(dtype)
     shards = {kind: ranks if stage >= needed else 1 for kind, needed in (("optimizer", 1), ("gradients", 2), ("weights", 3))}
     return {
-        "weights": parameters * size / shards["weights"],
+        "weights": (parameters + frozen) * size / shards["weights"],
         "gradients": parameters * size / shards["gradients"],
         "optimizer": parameters * (16 if size == 2 else 8) / shards["optimizer"],
     }
@@ -76,7 +77,9 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
     learner, scorer, rollout = policy.learner, policy.scorer, policy.rollout
     longest = policy.data.max_prompt_tokens + rollout.max_new_tokens
     base = CPU_BASE if device.is_cpu else dict.fromkeys(CPU_BASE, GPU_BASE)
-    training = trained_bytes(shape.parameters, learner.zero_stage, learner.ranks, learner.dtype)
+    trained = shape.trained_parameters(policy.lora)
+    frozen_base = 0 if policy.lora is None else shape.parameters
+    training = trained_bytes(trained, learner.zero_stage, learner.ranks, learner.dtype, frozen_base)
     training["activations"] = activation_bytes(
         shape, learner.token_budget, longest, attention, learner.gradient_checkpointing
     ) * (element_size(learner.dtype) / 2)
@@ -84,7 +87,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
     training["libraries"] = base["learner"]
     if device.is_cpu:
         training["kept by the allocator"] = (CPU_GROWTH - 1) * sum(training.values())
-        size = shape.parameters * element_size(learner.dtype)
+        size = trained * element_size(learner.dtype)
         training["bucket of weights"] = min(size, policy.transfer.bucket_mib * 2**20)
     frozen = element_size(scorer.dtype)
     scoring = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ModelError
 
 
@@ -59,10 +60,33 @@ class ModelShape:
         return self.vocabulary * self.hidden
 
     @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of the linear layers of one layer: attention projections, gated feed-forward."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden, query),
+            "k_proj": (self.hidden, key),
+            "v_proj": (self.hidden, key),
+            "o_proj": (query, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer: attention projections, gated feed-forward, two norms."""
-        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
-        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        """Parameters of one layer: linear layers, two norms."""
+        return sum(inputs * outputs for inputs, outputs in self.linear.values()) + 2 * self.hidden
+
+    def trained_parameters(self, lora: LoraSection | None) -> int:
+        """Parameters that a policy's learner trains: all, or ``rank * (inputs + outputs)`` for each layer with an adapter."""
+        if lora is None:
+            return self.parameters
+        chosen = self.linear
+        if not isinstance(lora.target_modules, str):
+            wanted = {name.rpartition(".")[2] for name in lora.target_modules}
+            chosen = {name: size for name, size in self.linear.items() if name in wanted}
+        return self.layers * lora.rank * sum(sum(size) for size in chosen.values())
 
     @property
     def body_parameters(self) -> int:

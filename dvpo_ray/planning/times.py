@@ -83,7 +83,8 @@ def score_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, eff
 def learn_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
     """Seconds of the learner ranks: forward, backward (twice a forward; the head's logits are computed again), optimizer.
 
-    Old log-probs cost one more forward pass when a step has several updates.
+    A backward pass through frozen weights is as one forward pass: with LoRA their gradients are not computed, and what the
+    adapters cost is left out. Old log-probs cost one more forward pass when a step has several updates.
     """
     logits = work.rows * work.answer
     body = shape.forward_flops(work.tokens, work.context)
@@ -91,12 +92,13 @@ def learn_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, eff
     passes = policy.ppo.inner_epochs
     updates = passes * policy.ppo.mini_batches
     recomputed = body if policy.learner.gradient_checkpointing else 0.0
-    flops = passes * (3 * body + 4 * head + recomputed)
+    frozen = 0 if policy.lora is None else 1
+    flops = passes * ((3 - frozen) * body + (4 - frozen) * head + recomputed)
     if updates > 1 and policy.ppo.old_log_probs == "learner":
         flops += body + head
     ranks = policy.learner.ranks
     sharded = ranks if policy.learner.zero_stage else 1
-    optimizer = updates * 32 * shape.parameters / sharded / (device.bandwidth * efficiency.bandwidth)
+    optimizer = updates * 32 * shape.trained_parameters(policy.lora) / sharded / (device.bandwidth * efficiency.bandwidth)
     return flops / ranks / (device.flops * efficiency.training) + optimizer
 
 

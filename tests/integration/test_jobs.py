@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dvpo_ray.errors import DataError
 from dvpo_ray.models.value_model import read_seal
@@ -150,6 +151,25 @@ def test_generation_ahead_of_training_stays_within_its_limit(policy_recipe: Make
     assert result["gold_after"] > result["gold_before"]
     assert set(result["idle_share"]) == {"rollouts", "scorers", "learner"}
     assert all(0 < share < 1 for share in result["idle_share"].values())
+
+
+def test_a_run_with_adapters(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    """The job end to end: adapters travel, engine and learner agree at every step, both forms of the policy are saved."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    learner = {"dtype": "float32", "learning_rate": 2e-2, "token_budget": 512}
+    recipe = policy_recipe(tmp_path, "lora", steps=3, lora={"rank": 4}, learner=learner, evaluation=None)
+    result = train_policy(recipe)
+    steps = [line for line in metrics(tmp_path / "lora") if "seconds/step" in line]
+    # Rank 4, the sums of inputs and outputs of seven linear layers in two layers, float32.
+    assert [line["sync/bytes"] for line in steps] == [4 * 4 * 2 * 1216] * 3
+    assert all(line["gap/abs_log_prob"] <= 1e-3 for line in steps), "engine and learner disagree in float32"
+    assert steps[-1]["kl/per_token"] > 1e-3, "the policy has moved"
+    saved = AutoModelForCausalLM.from_pretrained(result["policy"]).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(recipe.model.path)
+    merged = PeftModel.from_pretrained(base, result["adapters"]).merge_and_unload().state_dict()
+    assert all(torch.allclose(saved[name], merged[name], atol=1e-6) for name in merged)
 
 
 def test_evaluation_of_a_saved_policy_and_the_report(

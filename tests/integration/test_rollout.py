@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,104 +20,17 @@ from actors.scorer_pool import ScorerPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
     ClusterSection,
-    DataSection,
-    EngineSection,
-    LearnerSection,
-    ModelSection,
-    RolloutSection,
     ScorerSection,
     TransferSection,
 )
 from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch, WeightBucket
-from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, spec_of, write_bucket
+from dvpo_ray.rows import Answer, Ragged, ScoredBatch
+from tests.engines import ANSWER_LENGTHS, MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_in, weights_of
 from tests.fakes import scored_batch
 
 pytestmark = pytest.mark.integration
-ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
-MODEL = ModelSection(path="tiny", attention="eager")
-
-
-def settings(**rollout: Any) -> PolicyTraining:
-    engine = EngineSection(dtype="float32", max_model_len=256, max_num_seqs=32)
-    return PolicyTraining(
-        steps=4,
-        value_model="none",
-        data=DataSection(source="x", max_prompt_tokens=200),
-        rollout=RolloutSection(engine=engine, max_new_tokens=24, **rollout),
-        scorer=ScorerSection(dtype="float32", rows_per_call=4),
-        learner=LearnerSection(dtype="float32", learning_rate=1e-3),
-    )
-
-
-@pytest.fixture(scope="module")
-def rollouts(ray: ClusterSection, tiny_model: Path) -> Iterator[RolloutPool]:
-    pool = RolloutPool(str(tiny_model), MODEL, settings().rollout, ray, seed=0)
-    pool.wait_ready()
-    yield pool
-    pool.stop()
-
-
-def requests(count: int, prompt_tokens: int = 6, seed: int = 0) -> list[GenerationRequest]:
-    rng = np.random.default_rng(seed)
-    return [
-        GenerationRequest(f"r{seed}-{i}", tuple(int(t) for t in rng.integers(2, 300, prompt_tokens + i % 3)), seed=100 + i)
-        for i in range(count)
-    ]
-
-
-def answers_of(pool: RolloutPool, asked: list[GenerationRequest]) -> list[Answer]:
-    found = {answer.row_id: answer for answer in ray_module.get(list(pool.generate(asked)), timeout=120)}
-    return [found[request.row_id] for request in asked]
-
-
-def weights_of(folder: Path, scale: float) -> dict[str, torch.Tensor]:
-    model = load_policy(folder, torch.float32, "eager")
-    return {name: p.detach() * scale for name, p in model.named_parameters()}
-
-
-class Sent:
-    """Weights sent by the test itself, in buckets of at most ``limit`` bytes; ``damaged`` says how often a bucket is."""
-
-    def __init__(
-        self, version: int, tensors: dict[str, torch.Tensor], limit: int = 2**30, damaged: dict[int, int] | None = None
-    ) -> None:
-        self.version = version
-        self._tensors = tensors
-        self._buckets = plan_buckets([spec_of(name, t) for name, t in tensors.items()], limit)
-        self._damaged = damaged or {}
-        self._memory = SharedBuffer()
-
-    @property
-    def count(self) -> int:
-        return len(self._buckets)
-
-    def bucket(self, index: int) -> WeightBucket:
-        specs = self._buckets[index]
-        size = layout(specs)[1]
-        memory = self._memory.bytes(size)
-        digest = write_bucket(memory, specs, self._tensors)
-        if self._damaged.get(index, 0):
-            self._damaged[index] -= 1
-            memory[size // 2] ^= 1
-        return WeightBucket(self.version, index, self.count, specs, size, digest, self._memory.path)
-
-
-def log_probs_of(weights: dict[str, torch.Tensor], folder: Path, answers: list[Answer]) -> list[np.ndarray]:
-    model = load_policy(folder, torch.float32, "eager")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    batch = pad_sequences([a.prompt_ids for a in answers], [a.response_ids for a in answers])
-    with torch.inference_mode():
-        flat, _ = PolicyReader(model)(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
-    return np.split(flat.numpy(), np.cumsum(batch.response_lengths)[:-1])
-
-
-def gap(answers: list[Answer], expected: list[np.ndarray]) -> float:
-    return float(np.abs(np.concatenate([a.log_probs for a in answers]) - np.concatenate(expected)).max())
 
 
 def test_a_row_that_misses_its_deadline_is_named(ray: ClusterSection, tiny_model: Path) -> None:
@@ -377,15 +289,6 @@ def test_rows_that_stream_in_take_the_same_step(ray: ClusterSection, tiny_model:
         assert_same_weights(gang, expected[0])
     finally:
         gang.stop()
-
-
-def weights_in(gang: PolicyLearner) -> dict[str, torch.Tensor]:
-    weights = gang.weights(0)
-    found = {}
-    for index in range(weights.count):
-        bucket = ray_module.get(weights.bucket(index), timeout=60)
-        found |= {name: tensor.clone() for name, tensor in read_bucket(bytearray(bucket_bytes(bucket)), bucket.tensors)}
-    return found
 
 
 def assert_same_weights(gang: PolicyLearner, expected: dict[str, torch.Tensor]) -> None:

@@ -119,7 +119,7 @@ class InterleavedStages:
         """Serves the new version from now on."""
         with self._turn:
             self.served = weights.version
-        return ServedWeights(weights.version, "payload", "checksum", 0.0)
+        return ServedWeights(weights.version, "payload", "checksum", 0.0, 0)
 
 
 def run_driver(tmp_path: Path, stages: InterleavedStages, **policy: object) -> Ledger:

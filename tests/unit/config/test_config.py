@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, ValueRecipe, dump_resolved, load_recipe
 from dvpo_ray.config.loading import shipped_recipes, walk_fields
+from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ConfigError
 
 MINIMAL = '[policy]\nvalue_model = "gvm"\n[policy.data]\nsource = "prompts.jsonl"\n'
@@ -48,6 +49,18 @@ def test_overrides_by_dotted_path(recipe: Path) -> None:
     assert config.policy.steps == 7
 
 
+def test_adapters_are_asked_for_by_any_of_their_keys(recipe: Path) -> None:
+    def lora_of(*overrides: str) -> LoraSection | None:
+        return load_recipe(PolicyRecipe, recipe, [f"policy.lora.{override}" for override in overrides]).policy.lora
+
+    assert lora_of() is None
+    chosen = lora_of('target_modules=["q_proj", "v_proj"]', "alpha=8")
+    assert chosen == LoraSection(rank=16, alpha=8, target_modules=("q_proj", "v_proj"))
+    assert chosen.scale == 8 / 16
+    rooted = lora_of("rank=64", "rslora=true")
+    assert rooted is not None and rooted.scale == 32 / 8
+
+
 def test_changing_a_type_drops_the_old_ones_settings() -> None:
     config = load_recipe(PipelineRecipe, "demo", ["policy.advantage.type=dvpo_static"])
     assert config.policy.advantage.type == "dvpo_static"
@@ -72,6 +85,8 @@ def test_changing_a_type_drops_the_old_ones_settings() -> None:
         ("policy.rewards={x={type='function'}}", r"policy\.rewards\.x\.(function\.)?function: .*required"),
         ("policy.rewards={x={function='no path'}}", "package.module:function"),
         ("cluster.address='ray://head:10001'", "that of Ray Client, which cannot stream answers"),
+        ("policy.lora.target_modules=[]", r"at least 1 item"),
+        ("policy.lora.dropout=1.0", r"policy\.lora\.dropout: .*less than 1; got 1\.0"),
         ("steps", "not of the form"),
     ],
 )

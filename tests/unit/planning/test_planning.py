@@ -20,7 +20,7 @@ from dvpo_ray.errors import ModelError, UserInputError
 from dvpo_ray.planning import ModelShape, make_plan, parse_devices
 from dvpo_ray.planning.calibration import calibrated, recipe_of
 from dvpo_ray.planning.compare import online_critic
-from dvpo_ray.planning.memory import GB, trained_bytes
+from dvpo_ray.planning.memory import GB, processes, trained_bytes
 from dvpo_ray.planning.plan import Split, best_split, cluster_of, with_split
 from dvpo_ray.planning.simulate import Cluster, simulate
 from dvpo_ray.planning.times import Efficiency, Workload, stage_seconds, step_seconds
@@ -82,6 +82,30 @@ def test_model_state_by_hand() -> None:
     totals = [sum(trained_bytes(1e9, stage, 4, "bfloat16").values()) / GB for stage in range(4)]
     assert totals == pytest.approx([20, 8, 6.5, 5])
     assert sum(trained_bytes(1e9, 0, 1, "float32").values()) / GB == pytest.approx(16)
+
+
+def test_model_state_with_adapters_by_hand() -> None:
+    """SmolLM2-135M, rank 16: inputs and outputs of its seven linear layers sum to 1152 + 768 + 768 + 1152 + 3 x 2112 = 10,176,
+    times 16 times 30 layers. The base needs 2 bytes a parameter, adapters 20."""
+    config, shape = training(lora={"rank": 16}), ModelShape.of(SMOLLM2_135M)
+    assert shape.trained_parameters(config.lora) == 4_884_480
+    only_q = training(lora={"rank": 16, "target_modules": ["self_attn.q_proj"]}).lora
+    assert shape.trained_parameters(only_q) == 1152 * 16 * 30
+    parts = processes(config, shape, "sdpa", parse_devices("1xL4-24GB").device)[0].parts
+    state = parts["weights"] + parts["gradients"] + parts["optimizer"]
+    assert state == 2 * 134_515_008 + 20 * 4_884_480
+    full = processes(training(), shape, "sdpa", parse_devices("1xL4-24GB").device)[0].parts
+    assert full["activations"] == parts["activations"]
+
+
+def test_a_step_with_adapters_has_two_passes_for_three() -> None:
+    shape, group = ModelShape.of(LLAMA_8B), parse_devices("8xH200-141GB")
+    times = []
+    for config in (training(), training(lora={"rank": 8})):
+        # No memory traffic: what is left is arithmetic, 3 passes and 4 of the head against 2 and 3.
+        stages = stage_seconds(config, shape, group.device, Efficiency(bandwidth=1e9), Workload.of(config))
+        times.append(stages["learn"])
+    assert 2 / 3 < times[1] / times[0] < 3 / 4
 
 
 def test_what_does_not_fit_is_refused_with_its_remedy() -> None:

@@ -1,0 +1,145 @@
+"""LoRA: a frozen model with small trained matrices beside its linear layers, and the model that both together are.
+
+Legend: W [out, in] a layer's weight; A [rank, in] and B [out, rank] its adapter. The layer with its adapter is the layer
+``W + scale * B @ A`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dvpo_ray.config.sections import LoraSection
+from dvpo_ray.errors import ModelError, WeightSyncError
+from dvpo_ray.models.folder import tensor_files
+
+# The folder of adapters, beside the one of the merged policy.
+ADAPTERS = "adapters"
+# What peft calls the only adapter of a model, and how the names of parameters tell of it.
+ONLY = "default"
+A, B, BASE = f".lora_A.{ONLY}.weight", f".lora_B.{ONLY}.weight", ".base_layer."
+
+
+def add_adapters(model: Any, config: LoraSection, folder: Path) -> None:
+    """Freeze a model loaded from ``folder`` and put adapters into it, in place. B is 0: the model is what it was.
+
+    Raises:
+        ModelError: a target is no linear layer of the model, or the folder has no weight of its name for engines to add to.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    chosen = _targets(model, config.target_modules)
+    stored = tensor_files(folder)
+    absent = [name for name in chosen if f"{name}.weight" not in stored]
+    if absent:
+        raise ModelError(
+            f"model folder '{folder}' has no tensor '{absent[0]}.weight' (it keeps {len(absent)} of the layers chosen under "
+            "other names): take them out of policy.lora.target_modules, or train without policy.lora"
+        )
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        target_modules=chosen,
+    )
+    inject_adapter_in_model(settings, model, ONLY)
+    set_dropout(model, False)
+
+
+def _targets(model: Any, wanted: str | Sequence[str]) -> list[str]:
+    """Full names of the linear layers that get adapters; the output head, often the embedding as well, is none of them."""
+    head = model.get_output_embeddings()
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+    if isinstance(wanted, str):
+        return linear
+    chosen = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}
+    for target, names in chosen.items():
+        if not names:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ModelError(
+                f"policy.lora.target_modules names '{target}', which is no linear layer that can have an adapter: "
+                f"name some of {known}, or 'all-linear'"
+            )
+    return [name for name in linear if any(name in names for names in chosen.values())]
+
+
+def set_dropout(model: nn.Module, active: bool) -> None:
+    """Let adapters leave out some of their inputs from now on, or not; nothing else in the model has a mode."""
+    for name, layer in model.named_modules():
+        if name.endswith(f".lora_dropout.{ONLY}"):
+            layer.train(active)
+
+
+def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """``W + scale * B @ A``, computed in float32 and given in the type of W."""
+    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
+
+
+@torch.no_grad()
+def merged_state(model: Any) -> dict[str, Tensor]:
+    """The state of an ordinary model, adapters merged; of a model without adapters, its own."""
+    state = model.state_dict()
+    found = {name.replace(BASE, "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    for name, layer in model.named_modules():
+        if f"{name}{A}" in state:
+            weight = f"{name}.weight"
+            found[weight] = merged(found[weight], state[name + A], state[name + B], layer.scaling[ONLY])
+    return found
+
+
+def save_adapters(model: Any, folder: Path, base: Path) -> None:
+    """Write adapters and their settings as peft reads them."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, adapter_name=ONLY, save_embedding_layers=False)
+    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    replace(model.peft_config[ONLY], inference_mode=True, base_model_name_or_path=str(base)).save_pretrained(folder)
+
+
+def merged_tensors(
+    folder: Path, adapters: Mapping[str, Tensor], scale: float, fused: Iterable[Sequence[str]], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of all that engines must load so that they hold the model in ``folder`` with its adapters merged.
+
+    An engine keeps some layers side by side in one (``fused`` names them, as ``[q_proj, k_proj, v_proj]``) and can only load
+    such a layer whole: those without an adapter come as the folder has them, and so do biases.
+
+    Raises:
+        WeightSyncError: an adapter lacks one of its matrices.
+    """
+    layers = dict.fromkeys(name.removesuffix(A).removesuffix(B) for name in adapters)
+    files = tensor_files(folder)
+    device = next(iter(adapters.values())).device
+    opened = {file: safe_open(file, framework="pt", device=str(device)) for file in set(files.values())}
+    stored = defaultdict(list)
+    for name in files:
+        stored[name.rpartition(".")[0]].append(name)
+    for layer in _with_fused(list(layers), list(fused)):
+        for name in stored[layer]:
+            tensor = opened[files[name]].get_tensor(name)
+            if layer in layers and name == f"{layer}.weight":
+                if layer + A not in adapters or layer + B not in adapters:
+                    raise WeightSyncError(f"the adapter of '{layer}' came with one of its matrices only")
+                tensor = merged(tensor.float(), adapters[layer + A], adapters[layer + B], scale)
+            yield name, tensor.to(dtype)
+
+
+def _with_fused(layers: Sequence[str], fused: Sequence[Sequence[str]]) -> list[str]:
+    """Layers and those kept side by side with them, each once, those of one fused layer together."""
+    found: dict[str, None] = {}
+    for layer in layers:
+        parent, _, last = layer.rpartition(".")
+        parts = next((parts for parts in fused if last in parts), [last])
+        found |= dict.fromkeys(f"{parent}.{part}" for part in parts)
+    return list(found)
