@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help env demo test test-unit lint format bench lock docs
+.PHONY: help env demo test test-unit lint format bench lock docs k8s
 
 RUN = env=$$(scripts/env.sh); export PYTHONPATH=$(CURDIR); export PATH=$$env/bin:$$PATH;
 
@@ -32,7 +32,12 @@ bench:  ## Benchmarks: seeds, ablation, peers (hours; resumable)
 docs:  ## Regenerate the configuration reference
 	@$(RUN) python -m scripts.config_reference > docs/configuration.md
 
+k8s:  ## Write what is generated under k8s/ again
+	@$(RUN) python -m scripts.k8s_overlays
+
 lock:  ## Pin the whole dependency tree again
 	@$(RUN) for engine in cpu cuda; do \
 		uv pip compile requirements/$$engine.in --overrides requirements/overrides-$$engine.txt --no-header --no-annotate --no-emit-find-links \
-			--python-version 3.11 --python-platform linux -o requirements/$$engine.txt; done
+			--python-version 3.11 --python-platform linux -o requirements/$$engine.txt; \
+		uv pip compile requirements/$$engine-runtime.in -c requirements/$$engine.txt --overrides requirements/overrides-$$engine.txt \
+			--no-header --no-annotate --no-emit-find-links --python-version 3.11 --python-platform linux -o requirements/$$engine-runtime.txt; done

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.calls import get, mean_busy_seconds, stop_actors
-from actors.placement import actor_environment, start_actor
+from actors.placement import actor_environment, nodes_for, start_actor
 from actors.policy_learner import PolicyLearnerRank
 from actors.rollout_pool import RolloutPool
 from actors.value_learner import ValueLearnerRank
@@ -95,6 +95,7 @@ class PolicyLearner(Gang):
         self._shared = self._backend != "object_store"
         self._streaming = policy.streaming
         self._arguments = (model_folder, model, policy, seed)
+        self._nodes = nodes_for("learner", cluster)
         self._starts = 0
         super().__init__(self._ranks(), cluster)
 
@@ -107,7 +108,7 @@ class PolicyLearner(Gang):
         # The name of a dead actor is not free at once.
         suffix = f"-start-{self._starts}" if self._starts > 1 else ""
         return [
-            start_actor(PolicyLearnerRank, f"learner-{i}{suffix}", environment, share).remote(
+            start_actor(PolicyLearnerRank, f"learner-{i}{suffix}", environment, share, **self._nodes).remote(
                 i, learner.ranks, model_folder, model, policy, seed
             )
             for i in range(learner.ranks)
@@ -180,7 +181,7 @@ def value_gang(
     learner = value.learner
     environment = actor_environment(learner.cpu_threads)
     actors = [
-        start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0).remote(
+        start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0, **nodes_for("learner", cluster)).remote(
             i, learner.ranks, model_folder, model, value, seed, total_steps
         )
         for i in range(learner.ranks)

@@ -123,6 +123,11 @@ def engine_environment(threads: int) -> dict[str, str]:
     }
 
 
+def nodes_for(role: str, cluster: ClusterSection) -> dict[str, Any]:
+    """The option of ``start_actor`` that keeps an actor on nodes of its role, where the recipe says which label tells them."""
+    return {} if cluster.role_label is None else {"label_selector": {cluster.role_label: role}}
+
+
 def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float, **options: Any) -> Any:
     """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any."""
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
-from actors.placement import engine_environment, start_actor
+from actors.placement import engine_environment, nodes_for, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection
 from dvpo_ray.errors import (
@@ -172,7 +172,8 @@ class RolloutPool:
         self._starts += 1
         # The name of a dead actor is not free at once.
         name = f"rollout-{index}" + (f"-start-{self._starts}" if self._starts > rollout.actors else "")
-        kind = start_actor(RolloutActor, name, engine_environment(rollout.cpu_threads), gpus, max_concurrency=1000)
+        options = {"max_concurrency": 1000} | nodes_for("rollout", self._cluster)
+        kind = start_actor(RolloutActor, name, engine_environment(rollout.cpu_threads), gpus, **options)
         actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code)
         return Engine(name, actor, actor.start.remote(traces or EngineTraces()))
 

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from actors.calls import get, mean_busy_seconds
-from actors.placement import actor_environment, start_actor
+from actors.placement import actor_environment, nodes_for, start_actor
 from actors.scorer import ScorerActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, ScorerSection
 from dvpo_ray.errors import ActorFailedError
@@ -161,7 +161,8 @@ class ScorerPool:
         self._started += 1
         config = self._config
         retries = {"max_restarts": config.max_restarts, "max_task_retries": config.max_restarts}
-        kind = start_actor(ScorerActor, name, actor_environment(config.cpu_threads), config.gpu_share, **retries)
+        options = retries | nodes_for("scorer", self._cluster)
+        kind = start_actor(ScorerActor, name, actor_environment(config.cpu_threads), config.gpu_share, **options)
         return Replica(kind.remote(*self._arguments), name)
 
     def _send(self, answers: list[Handle]) -> Handle:

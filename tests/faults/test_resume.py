@@ -15,9 +15,9 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from benchmarks.common import to_toml
 from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PolicyRecipe, dump_resolved
+from dvpo_ray.config.loading import to_toml
 from tests.real import STEPS, MakePolicyRecipe, metrics
 
 pytestmark = pytest.mark.integration
