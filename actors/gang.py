@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from actors.calls import get, mean_busy_seconds, stop_actors
+from actors.metrics import count
 from actors.placement import actor_environment, nodes_for, start_actor
 from actors.policy_learner import PolicyLearnerRank
 from actors.rollout_pool import RolloutPool
@@ -17,6 +18,7 @@ from actors.value_learner import ValueLearnerRank
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection
 from dvpo_ray.errors import ActorFailedError, LearnerLostError
+from dvpo_ray.monitoring import RESTARTS
 from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
@@ -116,6 +118,7 @@ class PolicyLearner(Gang):
 
     def restart(self) -> None:
         """End all ranks, dead or not, and start new ones on the base model."""
+        count(RESTARTS, len(self.actors), stage="learner")
         for actor in self.actors:
             ray.kill(actor)
         self.actors, self._starting = self._ranks(), []

@@ -19,6 +19,7 @@ from torch import Tensor
 from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
 from actors.learner_state import SEPARATOR, StateWriter, file_name, load_pieces, pieces, updates_done
+from actors.metrics import busy_counter
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.errors import NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
@@ -46,7 +47,7 @@ class Rank:
         self.seed = seed
         self.device = torch.device("cpu")
         self.skipped = 0
-        self.busy = BusyClock()
+        self.busy = BusyClock(busy_counter("learner"))
         self.writer = StateWriter()
         self._lean_bytes = 0
         self._steps_kept = 0

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
+from actors.metrics import count
 from actors.placement import engine_environment, nodes_for, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection
@@ -26,6 +27,7 @@ from dvpo_ray.errors import (
     RowDeadlineError,
     WeightSyncError,
 )
+from dvpo_ray.monitoring import RESTARTS
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 
@@ -218,7 +220,9 @@ class RolloutPool:
             self._budget -= not isinstance(error, RowDeadlineError)
             if self.source is None or self._budget < 0:
                 raise error
-            logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error)
+            extra = {"actor": engine.name} | ({"row": error.row_id} if isinstance(error, RowDeadlineError) else {})
+            logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error, extra=extra)
+            count(RESTARTS, stage="rollout")
             self._engines.remove(engine)
             thread = threading.Thread(target=self._revive, args=(engine,), name=f"revive {engine.name}", daemon=True)
             self._reviving[engine.name] = thread
@@ -298,7 +302,8 @@ class RolloutPool:
                     if attempt + 1 == SENDINGS:
                         self._give_up(index, engines)
                         raise
-                    logging.getLogger(__name__).warning("%s: %s; it is sent again", engine.name, error)
+                    extra = {"actor": engine.name, "step": weights.version}
+                    logging.getLogger(__name__).warning("%s: %s; it is sent again", engine.name, error, extra=extra)
             if not waiting:
                 break
         return served, died

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from actors.busy import BusyClock
+from actors.metrics import busy_counter, count, show, started_again
 from dvpo_ray.config.sections import ModelSection, ScorerSection
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import ScoreCache
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
+from dvpo_ray.monitoring import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
 from dvpo_ray.rows import Answer, Ragged, ScoredBatch
 
 Scores = tuple[np.ndarray, np.ndarray]
@@ -37,7 +39,8 @@ class ScorerActor:
         self._reference: Any = None
         self._value: Any = None
         self._cache: ScoreCache | None = None
-        self._busy = BusyClock()
+        self._busy = BusyClock(busy_counter("scorer"))
+        self._loaded = ""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def start(self) -> str:
@@ -55,7 +58,9 @@ class ScorerActor:
     def parameter_hash(self) -> str:
         """sha256 of the value model's parameters as they are in memory now."""
         self._load()
-        return parameter_hash(self._value) if self._value is not None else ""
+        found = self._value_hash()
+        show(CHECKSUM_OK, found == self._loaded)
+        return found
 
     @torch.inference_mode()
     def score(self, *answers: Answer) -> ScoredBatch:
@@ -67,6 +72,8 @@ class ScorerActor:
         self._load()
         with self._busy:
             scores = self._scores(answers)
+        count(SCORED_ROWS, len(answers))
+        count(SCORED_TOKENS, sum(answer.response_ids.size for answer in answers))
         values, ref_log_probs = zip(*scores, strict=True)
         return ScoredBatch(
             row_ids=tuple(a.row_id for a in answers),
@@ -114,7 +121,13 @@ class ScorerActor:
             self._value = freeze(ValueReader(load_value_model(value, *options))).to(self._device)
         reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False)
         self._reference = freeze(reference).to(self._device)
-        self._cache = ScoreCache(self._config.cache_mib * 2**20, parameter_hash(self._value) if self._value else "")
+        self._loaded = self._value_hash()
+        self._cache = ScoreCache(self._config.cache_mib * 2**20, self._loaded)
+        if started_again():
+            count(RESTARTS, stage="scorer")
+
+    def _value_hash(self) -> str:
+        return parameter_hash(self._value) if self._value is not None else ""
 
     def _score_group(self, answers: Sequence[Answer]) -> list[Scores]:
         """One forward pass of both models."""

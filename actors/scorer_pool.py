@@ -11,10 +11,12 @@ from typing import Any
 import ray
 
 from actors.calls import get, mean_busy_seconds
+from actors.metrics import show
 from actors.placement import actor_environment, nodes_for, start_actor
 from actors.scorer import ScorerActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, ScorerSection
 from dvpo_ray.errors import ActorFailedError
+from dvpo_ray.monitoring import QUEUE_AGE, SCORERS
 from dvpo_ray.rows import ScoredBatch
 from dvpo_ray.scaling import Load, least_loaded, queue_age, to_remove
 from dvpo_ray.stages import Handle
@@ -171,6 +173,8 @@ class ScorerPool:
                 raise self._failure
             for replica in self._replicas:
                 replica.look()
+            show(QUEUE_AGE, queue_age([replica.load for replica in self._replicas], time.monotonic()))
+            show(SCORERS, len(self._replicas))
             batch, done = self._replicas[least_loaded([replica.load for replica in self._replicas])].send(answers)
             self._done[batch] = done
             return batch

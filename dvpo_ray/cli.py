@@ -106,7 +106,7 @@ def evaluate(
     def work() -> dict[str, Any]:
         settings = load_recipe(PolicyRecipe, recipe, overrides)
         job = importlib.import_module("jobs.evaluate").evaluate_policy
-        with importlib.import_module("dvpo_ray.console").progress(as_json) as listener:
+        with importlib.import_module("dvpo_ray.console").progress(as_json, settings.run.name) as listener:
             return job(settings, policy, listener)
 
     _guard(work, as_json)
@@ -262,7 +262,7 @@ def _run_job(module: str, function: str, kind: type[R], recipe: str, overrides: 
         settings = load_recipe(kind, recipe, overrides)
         console = importlib.import_module("dvpo_ray.console")
         job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
-        with console.progress(as_json) as listener:
+        with console.progress(as_json, settings.run.name) as listener:
             return job(settings, listener)
 
     _guard(work, as_json)

@@ -122,6 +122,13 @@ def rewind(folder: Path, step: int) -> None:
     _keep_lines(folder / EVALUATIONS, lambda row: row["step"] <= step)
 
 
+def seconds_of_steps(folder: Path) -> float:
+    """The time of all steps that a run has recorded."""
+    file = folder / METRICS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return sum(json.loads(line).get("seconds/step", 0.0) for line in lines)
+
+
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not path.is_file():
         return

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.gang import Gang, value_gang
+from actors.metrics import RayTracker
 from actors.placement import keep_logs, ray_session
 from dvpo_ray import cli
 from dvpo_ray.commits import Commit
@@ -43,7 +44,8 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
     value = recipe.value
     folder = run_folder(recipe)
     commit = find_commit(recipe, VALUE_FIXED)
-    run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit))
+    in_place = goes_on_in_place(recipe, commit)
+    run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
         total = value.epochs * -(-len(train) // value.pairs_per_step)

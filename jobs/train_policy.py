@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.gang import PolicyLearner
+from actors.metrics import RayTracker
 from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
@@ -60,7 +61,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     gvm = read_seal(value_folder)
     check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
     commit = find_commit(recipe, POLICY_FIXED)
-    run = Run(recipe, policy.steps, listener, in_place=goes_on_in_place(recipe, commit))
+    in_place = goes_on_in_place(recipe, commit)
+    run = Run(recipe, policy.steps, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     try:
         if commit is not None and run.in_place:
             run.rewind(commit.step)
@@ -99,7 +101,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "seconds_training": loop_seconds,
             # A process that was started again counts from its new start.
             "idle_share": {name: 1 - max(0.0, busy_after[name] - busy_before[name]) / loop_seconds for name in busy_after},
-            "effective_time_share": result.pop("seconds_of_steps") / (time.time() - run.first_began),
+            "effective_time_share": run.effective_time_share,
             "score_cache_hits": cache_hits,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
@@ -170,7 +172,6 @@ def _result(
         "steps": recipe.policy.steps,
         "algorithm": recipe.policy.advantage.type,
         "seconds_per_step": sorted(line["seconds/step"] for line in steady)[len(steady) // 2],
-        "seconds_of_steps": sum(line["seconds/step"] for line in steps),
         "logprob_gap_mean": sum(line["gap/abs_log_prob"] for line in steps) / len(steps),
         "logprob_gap_kl_k3": sum(line["gap/kl_k3"] for line in steps) / len(steps),
         "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],

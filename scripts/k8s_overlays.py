@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, Recipe
 from dvpo_ray.kubernetes.render import Flavour, Request, render
 
@@ -41,11 +43,23 @@ JOBS: tuple[tuple[str, str, type[Recipe], Request], ...] = (
 def generated() -> Iterator[tuple[Path, str]]:
     """(path in the repository, content) of every generated file."""
     for name, recipe, kind, request in JOBS:
-        source = recipe if "/" not in recipe else str(ROOT / recipe)
-        yield (
-            OVERLAYS / name,
-            f"# Generated from the recipe `{recipe}` by `make k8s`; do not edit.\n" + render(kind, source, [], request),
-        )
+        source = str(ROOT / recipe) if "/" in recipe else recipe
+        header = f"# Generated from the recipe `{recipe}` by `make k8s`; do not edit.\n"
+        yield OVERLAYS / name, header + render(kind, source, [], request)
+    yield ALERTS, alert_rules()
+
+
+def alert_rules() -> str:
+    """The alert rules as the Prometheus operator takes them."""
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+    content = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "dvpo", "namespace": "dvpo", "labels": {"release": "prometheus"}},
+        "spec": rules,
+    }
+    header = "# Generated from deploy/prometheus/alerts.yml by `make k8s`; do not edit.\n"
+    return header + yaml.safe_dump(content, sort_keys=False, width=120)
 
 
 def main() -> None:

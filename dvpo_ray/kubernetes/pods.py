@@ -18,7 +18,12 @@ NO_PRIVILEGES: Tree = {
     "readOnlyRootFilesystem": True,
 }
 # The root file system cannot be written: what libraries keep at home goes to /tmp, converted models to the volume.
-ENVIRONMENT = {"HOME": "/tmp", "DVPO_CACHE_DIR": f"{RUNS}/.cache", "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {
+    "HOME": "/tmp",
+    "DVPO_CACHE_DIR": f"{RUNS}/.cache",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_LOGGING_CONFIG_ENCODING": "JSON",
+}
 TMP = {"name": "tmp", "mountPath": "/tmp"}
 
 

@@ -22,7 +22,7 @@ from tests.real import STEPS, MakePolicyRecipe, metrics
 
 pytestmark = pytest.mark.integration
 CLOCKS = ("seconds", "first_began")
-TIMINGS = ("seconds/", "speed/", "idle")
+TIMINGS = ("seconds/", "speed/", "idle", "time/")
 
 
 def start(recipe: PolicyRecipe, folder: Path, resume: str) -> subprocess.Popen[str]:
