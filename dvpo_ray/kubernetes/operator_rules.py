@@ -48,8 +48,8 @@ def deletion_has_one_rule_book(ray: RayObject) -> Iterator[Problem]:
         yield "deletionRules with shutdownAfterJobFinishes or suspend", "keep one of them"
     if not shutdown and ray.job.get("ttlSecondsAfterFinished"):
         yield "ttlSecondsAfterFinished without shutdownAfterJobFinishes", "set shutdownAfterJobFinishes: true"
-    policies = {tree(strategy.get(when)).get("policy") for when in ("onSuccess", "onFailure")}
-    if ray.autoscaling and "DeleteWorkers" in policies | {rule.get("policy") for rule in rules}:
+    policies = [tree(strategy.get(when)).get("policy") for when in ("onSuccess", "onFailure")]
+    if ray.autoscaling and "DeleteWorkers" in policies + [rule.get("policy") for rule in rules]:
         yield "DeleteWorkers with autoscaling, which would start them again", "take DeleteCluster"
     if shutdown and NEVER_DELETED in policies:
         yield "shutdownAfterJobFinishes with DeleteNone", "keep one of them"
@@ -152,7 +152,7 @@ def fault_tolerance_has_one_store(ray: RayObject) -> Iterator[Problem]:
 def the_gang_is_not_preempted(ray: RayObject) -> Iterator[Problem]:
     """A learner rank that is taken away costs all ranks the steps since the last commit."""
     for pod in ray.pods():
-        keys = {tree(one).get("key") for one in items(pod.spec.get("tolerations"))}
+        keys = [tree(one).get("key") for one in items(pod.spec.get("tolerations"))]
         gang = pod.role == "head" or pod.labels.get(ROLE) == "learner"
         if gang and (PREEMPTIBLE in keys or None in keys):
             yield f"{pod.where} tolerates preemptible nodes", f"leave the toleration of {PREEMPTIBLE} to rollouts and scorers"

@@ -80,10 +80,10 @@ def shared_memory_is_memory(pod: PodTemplate) -> Iterator[Problem]:
     """Ray's object store and vLLM live in /dev/shm, which a container has 64 MiB of by default; it counts as the pod's memory."""
     if pod.role == "submitter":
         return
-    volumes = {tree(volume).get("name"): tree(tree(volume).get("emptyDir")) for volume in items(pod.spec.get("volumes"))}
+    volumes = {str(tree(volume).get("name")): tree(tree(volume).get("emptyDir")) for volume in items(pod.spec.get("volumes"))}
     container = (pod.containers or [{}])[0]
-    mounts = {tree(mount).get("mountPath"): tree(mount).get("name") for mount in items(container.get("volumeMounts"))}
-    volume = volumes.get(mounts.get(SHM), {})
+    mounts = {str(tree(mount).get("mountPath")): str(tree(mount).get("name")) for mount in items(container.get("volumeMounts"))}
+    volume = volumes.get(mounts.get(SHM, ""), {})
     limit = quantity(tree(tree(container.get("resources")).get("limits")).get("memory"))
     size = quantity(volume.get("sizeLimit"))
     if volume.get("medium") != "Memory" or size is None:

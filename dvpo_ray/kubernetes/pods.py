@@ -22,7 +22,6 @@ ENVIRONMENT = {
     "HOME": "/tmp",
     "DVPO_CACHE_DIR": f"{RUNS}/.cache",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_LOGGING_CONFIG_ENCODING": "JSON",
 }
 TMP = {"name": "tmp", "mountPath": "/tmp"}
 
@@ -102,8 +101,6 @@ def _pod(container: Tree, claim: str, shm_gib: int, priority: str, autoscaling: 
         "automountServiceAccountToken": autoscaling,
         "securityContext": _pod_security(),
         "priorityClassName": priority,
-        # SIGTERM lets the driver commit the step under way.
-        "terminationGracePeriodSeconds": 120,
         "containers": [container],
         "volumes": [
             {"name": "tmp", "emptyDir": {}},

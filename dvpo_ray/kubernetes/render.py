@@ -156,6 +156,7 @@ def _cluster(job: str, groups: list[Group], request: Request) -> Tree:
     interactive = request.flavour is Flavour.INTERACTIVE
     elastic = any(group.most > group.pods for group in groups)
     autoscaling = interactive or (elastic and request.flavour is Flavour.RETRY)
+    # The dashboard must be reached through the head's service; token and NetworkPolicy say by whom.
     start = {"num-cpus": "0", "dashboard-host": "0.0.0.0", "object-store-memory": str(SMALLEST_STORE_GIB * GIB)}
     cluster: Tree = {
         "rayVersion": metadata.version("ray"),

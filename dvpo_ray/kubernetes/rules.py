@@ -44,7 +44,7 @@ def _of_document(document: Tree) -> Iterator[Finding]:
 def traffic_is_denied_by_default(documents: Sequence[Tree]) -> Iterator[Problem]:
     """Ray's ports are many and chosen at random: what is not asked for must not get through."""
     for spec in _policies(documents):
-        types = set(items(spec.get("policyTypes")))
+        types = {str(one) for one in items(spec.get("policyTypes"))}
         if types == DIRECTIONS and spec.get("podSelector") == {} and not spec.get("ingress") and not spec.get("egress"):
             return
     yield "no NetworkPolicy denies all traffic", "add one with podSelector: {} and policyTypes [Ingress, Egress]"
@@ -53,7 +53,7 @@ def traffic_is_denied_by_default(documents: Sequence[Tree]) -> Iterator[Problem]
 def names_can_be_looked_up(documents: Sequence[Tree]) -> Iterator[Problem]:
     """Without DNS no pod finds its head."""
     rules = [tree(rule) for spec in _policies(documents) for rule in items(spec.get("egress"))]
-    open_ports = {(tree(port).get("protocol"), tree(port).get("port")) for rule in rules for port in items(rule.get("ports"))}
+    open_ports = [(tree(port).get("protocol"), tree(port).get("port")) for rule in rules for port in items(rule.get("ports"))]
     missing = [protocol for protocol in ("UDP", "TCP") if (protocol, DNS) not in open_ports]
     if missing:
         yield f"no NetworkPolicy lets pods ask for names by {' and '.join(missing)}", f"allow egress to port {DNS}"

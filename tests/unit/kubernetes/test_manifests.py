@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dvpo_ray.kubernetes.manifests import Tree
 from scripts.k8s_overlays import ALERTS, OVERLAYS, ROOT, generated
@@ -243,3 +245,24 @@ def test_rules_of_a_namespace_find_faults(tmp_path: Path, rule: str, fault: Call
     documents = built("gpu-large", tmp_path)
     fault(documents)
     assert [text.rpartition("[")[2] for text in by_rules(documents)] == [f"{rule}]"]
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where anything stands in a tree."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+@given(data=st.data())
+def test_rules_take_any_shape(jobs: dict[str, list[Tree]], data: st.DataObject) -> None:
+    """What is of the wrong shape is for the schemas; the rules must look at the rest."""
+    documents = copy.deepcopy(jobs[data.draw(st.sampled_from([LARGE, KUEUE, INTERACTIVE]))])
+    for _ in range(data.draw(st.integers(1, 4))):
+        *way, last = data.draw(st.sampled_from(sorted(places(documents), key=str)))
+        node: Any = documents
+        for key in way:
+            node = node[key]
+        node[last] = data.draw(st.sampled_from([None, True, 0, -1, "", "x", [], {}, [[]], [{}], {"a": {}}, [None], [1]]))
+    by_rules([document for document in documents if isinstance(document, dict)])
