@@ -153,9 +153,8 @@ def _ray(job: str, recipe: Recipe, groups: list[Group], request: Request) -> Tre
 
 
 def _cluster(job: str, groups: list[Group], request: Request) -> Tree:
-    interactive = request.flavour is Flavour.INTERACTIVE
     elastic = any(group.most > group.pods for group in groups)
-    autoscaling = interactive or (elastic and request.flavour is Flavour.RETRY)
+    autoscaling = elastic and request.flavour is not Flavour.KUEUE
     # The dashboard must be reached through the head's service; token and NetworkPolicy say by whom.
     start = {"num-cpus": "0", "dashboard-host": "0.0.0.0", "object-store-memory": str(SMALLEST_STORE_GIB * GIB)}
     cluster: Tree = {
@@ -170,21 +169,19 @@ def _cluster(job: str, groups: list[Group], request: Request) -> Tree:
         "rayStartParams": start,
         "template": head_template(job, request.image, request.claim, autoscaling, request.secret),
     }
-    cluster["workerGroupSpecs"] = [_group(job, group, request, autoscaling, interactive) for group in groups]
+    cluster["workerGroupSpecs"] = [_group(job, group, request, autoscaling) for group in groups]
     return cluster
 
 
-def _group(job: str, group: Group, request: Request, autoscaling: bool, interactive: bool) -> Tree:
-    """A worker group; an interactive one starts with no pod and comes with the work."""
-    pods = 0 if interactive else group.pods
+def _group(job: str, group: Group, request: Request, autoscaling: bool) -> Tree:
     start = {
         "num-cpus": str(max(group.cpus, group.actors)),
         "object-store-memory": str(group.store_gib * GIB),
     }
     found: Tree = {
         "groupName": group.name,
-        "replicas": pods,
-        "minReplicas": pods,
+        "replicas": group.pods,
+        "minReplicas": group.pods,
         "maxReplicas": group.most if autoscaling else group.pods,
         "rayStartParams": start,
     }

@@ -96,7 +96,7 @@ def test_flavours() -> None:
     assert "max_actors" not in recipe["policy"]["scorer"], "a queue admits one size"
     _, cluster, _ = rendered(PolicyRecipe, LARGE, Request("16xH100-80GB", IMAGE, Flavour.INTERACTIVE, model=MODEL))
     assert cluster["kind"] == "RayCluster" and cluster["spec"]["gcsFaultToleranceOptions"]["backend"] == "rocksdb"
-    assert [group["replicas"] for group in cluster["spec"]["workerGroupSpecs"]] == [0, 0, 0]
+    assert [group["replicas"] for group in cluster["spec"]["workerGroupSpecs"]] == [1, 2, 4]
 
 
 @pytest.mark.parametrize(
