@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -77,6 +78,28 @@ def test_the_dashboard_is_up_to_date_and_sound() -> None:
     variables = {variable["name"] for variable in content["templating"]["list"]}
     named = set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(panels)))
     assert named <= variables | {"__rate_interval", "__range"}
+
+
+def test_grafanas_own_models_take_the_dashboard_whole() -> None:
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()
+    given = json.loads(dashboard())
+    understood = json.loads(json.dumps(Dashboard.from_json(given), cls=JSONEncoder))
+    assert lost(given, understood) == []
+
+
+def lost(given: Any, understood: Any, path: str = "") -> list[str]:
+    """What the models did not keep."""
+    if isinstance(given, dict) and isinstance(understood, dict):
+        missing = [f"{path}.{key}" for key in given if key not in understood]
+        return missing + [one for key in given if key in understood for one in lost(given[key], understood[key], f"{path}.{key}")]
+    if isinstance(given, list) and isinstance(understood, list) and len(given) == len(understood):
+        pairs = zip(given, understood, strict=True)
+        return [one for i, (a, b) in enumerate(pairs) for one in lost(a, b, f"{path}[{i}]")]
+    return [] if given == understood else [path]
 
 
 def test_every_query_is_promql(tmp_path: Path) -> None:
