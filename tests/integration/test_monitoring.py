@@ -30,7 +30,7 @@ pytestmark = pytest.mark.integration
 PATIENCE_S = 90.0
 LOOK_AT = STEPS - 1
 # A run of policy training does not send what value pretraining does.
-OTHERS = {metric for metric in RUN_METRICS if "loss/value" in metric.keys.values()}
+OTHERS = [metric for metric in RUN_METRICS if "loss/value" in metric.keys.values()]
 
 
 class Prometheus:
