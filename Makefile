@@ -1,12 +1,12 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help env demo test test-unit test-slow soak lint format bench lock docs
+.PHONY: help env demo test test-unit test-slow soak lint format bench lock docs k8s dashboard
 
 RUN = env=$$(scripts/env.sh); export PYTHONPATH=$(CURDIR); export PATH=$$env/bin:$$PATH;
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 env:  ## Set up the environment and print its folder
 	@scripts/env.sh
@@ -38,7 +38,15 @@ bench:  ## Benchmarks: seeds, ablation, peers (hours; resumable)
 docs:  ## Regenerate the configuration reference
 	@$(RUN) python -m scripts.config_reference > docs/configuration.md
 
+dashboard:  ## Write the Grafana dashboard again
+	@$(RUN) python -m scripts.grafana_dashboard
+
+k8s:  ## Write what is generated under k8s/ again
+	@$(RUN) python -m scripts.k8s_overlays
+
 lock:  ## Pin the whole dependency tree again
 	@$(RUN) for engine in cpu cuda; do \
 		uv pip compile requirements/$$engine.in --overrides requirements/overrides-$$engine.txt --no-header --no-annotate --no-emit-find-links \
-			--python-version 3.11 --python-platform linux -o requirements/$$engine.txt; done
+			--python-version 3.11 --python-platform linux -o requirements/$$engine.txt; \
+		uv pip compile requirements/$$engine-runtime.in -c requirements/$$engine.txt --overrides requirements/overrides-$$engine.txt \
+			--no-header --no-annotate --no-emit-find-links --python-version 3.11 --python-platform linux -o requirements/$$engine-runtime.txt; done

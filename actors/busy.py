@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 
 class BusyClock:
     """Adds up the time in which at least one piece of work was under way: a context manager, or ``enter`` and ``leave``."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[float], None] = lambda seconds: None) -> None:
+        """``told`` is given the seconds since it was last told, after each piece of work."""
+        self._told = told
         self._total = 0.0
         self._under_way = 0
         self._since = 0.0
@@ -23,8 +26,10 @@ class BusyClock:
     def leave(self) -> None:
         """A piece of work ends."""
         self._under_way -= 1
-        if self._under_way == 0:
-            self._total += time.monotonic() - self._since
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        self._total += seconds
+        self._told(seconds)
 
     def __enter__(self) -> None:
         self.enter()

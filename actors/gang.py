@@ -11,14 +11,16 @@ from typing import Any
 import ray
 
 from actors.calls import get, mean_busy_seconds, stop_actors
+from actors.metrics import count
 from actors.nodes import leaving
-from actors.placement import actor_environment, start_actor
+from actors.placement import actor_environment, nodes_for, start_actor
 from actors.policy_learner import PolicyLearnerRank
 from actors.rollout_pool import RolloutPool
 from actors.value_learner import ValueLearnerRank
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError
+from dvpo_ray.monitoring import RESTARTS
 from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
@@ -34,12 +36,12 @@ class Gang:
         # Ranks must be asked for collective work in the same order, whichever thread asks.
         self.submitting = threading.Lock()
         self._starting: list[Any] = []
-        self._nodes: list[str] = []
+        self._where: list[str] = []
         self._notified = False
 
     def leaving(self) -> bool:
         """Whether a rank's machine is about to be taken away; when it is, losing the ranks is no fault."""
-        self._notified = self._notified or leaving(self._nodes)
+        self._notified = self._notified or leaving(self._where)
         return self._notified
 
     @contextmanager
@@ -61,7 +63,7 @@ class Gang:
             self.begin_start()
         get(self._starting, self.cluster.start_timeout_s, "a learner rank", "loading its model")
         where = [actor.node.remote() for actor in self.actors]
-        self._nodes = get(where, self.cluster.call_timeout_s, "a learner rank", "telling its node")
+        self._where = get(where, self.cluster.call_timeout_s, "a learner rank", "telling its node")
 
     def call(self, method: str, *args: Any, doing: str) -> list[Any]:
         """Call a method on every rank; results in rank order."""
@@ -114,6 +116,7 @@ class PolicyLearner(Gang):
         self._rollouts: RolloutPool | None = None
         self._streaming = policy.streaming
         self._arguments = (model_folder, model, policy, seed)
+        self._nodes = nodes_for("learner", cluster)
         self._starts = 0
         super().__init__(cluster)
         self.actors = self._ranks()
@@ -127,7 +130,7 @@ class PolicyLearner(Gang):
         # The name of a dead actor is not free at once.
         suffix = f"-start-{self._starts}" if self._starts > 1 else ""
         return [
-            start_actor(PolicyLearnerRank, f"learner-{i}{suffix}", environment, share).remote(
+            start_actor(PolicyLearnerRank, f"learner-{i}{suffix}", environment, share, **self._nodes).remote(
                 i, learner.ranks, model_folder, model, policy, seed
             )
             for i in range(learner.ranks)
@@ -165,6 +168,7 @@ class PolicyLearner(Gang):
         return False
 
     def _renew(self) -> None:
+        count(RESTARTS, len(self.actors), stage="learner")
         for actor in self.actors:
             ray.kill(actor)
         self.actors, self._starting, self._notified = self._ranks(), [], False
@@ -197,7 +201,7 @@ class PolicyLearner(Gang):
     def shares_memory(self) -> bool:
         """Whether weights go through shared memory: when all engines are on the node of rank 0, unless the recipe says how."""
         if self._backend == "auto" and self._rollouts is not None:
-            return self._rollouts.nodes() == {self._nodes[0]}
+            return self._rollouts.nodes() == {self._where[0]}
         return self._backend != "object_store"
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
@@ -233,7 +237,7 @@ def value_gang(
     learner = value.learner
     environment = actor_environment(learner.cpu_threads, cluster.call_timeout_s)
     actors = [
-        start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0).remote(
+        start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0, **nodes_for("learner", cluster)).remote(
             i, learner.ranks, model_folder, model, value, seed, total_steps
         )
         for i in range(learner.ranks)

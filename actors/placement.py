@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from actors.watchdog import LATE_AFTER
 from dvpo_ray.config.sections import ClusterSection
@@ -107,7 +106,7 @@ def actor_environment(threads: int, call_timeout_s: float = 0.0) -> dict[str, st
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         LATE_AFTER: str(LATE_SHARE * call_timeout_s),
     }
-    if not torch.cuda.is_available():
+    if not cluster_has_gpus():
         environment |= {
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -126,8 +125,17 @@ def engine_environment(threads: int) -> dict[str, str]:
     }
 
 
+def cluster_has_gpus() -> bool:
+    """Whether actors run on GPUs. The driver's own machine does not say: the head of a cluster has none."""
+    return bool(ray.cluster_resources().get("GPU", 0))
+
+
+def nodes_for(role: str, cluster: ClusterSection) -> dict[str, Any]:
+    """The option of ``start_actor`` that keeps an actor on nodes of its role, where the recipe says which label tells them."""
+    return {} if cluster.role_label is None else {"label_selector": {cluster.role_label: role}}
+
+
 def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float, **options: Any) -> Any:
     """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any."""
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    resources = {"num_cpus": 1, "num_gpus": gpus if has_gpus else 0}
+    resources = {"num_cpus": 1, "num_gpus": gpus if cluster_has_gpus() else 0}
     return ray.remote(kind).options(name=name, **resources, runtime_env={"env_vars": environment}, **options)

@@ -19,6 +19,7 @@ from torch import Tensor
 from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
 from actors.learner_state import FACTS, SEPARATOR, StateWriter, file_name, load_pieces, pieces, reading, updates_done
+from actors.metrics import busy_counter
 from actors.nodes import this_node
 from actors.watchdog import watched
 from dvpo_ray.config.sections import LearnerSection, ModelSection
@@ -50,7 +51,7 @@ class Rank:
         self.skipped = 0
         # Of the weights that are not trained, which commits do not hold; empty when all are.
         self.base_sha256 = ""
-        self.busy = BusyClock()
+        self.busy = BusyClock(busy_counter("learner"))
         self.writer = StateWriter()
         self._lean_bytes = 0
         self._steps_kept = 0

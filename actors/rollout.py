@@ -16,11 +16,13 @@ import psutil
 import torch
 
 from actors.busy import BusyClock
+from actors.metrics import busy_counter, count, show
 from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, RowDeadlineError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
+from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
 from dvpo_ray.rows import Adapters, Answer, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
 from dvpo_ray.weights import SharedBuffer, verify
 
@@ -56,7 +58,7 @@ class RolloutActor:
         self._told_stacks = False
         self._received = 0
         self._base_sha256: str | None = None
-        self._busy = BusyClock()
+        self._busy = BusyClock(busy_counter("rollout"))
 
     async def start(self, before: EngineTraces | None = None) -> tuple[str, EngineTraces]:
         """Start the engine on the weights in the model folder; returns their checksum, and what is left should it be killed.
@@ -76,7 +78,7 @@ class RolloutActor:
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
             checksum = await self._checksum()
             await self._engine.update_weight_version("0")
-        self._fence = None
+        self._serve(0)
         return checksum, traces_of_children()
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Answer]:
@@ -98,6 +100,8 @@ class RolloutActor:
                     answer = await finished
                 except asyncio.CancelledError:
                     return
+                count(ROLLOUT_ROWS)
+                count(ROLLOUT_TOKENS, answer.response_ids.size)
                 yield answer
         finally:
             self._busy.leave()
@@ -149,6 +153,7 @@ class RolloutActor:
     async def _begin_update(self, version: int) -> None:
         self._served.clear()
         self._fence = f"an update to version {version} did not complete"
+        show(ENGINE_FENCED, 1)
         self._payload = hashlib.sha256()
         self._loading_seconds, self._received = 0.0, 0
         await self._engine.pause_generation(mode="keep", clear_cache=True)
@@ -174,7 +179,8 @@ class RolloutActor:
         await self._engine.reset_prefix_cache()
         checksum = await self._checksum()
         await self._engine.resume_generation()
-        self._expected, self._fence = None, None
+        self._expected = None
+        self._serve(version)
         self._served.set()
         seconds = self._loading_seconds + time.monotonic() - began
         return ServedWeights(version, self._payload.hexdigest(), checksum, seconds, self._received)
@@ -195,6 +201,11 @@ class RolloutActor:
     async def traces(self) -> EngineTraces:
         """What would be left if this process were killed now."""
         return traces_of_children()
+
+    def _serve(self, version: int) -> None:
+        self._fence = None
+        show(ENGINE_FENCED, 0)
+        show(ENGINE_VERSION, version)
 
     async def pid(self) -> int:
         """This process's id."""

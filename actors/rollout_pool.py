@@ -14,7 +14,8 @@ from typing import Any
 import ray
 
 from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
-from actors.placement import engine_environment, start_actor
+from actors.metrics import count
+from actors.placement import engine_environment, nodes_for, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection
 from dvpo_ray.errors import (
@@ -27,6 +28,7 @@ from dvpo_ray.errors import (
     RowsLostError,
     WeightSyncError,
 )
+from dvpo_ray.monitoring import RESTARTS
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 
@@ -194,7 +196,8 @@ class RolloutPool:
         self._starts += 1
         # The name of a dead actor is not free at once.
         name = f"rollout-{index}" + (f"-start-{self._starts}" if self._starts > rollout.actors else "")
-        kind = start_actor(RolloutActor, name, engine_environment(rollout.cpu_threads), gpus, max_concurrency=1000)
+        options = {"max_concurrency": 1000} | nodes_for("rollout", self._cluster)
+        kind = start_actor(RolloutActor, name, engine_environment(rollout.cpu_threads), gpus, **options)
         actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code)
         traces = traces or EngineTraces()
         return Engine(name, actor, actor.start.remote(traces), traces=traces)
@@ -221,7 +224,7 @@ class RolloutPool:
             try:
                 return self._await_start(engine)
             except ActorDiedError as error:
-                self._charge(error)
+                self._charge(engine.name, error)
                 ray.kill(engine.actor)
                 self._engines[index] = self._start(index, engine.traces)
 
@@ -277,19 +280,21 @@ class RolloutPool:
                 raise self._failure
             if self.source is None:
                 raise error
-            self._charge(error)
+            self._charge(engine.name, error)
             self._engines.remove(engine)
             thread = threading.Thread(target=self._revive, args=(engine,), name=f"revive {engine.name}", daemon=True)
             self._reviving[engine.name] = thread
             thread.start()
 
-    def _charge(self, error: ActorFailedError) -> None:
+    def _charge(self, name: str, error: ActorFailedError) -> None:
         """Count a death; raises its error when it is one too many. Rows that miss deadlines have a budget of their own, and a
         machine that is taken away is no fault."""
         self._budget -= not isinstance(error, RowDeadlineError) and not getattr(error, "preempted", False)
         if self._budget < 0:
             raise error
-        logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error)
+        extra = {"actor": name} | ({"row": error.row_id} if isinstance(error, RowDeadlineError) else {})
+        logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error, extra=extra)
+        count(RESTARTS, stage="rollout")
 
     def _revive(self, dead: Engine) -> None:
         """Start a new actor in a dead one's place and bring it to the learner's weights before it takes part."""
@@ -315,7 +320,7 @@ class RolloutPool:
                 self._joining = [other for other in self._joining if other is not engine]
                 if self._stopping.is_set() or not isinstance(error, ActorFailedError) or isinstance(error, LOST):
                     raise
-                self._charge(error)
+                self._charge(engine.name, error)
             return engine.traces
         return None
 
@@ -387,7 +392,8 @@ class RolloutPool:
                     if attempt + 1 == SENDINGS:
                         self._give_up(index, engines)
                         raise
-                    logging.getLogger(__name__).warning("%s: %s; it is sent again", engine.name, error)
+                    extra = {"actor": engine.name, "step": weights.version}
+                    logging.getLogger(__name__).warning("%s: %s; it is sent again", engine.name, error, extra=extra)
             if not waiting:
                 break
         return served, died

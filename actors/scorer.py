@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from actors.busy import BusyClock
+from actors.metrics import busy_counter, count, show, started_again
 from actors.watchdog import watched
 from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.config.sections import ModelSection, ScorerSection
@@ -21,6 +22,7 @@ from dvpo_ray.learning.batching import micro_batches, packed_micro_batches, pad_
 from dvpo_ray.learning.score_cache import ScoreCache
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
+from dvpo_ray.monitoring import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
 from dvpo_ray.rewards import Rewards
 from dvpo_ray.rows import Answer, Ragged, ScoredBatch
 
@@ -49,7 +51,8 @@ class ScorerActor:
         self._reward_configs = rewards or {}
         self._rewards: Rewards | None = None
         self._tokenizer: Any = None
-        self._busy = BusyClock()
+        self._busy = BusyClock(busy_counter("scorer"))
+        self._loaded = ""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def start(self) -> str:
@@ -68,7 +71,9 @@ class ScorerActor:
     def parameter_hash(self) -> str:
         """sha256 of the value model's parameters as they are in memory now."""
         self._load()
-        return parameter_hash(self._value) if self._value is not None else ""
+        found = self._value_hash()
+        show(CHECKSUM_OK, found == self._loaded)
+        return found
 
     @watched
     @torch.inference_mode()
@@ -82,6 +87,8 @@ class ScorerActor:
         with self._busy:
             scores = self._scores(answers)
             rewards = self._rewards_of(answers)
+        count(SCORED_ROWS, len(answers))
+        count(SCORED_TOKENS, sum(answer.response_ids.size for answer in answers))
         values, ref_log_probs = zip(*scores, strict=True)
         return ScoredBatch(
             row_ids=tuple(a.row_id for a in answers),
@@ -145,7 +152,13 @@ class ScorerActor:
 
             self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=self._model.trust_remote_code)
             self._rewards = Rewards(self._reward_configs)
-        self._cache = ScoreCache(self._config.cache_mib * 2**20, parameter_hash(self._value) if self._value else "")
+        self._loaded = self._value_hash()
+        self._cache = ScoreCache(self._config.cache_mib * 2**20, self._loaded)
+        if started_again():
+            count(RESTARTS, stage="scorer")
+
+    def _value_hash(self) -> str:
+        return parameter_hash(self._value) if self._value is not None else ""
 
     def _score_group(self, answers: Sequence[Answer]) -> list[Scores]:
         """One forward pass of both models."""

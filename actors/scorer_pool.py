@@ -11,11 +11,13 @@ from typing import Any
 import ray
 
 from actors.calls import get, mean_busy_seconds
-from actors.placement import actor_environment, start_actor
+from actors.metrics import show
+from actors.placement import actor_environment, nodes_for, start_actor
 from actors.scorer import ScorerActor
 from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.config.sections import ClusterSection, ModelSection, ScorerSection
 from dvpo_ray.errors import ActorFailedError
+from dvpo_ray.monitoring import QUEUE_AGE, SCORERS
 from dvpo_ray.rows import ScoredBatch
 from dvpo_ray.scaling import Load, least_loaded, queue_age, to_remove
 from dvpo_ray.stages import Handle
@@ -173,8 +175,9 @@ class ScorerPool:
         self._started += 1
         config = self._config
         retries = {"max_restarts": config.max_restarts, "max_task_retries": config.max_restarts}
+        options = retries | nodes_for("scorer", self._cluster)
         environment = actor_environment(config.cpu_threads, self._cluster.call_timeout_s)
-        kind = start_actor(ScorerActor, name, environment, config.gpu_share, **retries)
+        kind = start_actor(ScorerActor, name, environment, config.gpu_share, **options)
         return Replica(kind.remote(*self._arguments), name)
 
     def _send(self, answers: list[Handle]) -> Handle:
@@ -183,6 +186,8 @@ class ScorerPool:
                 raise self._failure
             for replica in self._replicas:
                 replica.look()
+            show(QUEUE_AGE, queue_age([replica.load for replica in self._replicas], time.monotonic()))
+            show(SCORERS, len(self._replicas))
             batch, done = self._replicas[least_loaded([replica.load for replica in self._replicas])].send(answers)
             self._done[batch] = done
             return batch

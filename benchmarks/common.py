@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from dvpo_ray.config.loading import to_toml
+
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -36,16 +38,6 @@ def train(kind: str, tree: dict[str, Any], folder: Path, seed: int = 0) -> None:
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(to_toml(tree | {"run": run}))
     dvpo(kind, "train", str(recipe))
-
-
-def to_toml(tree: dict[str, Any], prefix: str = "") -> str:
-    """A plain tree of settings as TOML."""
-    plain = [f"{key} = {json.dumps(value)}" for key, value in tree.items() if not isinstance(value, dict)]
-    text = (f"[{prefix}]\n" if prefix and plain else "") + "\n".join(plain) + "\n"
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            text += to_toml(value, f"{prefix}.{key}" if prefix else key)
-    return text
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -29,11 +29,13 @@ app = typer.Typer(
 value_app = typer.Typer(help="The value model: train it, measure it.", no_args_is_help=True)
 policy_app = typer.Typer(help="The policy: train it.", no_args_is_help=True)
 debug_app = typer.Typer(help="When something went wrong: look at what a run kept.", no_args_is_help=True)
+k8s_app = typer.Typer(help="Kubernetes: render jobs from recipes, check manifests.", no_args_is_help=True)
 config_app = typer.Typer(help="Recipes: show, check, and describe their keys.", no_args_is_help=True)
 app.add_typer(value_app, name="value")
 app.add_typer(policy_app, name="policy")
 app.add_typer(config_app, name="config")
 app.add_typer(debug_app, name="debug")
+app.add_typer(k8s_app, name="k8s")
 
 RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
 ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a commit's folder (run.resume).")]
@@ -104,7 +106,7 @@ def evaluate(
     def work() -> dict[str, Any]:
         settings = load_recipe(PolicyRecipe, recipe, overrides)
         job = importlib.import_module("jobs.evaluate").evaluate_policy
-        with importlib.import_module("dvpo_ray.console").progress(as_json) as listener:
+        with importlib.import_module("dvpo_ray.console").progress(as_json, settings.run.name) as listener:
             return job(settings, policy, listener)
 
     _guard(work, as_json)
@@ -178,6 +180,50 @@ def debug_replay(
     _guard(work, as_json)
 
 
+@k8s_app.command("render")
+def k8s_render(
+    recipe: RecipeArg,
+    devices: Annotated[str, typer.Option(help="What it is sized for: COUNTxNAME, or cpu:CORES:MEMORY_GB.")],
+    image: Annotated[str, typer.Option(help="Image of all pods, as NAME@sha256:DIGEST.")],
+    kind: KindArg = "policy",
+    flavour: Annotated[str, typer.Option(help="`retry`, `kueue` (a job in a queue) or `interactive` (a cluster).")] = "retry",
+    name: Annotated[str | None, typer.Option(help="Name of the job; default: the run's.")] = None,
+    claim: Annotated[str, typer.Option(help="PersistentVolumeClaim that holds the runs.")] = "dvpo-runs",
+    queue: Annotated[str, typer.Option(help="Kueue queue.")] = "dvpo",
+    secret: Annotated[str | None, typer.Option(help="Secret whose keys the driver gets as environment variables.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node; a recipe that needs more gets a group a stage.")] = 8,
+    model: Annotated[Path | None, typer.Option(help="Folder with config.json; default: the recipe's model.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Print a RayJob (or RayCluster) for a recipe, sized by the planner; apply it with `kubectl apply -f -`."""
+
+    def work() -> dict[str, Any]:
+        jobs = importlib.import_module("dvpo_ray.kubernetes.render")
+        request = jobs.Request(devices, image, jobs.flavour(flavour), name, claim, queue, secret, gpus_per_node, model)
+        typer.echo(jobs.render(_kind(kind), recipe, overrides, request), nl=False)
+        return {}
+
+    _guard(work, as_json=False)
+
+
+@k8s_app.command("check")
+def k8s_check(
+    files: Annotated[list[Path], typer.Argument(help="Manifests; `-` is standard input.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check manifests for what the operator and safety ask beyond the schema."""
+
+    def work() -> dict[str, Any]:
+        kubernetes = importlib.import_module("dvpo_ray.kubernetes")
+        documents = [document for file in files for document in kubernetes.read_manifests(file)]
+        found = kubernetes.check(documents)
+        if found:
+            raise UserInputError(f"{len(found)} rule(s) broken\n" + "\n".join(f"  {finding}" for finding in found))
+        return {"documents": len(documents), "findings": 0}
+
+    _guard(work, as_json)
+
+
 @config_app.command("show")
 def config_show(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption = []) -> None:  # noqa: B006
     """Print a recipe with all defaults filled in, secrets redacted."""
@@ -216,7 +262,7 @@ def _run_job(module: str, function: str, kind: type[R], recipe: str, overrides: 
         settings = load_recipe(kind, recipe, overrides)
         console = importlib.import_module("dvpo_ray.console")
         job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
-        with console.progress(as_json) as listener:
+        with console.progress(as_json, settings.run.name) as listener:
             return job(settings, listener)
 
     _guard(work, as_json)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dvpo_ray.logs import log_as_json
 from dvpo_ray.run import Event, Listener
 
 SHOWN_KEYS = (
@@ -34,10 +36,11 @@ SHOWN_KEYS = (
 
 
 @contextmanager
-def progress(as_json: bool) -> Iterator[Listener]:
-    """A listener for a job's events, for machines or for people."""
+def progress(as_json: bool, run: str) -> Iterator[Listener]:
+    """A listener for the events of the job of a run, for machines or for people."""
     if as_json:
-        yield _print_json
+        log_as_json(run)
+        yield partial(_print_json, run)
         return
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -153,11 +156,9 @@ def _format(value: Any) -> str:
     return text.removeprefix(f"{Path.cwd()}/")
 
 
-def _print_json(event: Event) -> None:
-    print(
-        json.dumps({"event": event.kind, "text": event.text, "step": event.step, "total": event.total, **event.metrics}),
-        flush=True,
-    )
+def _print_json(run: str, event: Event) -> None:
+    facts = {"event": event.kind, "run": run, "text": event.text, "step": event.step, "total": event.total}
+    print(json.dumps(facts | event.metrics), flush=True)
 
 
 def _print_plain(event: Event) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,9 @@ from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import RunError
 from dvpo_ray.rows import ServedWeights, StepResult
-from dvpo_ray.run_folder import CONFIG, METRICS, prepare_folder, rewind, run_folder
+from dvpo_ray.run_folder import CONFIG, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
 from dvpo_ray.timeline import Timeline
-from dvpo_ray.tracking import Trackers
+from dvpo_ray.tracking import Tracker, Trackers
 
 T = TypeVar("T")
 RESULT = "result.json"
@@ -49,8 +49,9 @@ class Run:
         total_steps: int,
         listener: Listener = lambda event: None,
         in_place: bool = False,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        """``in_place`` goes on in the folder of an earlier run."""
+        """``in_place`` goes on in the folder of an earlier run; ``trackers`` are told of every step."""
         self.in_place = in_place
         self.folder = run_folder(recipe) if in_place else prepare_folder(recipe)
         (self.folder / CONFIG).write_text(dump_resolved(recipe))
@@ -62,13 +63,19 @@ class Run:
         self.stopping = False
         self.timeline = Timeline(self.began)
         self.closed = 0.0
-        self._trackers = Trackers(recipe.tracking, self.folder, recipe.run.name, json.loads(dump_resolved(recipe)))
+        self.seconds_of_work = 0.0
+        self._trackers = Trackers(recipe.tracking, self.folder, recipe.run.name, json.loads(dump_resolved(recipe)), trackers)
         self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
 
     @property
     def seconds(self) -> float:
         """Time since the run began, that of earlier drivers included."""
         return self.seconds_before + time.time() - self.began
+
+    @property
+    def effective_time_share(self) -> float:
+        """Share of the time since the run first began, all its drivers included, that went into work that counts."""
+        return self.seconds_of_work / (time.time() - self.first_began)
 
     def clocks(self) -> dict[str, float]:
         """What a commit must remember of time."""
@@ -89,6 +96,7 @@ class Run:
         """Take back what was recorded after so many trained steps."""
         self._metrics.close()
         rewind(self.folder, step)
+        self.seconds_of_work = seconds_of_work(self.folder)
         self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
         self.restart_clock()
 
@@ -115,6 +123,7 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, float], kind: str = "step") -> None:
         """One line of metrics, to the file and every tracker; ``step`` counts from 0, an evaluation's is the steps before it."""
+        self.seconds_of_work += metrics.get("eval/seconds", 0.0)
         self._metrics.write(json.dumps({"step": step, "time": round(time.time() - self.began, 3)} | metrics) + "\n")
         self._metrics.flush()
         self._trackers.log(step, metrics)
@@ -169,6 +178,9 @@ class StepRecord:
         seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
         seconds["seconds/step"] = now - max(self._began, self._run.closed)
         self._run.closed = now
+        self._run.seconds_of_work += seconds["seconds/step"]
+        seconds["time/ended"] = now
+        seconds["time/effective_share"] = self._run.effective_time_share
         seconds["seconds/engine_update"] = served.seconds
         seconds["speed/answer_tokens_per_s"] = result.metrics.get("answer/total_tokens", 0.0) / seconds["seconds/step"]
         metrics = result.metrics | seconds | {name: float(value) for name, value in books.items()}

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import ConfigError, RunError
-from dvpo_ray.json_files import iter_records, read_object
+from dvpo_ray.json_files import iter_records, read_object, read_records
 from dvpo_ray.models.folder import flush_file, sha256_file
 
 METRICS = "metrics.jsonl"
@@ -144,6 +144,13 @@ def restore_records(commit: Path, run: Path) -> None:
     for name in RECORDS:
         if (commit / name).is_file():
             shutil.copyfile(commit / name, run / name)
+
+
+def seconds_of_work(folder: Path) -> float:
+    """The time of all steps and evaluations that a run has recorded."""
+    file = folder / METRICS
+    lines = read_records(file) if file.is_file() else []
+    return sum(line.get("seconds/step", 0.0) + line.get("eval/seconds", 0.0) for line in lines)
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

@@ -1,22 +1,38 @@
-"""Metric trackers: TensorBoard by default, Weights & Biases and MLflow when their extras are installed and named."""
+"""Metric trackers: TensorBoard by default, Weights & Biases and MLflow when their extras are installed and named, and any other
+that a job brings along."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dvpo_ray.config.sections import TrackingSection
 from dvpo_ray.errors import ConfigError
 
 
+class Tracker(Protocol):
+    """Takes every step's metrics."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record one step, or one evaluation."""
+        ...
+
+    def close(self) -> None:
+        """Flush and close."""
+        ...
+
+
 class Trackers:
     """Sends every step's metrics to all trackers that are on."""
 
-    def __init__(self, section: TrackingSection, folder: Path, name: str, config: dict[str, Any]) -> None:
-        self._log: list[Callable[[int, dict[str, float]], None]] = []
-        self._close: list[Callable[[], None]] = []
+    def __init__(
+        self, section: TrackingSection, folder: Path, name: str, config: dict[str, Any], others: Sequence[Tracker] = ()
+    ) -> None:
+        """``others`` are trackers besides those that the section names."""
+        self._log: list[Callable[[int, dict[str, float]], None]] = [other.log for other in others]
+        self._close: list[Callable[[], None]] = [other.close for other in others]
         if section.tensorboard:
             self._add_tensorboard(folder / "tensorboard")
         if section.wandb_project:

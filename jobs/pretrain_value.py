@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.gang import Gang, value_gang
+from actors.metrics import RayTracker
 from actors.nodes import leaving, this_node
 from actors.placement import keep_logs, ray_session
 from dvpo_ray import cli
@@ -46,7 +47,8 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
     store = store_of(folder, value.commit)
     copier = copier_of(store, value.commit)
     commit = find_commit(recipe, VALUE_FIXED, store, copier)
-    run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit))
+    in_place = goes_on_in_place(recipe, commit)
+    run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
         total = value.epochs * -(-len(train) // value.pairs_per_step)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.gang import PolicyLearner
+from actors.metrics import RayTracker
 from actors.nodes import leaving, this_node
 from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
@@ -80,7 +81,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     store = store_of(run_folder(recipe), policy.commit)
     copier = copier_of(store, policy.commit)
     commit = find_commit(recipe, POLICY_FIXED, store, copier)
-    run = Run(recipe, policy.steps, listener, in_place=goes_on_in_place(recipe, commit))
+    in_place = goes_on_in_place(recipe, commit)
+    run = Run(recipe, policy.steps, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     try:
         if commit is not None and run.in_place:
             run.rewind(commit.step)
@@ -126,7 +128,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "seconds_training": loop_seconds,
             # A process that was started again counts from its new start.
             "idle_share": {name: 1 - max(0.0, busy_after[name] - busy_before[name]) / loop_seconds for name in busy_after},
-            "effective_time_share": result.pop("seconds_of_work") / (time.time() - run.first_began),
+            "effective_time_share": run.effective_time_share,
             "score_cache_hits": cache_hits,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
@@ -202,7 +204,6 @@ def _result(
         "steps": recipe.policy.steps,
         "algorithm": recipe.policy.advantage.type,
         "seconds_per_step": sorted(line["seconds/step"] for line in steady)[len(steady) // 2],
-        "seconds_of_work": sum(line.get("seconds/step", 0.0) + line.get("eval/seconds", 0.0) for line in lines),
         "logprob_gap_mean": sum(line["gap/abs_log_prob"] for line in steps) / len(steps),
         "logprob_gap_kl_k3": sum(line["gap/kl_k3"] for line in steps) / len(steps),
     }

@@ -2,7 +2,8 @@
 # Set up the project's environment once and print its folder.
 #
 # The folder lies outside the checkout and is named by a hash of the pinned requirements, so every clone with the same pins
-# shares it. DVPO_ENV_DIR names another folder; DVPO_ENGINE=cpu|cuda overrides what the machine is taken for.
+# shares it. DVPO_ENV_DIR names another folder; DVPO_ENGINE=cpu|cuda overrides what the machine is taken for; with
+# DVPO_RUNTIME_ONLY=1 it holds what runs the project, without what tests and checks it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +11,7 @@ engine=${DVPO_ENGINE:-auto}
 if [ "$engine" = auto ]; then
     if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then engine=cuda; else engine=cpu; fi
 fi
-pins=requirements/$engine.txt
+pins=requirements/$engine${DVPO_RUNTIME_ONLY:+-runtime}.txt
 [ -f "$pins" ] || { echo "scripts/env.sh: DVPO_ENGINE must be cpu or cuda, not '$engine'" >&2; exit 2; }
 
 python=${DVPO_PYTHON:-}
@@ -39,7 +40,9 @@ if [ ! -f "$env/.complete-$key" ]; then
     options=()
     # A local torch wheel decides; otherwise PyTorch's own index for this kind of machine.
     if ! { [ -n "$links" ] && compgen -G "${links%% *}/torch-*" >/dev/null; }; then
-        if [ "$engine" = cpu ]; then options+=(--torch-backend cpu); else options+=(--torch-backend auto); fi
+        if [ "$engine" = cpu ]; then options+=(--torch-backend cpu)
+        # An image for GPUs is built where there is none: it gets the CUDA build that torch comes with by default.
+        elif command -v nvidia-smi >/dev/null; then options+=(--torch-backend auto); fi
     fi
     "$env/bin/uv" pip install --quiet --python "$env/bin/python" --no-deps --compile-bytecode "${options[@]}" -r "$pins" >&2
     touch "$env/.complete-$key"

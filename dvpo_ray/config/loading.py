@@ -35,6 +35,12 @@ def load_recipe(kind: type[R], path: str | Path, overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: with file, key, value met and remedy.
     """
+    tree, origin = recipe_tree(path, overrides)
+    return build(kind, tree, origin)
+
+
+def recipe_tree(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """What a recipe says, overrides applied, unchecked and without defaults; and where it says so."""
     file, text = _read(path)
     try:
         tree = _parse_toml(text)
@@ -42,7 +48,7 @@ def load_recipe(kind: type[R], path: str | Path, overrides: Sequence[str] = ()) 
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     for override in overrides:
         _merge(tree, _parse_override(override))
-    return build(kind, tree, origin=str(file))
+    return tree, str(file)
 
 
 def build(kind: type[R], tree: Mapping[str, Any], origin: str = "configuration") -> R:
@@ -60,6 +66,16 @@ def build(kind: type[R], tree: Mapping[str, Any], origin: str = "configuration")
 def dump_resolved(config: BaseModel) -> str:
     """The whole configuration as JSON, defaults included, secrets redacted."""
     return json.dumps(_redact(config.model_dump()), indent=2, default=str) + "\n"
+
+
+def to_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
+    """A plain tree of settings as TOML."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    text = (f"[{prefix}]\n" if prefix and plain else "") + "\n".join(plain) + "\n"
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            text += to_toml(value, f"{prefix}.{key}" if prefix else key)
+    return text
 
 
 def shipped_recipes() -> list[str]:

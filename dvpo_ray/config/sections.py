@@ -39,6 +39,11 @@ class ClusterSection(Section):
     num_cpus: int = Field(8, ge=1, description="Logical CPUs of an embedded Ray; actors ask for one each.")
     object_store_mb: int = Field(256, ge=80, description="Object store of an embedded Ray, in MiB.")
     dashboard: bool = Field(False, description="Start the Ray dashboard (loopback only) with an embedded Ray.")
+    role_label: str | None = Field(
+        None,
+        description="Label of Ray nodes that says what they are for (rollout, scorer, learner): actors go to nodes of their "
+        "role; none places them anywhere.",
+    )
     start_timeout_s: float = Field(300.0, gt=0, description="Longest wait for an actor to be ready, in seconds.")
     call_timeout_s: float = Field(600.0, gt=0, description="Longest wait for one stage call, in seconds.")
 

@@ -22,7 +22,7 @@ from tests.real import STEPS, MakePolicyRecipe, metrics
 
 pytestmark = pytest.mark.integration
 CLOCKS = ("seconds", "first_began")
-TIMINGS = ("seconds/", "speed/", "idle")
+TIMINGS = ("seconds/", "speed/", "idle", "time/")
 
 
 def read_until(process: subprocess.Popen[str], wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -128,7 +128,10 @@ def test_every_field_is_described(kind: type) -> None:
     assert [path for path, field in walk_fields(kind) if not field.description] == []
 
 
-@pytest.mark.parametrize("module", ["dvpo_ray.config", "dvpo_ray.data", "dvpo_ray.cli", "dvpo_ray.rows", "dvpo_ray.errors"])
+LIGHT = ("config", "data", "cli", "rows", "errors", "monitoring", "kubernetes")
+
+
+@pytest.mark.parametrize("module", [f"dvpo_ray.{name}" for name in LIGHT])
 def test_light_layers_stay_light(module: str) -> None:
     heavy = ("torch", "ray", "vllm", "deepspeed", "transformers", "actors", "jobs")
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"

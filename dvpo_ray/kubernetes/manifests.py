@@ -1,0 +1,153 @@
+"""Manifests as plain trees: read strictly, and seen as what the rules are about. Wrong shapes are for the schema to name."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dvpo_ray.errors import UserInputError
+
+Tree = dict[str, Any]
+ROLE = "dvpo-ray/role"
+PREEMPTIBLE = "dvpo-ray/preemptible"
+BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+DECIMAL = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken rule: where it is broken, what is wrong, how to mend it."""
+
+    rule: str
+    where: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}: {self.remedy} [{self.rule}]"
+
+
+@dataclass(frozen=True)
+class PodTemplate:
+    """One kind of pod of a Ray object. ``role`` is ``head``, ``worker`` or ``submitter``."""
+
+    where: str
+    role: str
+    spec: Tree
+    autoscaling: bool = False
+    labels: Tree = field(default_factory=dict)
+
+    @property
+    def containers(self) -> list[Tree]:
+        """All containers, those that run before the others included."""
+        return [tree(one) for key in ("initContainers", "containers") for one in items(self.spec.get(key))]
+
+
+@dataclass(frozen=True)
+class RayObject:
+    """A RayJob (``job`` is its spec) or a RayCluster (``job`` is empty)."""
+
+    kind: str
+    name: str
+    annotations: Tree
+    job: Tree
+    cluster: Tree
+
+    @property
+    def where(self) -> str:
+        """How findings name it."""
+        return f"{self.kind} {self.name}"
+
+    @property
+    def autoscaling(self) -> bool:
+        """Whether Ray's autoscaler runs beside the head."""
+        return self.cluster.get("enableInTreeAutoscaling") is True
+
+    @property
+    def head(self) -> Tree:
+        """The head group."""
+        return tree(self.cluster.get("headGroupSpec"))
+
+    @property
+    def workers(self) -> list[Tree]:
+        """The worker groups."""
+        return [tree(group) for group in items(self.cluster.get("workerGroupSpecs"))]
+
+    def pods(self) -> Iterator[PodTemplate]:
+        """Every kind of pod it makes."""
+        if self.head:
+            yield PodTemplate(f"{self.where}, head", "head", _pod(self.head.get("template")), self.autoscaling)
+        for group in self.workers:
+            where = f"{self.where}, group {group.get('groupName', '?')}"
+            yield PodTemplate(where, "worker", _pod(group.get("template")), labels=tree(group.get("labels")))
+        if "submitterPodTemplate" in self.job:
+            yield PodTemplate(f"{self.where}, submitter", "submitter", _pod(self.job["submitterPodTemplate"]))
+
+
+def read_manifests(path: Path) -> list[Tree]:
+    """All documents of a YAML file (``-`` is standard input).
+
+    Raises:
+        UserInputError: it cannot be read, is no YAML, names a key twice, or holds something that is no manifest.
+    """
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        documents = [document for document in yaml.load_all(text, Loader=_StrictLoader) if document is not None]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserInputError(f"{path}: cannot read the manifest: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserInputError(f"{path}: not valid YAML: {error}") from error
+    if not documents:
+        raise UserInputError(f"{path}: holds no manifest")
+    for number, document in enumerate(documents, 1):
+        if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+            raise UserInputError(f"{path}: document {number} has no kind: every document must be a Kubernetes object")
+    return documents
+
+
+def ray_object(document: Mapping[str, Any]) -> RayObject | None:
+    """A document as a Ray object; None when it is another kind."""
+    kind = document.get("kind")
+    if not str(document.get("apiVersion")).startswith("ray.io/") or kind not in ("RayJob", "RayCluster"):
+        return None
+    metadata, spec = tree(document.get("metadata")), tree(document.get("spec"))
+    job = spec if kind == "RayJob" else {}
+    cluster = tree(spec.get("rayClusterSpec")) if kind == "RayJob" else spec
+    return RayObject(str(kind), str(metadata.get("name", "")), tree(metadata.get("annotations")), job, cluster)
+
+
+def tree(value: Any) -> Tree:
+    """The value if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def items(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def quantity(value: Any) -> float | None:
+    """A Kubernetes quantity as a number; None when it is none. ``500m`` is 0.5, ``2Gi`` is 2147483648."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]i|[mkMGT]?)", str(value))
+    return None if found is None else float(found[1]) * (BINARY | DECIMAL)[found[2]]
+
+
+def _pod(template: Any) -> Tree:
+    return tree(tree(template).get("spec"))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as an API server takes it: a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands more than once", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,133 @@
+"""What every pod of ours keeps to, so that breaking into one gains little. One function a rule; each yields (what, remedy)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from dvpo_ray.kubernetes.manifests import PodTemplate, items, quantity, tree
+from dvpo_ray.kubernetes.operator_rules import Problem
+
+DIGEST = re.compile(r"[^@]+@sha256:([0-9a-f]{64})")
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|COMMIT_KEY")
+SHM = "/dev/shm"
+
+
+def requests_equal_limits(pod: PodTemplate) -> Iterator[Problem]:
+    """Ray plans with what the limits say: a pod that has less is killed in the middle of its work."""
+    for container in pod.containers:
+        resources = tree(container.get("resources"))
+        requests, limits = tree(resources.get("requests")), tree(resources.get("limits"))
+        missing = [name for name in ("cpu", "memory") if name not in requests or name not in limits]
+        name = container.get("name")
+        if missing:
+            yield f"container {name} has no requests and limits of {' and '.join(missing)}", "give both, and equal"
+        elif {key: quantity(one) for key, one in requests.items()} != {key: quantity(one) for key, one in limits.items()}:
+            yield f"container {name} requests {requests}, its limits are {limits}", "make them equal"
+
+
+def runs_without_root(pod: PodTemplate) -> Iterator[Problem]:
+    """Of a process that is broken into, root is worth most."""
+    of_pod = tree(pod.spec.get("securityContext"))
+    for container in pod.containers:
+        context = of_pod | tree(container.get("securityContext"))
+        if context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0:
+            yield f"container {container.get('name')} may run as root", "set runAsNonRoot: true and runAsUser to another than 0"
+
+
+def has_no_privileges(pod: PodTemplate) -> Iterator[Problem]:
+    """What the Pod Security Standard `restricted` asks for, and a root file system that cannot be written."""
+    of_pod = tree(pod.spec.get("securityContext"))
+    for container in pod.containers:
+        own = tree(container.get("securityContext"))
+        wrong = {
+            "allowPrivilegeEscalation: false": own.get("allowPrivilegeEscalation") is not False,
+            "capabilities.drop: [ALL]": "ALL" not in items(tree(own.get("capabilities")).get("drop")),
+            "readOnlyRootFilesystem: true": own.get("readOnlyRootFilesystem") is not True,
+            "privileged: false": own.get("privileged") is True,
+            "seccompProfile.type: RuntimeDefault": tree((of_pod | own).get("seccompProfile")).get("type") != "RuntimeDefault",
+        }
+        missing = [what for what, is_wrong in wrong.items() if is_wrong]
+        if missing:
+            yield f"container {container.get('name')} keeps privileges", f"set {', '.join(missing)}"
+    shared = [key for key in ("hostNetwork", "hostPID", "hostIPC") if pod.spec.get(key)]
+    if shared:
+        yield f"shares {', '.join(shared)} with its node", "leave them out"
+
+
+def has_no_service_account(pod: PodTemplate) -> Iterator[Problem]:
+    """Only the autoscaler speaks to Kubernetes."""
+    if pod.spec.get("automountServiceAccountToken") is not (pod.role == "head" and pod.autoscaling):
+        wanted = "true, for the autoscaler" if pod.role == "head" and pod.autoscaling else "false"
+        yield (
+            f"automountServiceAccountToken is {pod.spec.get('automountServiceAccountToken')}",
+            f"set automountServiceAccountToken: {wanted}",
+        )
+
+
+def image_is_pinned(pod: PodTemplate) -> Iterator[Problem]:
+    """A tag is whatever was pushed last; a retry must run the same code."""
+    for container in pod.containers:
+        image = str(container.get("image"))
+        found = DIGEST.fullmatch(image)
+        if found is None:
+            yield f"image '{image}' is not pinned", "name it as NAME@sha256:DIGEST"
+        elif set(found[1]) == {"0"}:
+            yield f"image '{image}' is a placeholder", "give yours: `kustomize edit set image NAME=YOURS@sha256:DIGEST`"
+
+
+def shared_memory_is_memory(pod: PodTemplate) -> Iterator[Problem]:
+    """Ray's object store and vLLM live in /dev/shm, which a container has 64 MiB of by default; it counts as the pod's memory."""
+    if pod.role == "submitter":
+        return
+    volumes = {str(tree(volume).get("name")): tree(tree(volume).get("emptyDir")) for volume in items(pod.spec.get("volumes"))}
+    container = (pod.containers or [{}])[0]
+    mounts = {str(tree(mount).get("mountPath")): str(tree(mount).get("name")) for mount in items(container.get("volumeMounts"))}
+    volume = volumes.get(mounts.get(SHM, ""), {})
+    limit = quantity(tree(tree(container.get("resources")).get("limits")).get("memory"))
+    size = quantity(volume.get("sizeLimit"))
+    if volume.get("medium") != "Memory" or size is None:
+        yield f"{SHM} is the default of 64 MiB", f"mount an emptyDir with medium: Memory and a sizeLimit at {SHM}"
+    elif limit is not None and size >= limit:
+        yield f"{SHM} may grow to the whole memory of the pod ({volume['sizeLimit']})", "make sizeLimit smaller than the limit"
+
+
+def environment_is_text(pod: PodTemplate) -> Iterator[Problem]:
+    """YAML takes an unquoted 1 or true for something else; and a secret has no place in a manifest."""
+    for container in pod.containers:
+        for variable in map(tree, items(container.get("env"))):
+            name, value = str(variable.get("name")), variable.get("value")
+            if value is not None and not isinstance(value, str):
+                yield f"environment variable {name} is {value!r}, no text", f'write "{value}" in quotes'
+            if value and SECRET_NAME.search(name):
+                yield f"environment variable {name} stands in the manifest", "take it from a Secret with valueFrom.secretKeyRef"
+
+
+def ports_differ(pod: PodTemplate) -> Iterator[Problem]:
+    """Of two ports with one name or number, one is not reached."""
+    for container in pod.containers:
+        ports = [tree(port) for port in items(container.get("ports"))]
+        for key in ("name", "containerPort"):
+            found = [port[key] for port in ports if key in port]
+            for double in sorted({str(one) for one in found if found.count(one) > 1}):
+                yield f"container {container.get('name')} has two ports of {key} {double}", "give each its own"
+
+
+def is_watched(pod: PodTemplate) -> Iterator[Problem]:
+    """The PodMonitor finds pods by a port of this name."""
+    ports = [tree(port).get("name") for container in pod.containers for port in items(container.get("ports"))]
+    if pod.role != "submitter" and "metrics" not in ports:
+        yield "no container has a port named metrics", "add containerPort 8080 named metrics, where Ray offers its metrics"
+
+
+POD_RULES: tuple[Callable[[PodTemplate], Iterator[Problem]], ...] = (
+    requests_equal_limits,
+    runs_without_root,
+    has_no_privileges,
+    has_no_service_account,
+    image_is_pinned,
+    shared_memory_is_memory,
+    environment_is_text,
+    ports_differ,
+    is_watched,
+)

@@ -1,0 +1,78 @@
+"""All rules over all documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from dvpo_ray.kubernetes.manifests import Finding, PodTemplate, Tree, items, ray_object, tree
+from dvpo_ray.kubernetes.operator_rules import OPERATOR_RULES, Problem
+from dvpo_ray.kubernetes.pod_rules import POD_RULES, has_no_privileges, requests_equal_limits
+
+DIRECTIONS = {"Ingress", "Egress"}
+DNS = 53
+
+
+def check(documents: Sequence[Tree]) -> list[Finding]:
+    """Every broken rule in these documents. Rules of a namespace are looked at when the Namespace is among them."""
+    found = [finding for document in documents for finding in _of_document(document)]
+    for document in documents:
+        if document.get("kind") == "Namespace":
+            where = f"Namespace {tree(document.get('metadata')).get('name')}"
+            found += [Finding(rule.__name__, where, *problem) for rule in NAMESPACE_RULES for problem in rule(documents)]
+    return found
+
+
+def _of_document(document: Tree) -> Iterator[Finding]:
+    ray = ray_object(document)
+    if ray is None:
+        return
+    for operator_rule in OPERATOR_RULES:
+        yield from (Finding(operator_rule.__name__, ray.where, *problem) for problem in operator_rule(ray))
+    pods = list(ray.pods())
+    for pod in pods:
+        for pod_rule in POD_RULES:
+            yield from (Finding(pod_rule.__name__, pod.where, *problem) for problem in pod_rule(pod))
+    if ray.autoscaling:
+        # The operator adds the autoscaler as a container of the head, made of these options.
+        options = {"name": "autoscaler", **tree(ray.cluster.get("autoscalerOptions"))}
+        context = next((pod.spec.get("securityContext") for pod in pods if pod.role == "head"), None)
+        sidecar = PodTemplate(f"{ray.where}, autoscaler", "head", {"containers": [options], "securityContext": context}, True)
+        for sidecar_rule in (requests_equal_limits, has_no_privileges):
+            yield from (Finding(sidecar_rule.__name__, sidecar.where, *problem) for problem in sidecar_rule(sidecar))
+
+
+def traffic_is_denied_by_default(documents: Sequence[Tree]) -> Iterator[Problem]:
+    """Ray's ports are many and chosen at random: what is not asked for must not get through."""
+    for spec in _policies(documents):
+        types = {str(one) for one in items(spec.get("policyTypes"))}
+        if types == DIRECTIONS and spec.get("podSelector") == {} and not spec.get("ingress") and not spec.get("egress"):
+            return
+    yield "no NetworkPolicy denies all traffic", "add one with podSelector: {} and policyTypes [Ingress, Egress]"
+
+
+def names_can_be_looked_up(documents: Sequence[Tree]) -> Iterator[Problem]:
+    """Without DNS no pod finds its head."""
+    rules = [tree(rule) for spec in _policies(documents) for rule in items(spec.get("egress"))]
+    open_ports = [(tree(port).get("protocol"), tree(port).get("port")) for rule in rules for port in items(rule.get("ports"))]
+    missing = [protocol for protocol in ("UDP", "TCP") if (protocol, DNS) not in open_ports]
+    if missing:
+        yield f"no NetworkPolicy lets pods ask for names by {' and '.join(missing)}", f"allow egress to port {DNS}"
+
+
+def pods_are_restricted(documents: Sequence[Tree]) -> Iterator[Problem]:
+    """Kubernetes itself refuses pods that ask for more."""
+    for document in documents:
+        labels = tree(tree(document.get("metadata")).get("labels"))
+        if document.get("kind") == "Namespace" and labels.get("pod-security.kubernetes.io/enforce") != "restricted":
+            yield "the namespace admits any pod", "label it pod-security.kubernetes.io/enforce: restricted"
+
+
+def _policies(documents: Sequence[Tree]) -> list[Tree]:
+    return [tree(document.get("spec")) for document in documents if document.get("kind") == "NetworkPolicy"]
+
+
+NAMESPACE_RULES: tuple[Callable[[Sequence[Tree]], Iterator[Problem]], ...] = (
+    traffic_is_denied_by_default,
+    names_can_be_looked_up,
+    pods_are_restricted,
+)

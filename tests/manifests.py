@@ -1,0 +1,77 @@
+"""What the tests of manifests share: every object this project ships or renders, and the three judges of it."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dvpo_ray.kubernetes import check
+from dvpo_ray.kubernetes.manifests import Tree
+from scripts.k8s_overlays import IMAGE, JOBS, OVERLAYS, ROOT
+
+CRDS = ROOT.parent / "shared" / "k8s"
+DIGEST = "sha256:" + "5d" * 32
+OVERLAY_NAMES = sorted({str(Path(name).parent) for name, *_ in JOBS})
+
+
+def needs_kubectl() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not on this machine")
+
+
+def built(overlay: str, folder: Path, image: str | None = f"registry.test/dvpo@{DIGEST}") -> list[Tree]:
+    """An overlay as `kubectl kustomize` builds it, with an image of our own put in as the guide says."""
+    copied = folder / "k8s"
+    shutil.copytree(ROOT / "k8s", copied)
+    place = copied / OVERLAYS.relative_to("k8s") / overlay
+    if image is not None:
+        name, digest = image.split("@")
+        replaced = [{"name": IMAGE.split("@")[0], "newName": name, "digest": digest}]
+        file = place / "kustomization.yaml"
+        file.write_text(file.read_text() + yaml.safe_dump({"images": replaced}))
+    done = subprocess.run(["kubectl", "kustomize", str(place)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def by_rules(documents: list[Tree]) -> list[str]:
+    return [str(finding) for finding in check(documents)]
+
+
+def by_schema(documents: list[Tree]) -> list[str]:
+    """`kubernetes-validate --strict` knows the native kinds."""
+    import kubernetes_validate
+
+    found = []
+    for document in documents:
+        try:
+            kubernetes_validate.validate(copy.deepcopy(document), "1.32", strict=True)
+        except kubernetes_validate.SchemaNotFoundError:
+            continue
+        except kubernetes_validate.ValidationError as error:
+            found.append(f"{document['kind']}: {error.message}")
+    return found
+
+
+def crd_judge() -> Callable[[list[Tree]], list[str]] | None:
+    """The validator of KubeRay's own schemas, where its folder lies beside the checkout."""
+    file = CRDS / "validate_crs.py"
+    if not file.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location("validate_crs", file)
+    assert spec is not None and spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules["validate_crs"] = module
+    spec.loader.exec_module(module)
+    crds = module.CRDs(sorted(os.fspath(path) for path in (CRDS / "crds").glob("*.yaml*")))
+    return lambda documents: [str(error) for document in documents for error in crds.check(document) or []]

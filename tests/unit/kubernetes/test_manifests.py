@@ -1,0 +1,268 @@
+"""Every object that is shipped or rendered is sound, and every fault put into one is found by a judge."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dvpo_ray.kubernetes.manifests import Tree
+from scripts.k8s_overlays import ALERTS, OVERLAYS, ROOT, generated
+from tests.manifests import CRDS, OVERLAY_NAMES, built, by_rules, by_schema, crd_judge, needs_kubectl
+
+Fault = Callable[[Tree], None]
+
+
+@pytest.fixture(scope="session")
+def by_crds() -> Callable[[list[Tree]], list[str]]:
+    judge = crd_judge()
+    if judge is None:
+        pytest.skip(f"KubeRay's schemas are not at {CRDS}")
+    return judge
+
+
+@pytest.fixture(scope="session")
+def jobs() -> dict[str, list[Tree]]:
+    """The generated files, with images that are pinned."""
+    return {_overlay(path): _with_image(content) for path, content in generated() if path != ALERTS}
+
+
+def _overlay(path: Path) -> str:
+    return str(path.parent.relative_to(OVERLAYS))
+
+
+def _with_image(content: str) -> list[Tree]:
+    return list(yaml.safe_load_all(content.replace(64 * "0", "5d" * 32)))
+
+
+def test_generated_files_are_up_to_date() -> None:
+    for path, content in generated():
+        assert (ROOT / path).read_text() == content, f"{path}: run `make k8s`"
+
+
+@pytest.mark.parametrize("overlay", OVERLAY_NAMES)
+def test_every_overlay_builds_and_is_sound(overlay: str, tmp_path: Path) -> None:
+    needs_kubectl()
+    documents = built(overlay, tmp_path)
+    assert by_rules(documents) == []
+    assert by_schema(documents) == []
+    kinds = {document["kind"] for document in documents}
+    assert {"Namespace", "NetworkPolicy", "PersistentVolumeClaim", "PriorityClass", "PodDisruptionBudget", "ConfigMap"} <= kinds
+    assert {document["metadata"].get("namespace", "dvpo") for document in documents} == {"dvpo"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAY_NAMES)
+def test_every_overlay_fits_the_schemas_of_kuberay(overlay: str, tmp_path: Path, by_crds: Callable[[Any], list[str]]) -> None:
+    needs_kubectl()
+    assert by_crds(built(overlay, tmp_path)) == []
+
+
+def test_an_image_that_was_not_filled_in_is_found(tmp_path: Path) -> None:
+    needs_kubectl()
+    found = by_rules(built("cpu-demo", tmp_path, image=None))
+    assert len(found) == 3 and all("placeholder" in text and "kustomize edit set image" in text for text in found)
+
+
+def spec(job: Tree) -> Tree:
+    return job["spec"]
+
+
+def cluster(job: Tree) -> Tree:
+    return job["spec"].get("rayClusterSpec", job["spec"])
+
+
+def head(job: Tree) -> Tree:
+    return cluster(job)["headGroupSpec"]
+
+
+def head_pod(job: Tree) -> Tree:
+    return head(job)["template"]["spec"]
+
+
+def head_container(job: Tree) -> Tree:
+    return head_pod(job)["containers"][0]
+
+
+def worker(job: Tree, index: int = 0) -> Tree:
+    return cluster(job)["workerGroupSpecs"][index]
+
+
+def worker_pod(job: Tree, index: int = 0) -> Tree:
+    return worker(job, index)["template"]["spec"]
+
+
+def worker_container(job: Tree) -> Tree:
+    return worker_pod(job)["containers"][0]
+
+
+def remove(place: Tree, key: str) -> None:
+    del place[key]
+
+
+TOLERATE = {"key": "dvpo-ray/preemptible", "operator": "Exists"}
+DELETE_WORKERS = {"onSuccess": {"policy": "DeleteWorkers"}, "onFailure": {"policy": "DeleteCluster"}}
+DELETION_RULES = {"deletionRules": [{"condition": {"jobStatus": "FAILED"}, "policy": "DeleteSelf"}]}
+RETRY, KUEUE, LARGE, INTERACTIVE = "cpu-demo", "gpu-large/kueue", "gpu-large", "gpu-small/interactive"
+
+# What our rules find: (the rule that must speak, which job, the fault).
+FOUND_BY_RULES: list[tuple[str, str, Fault]] = [
+    ("name_is_a_short_label", RETRY, lambda job: job["metadata"].update(name="x" * 48)),
+    ("name_is_a_short_label", RETRY, lambda job: job["metadata"].update(name="Demo_1")),
+    ("suspension_needs_shutdown", KUEUE, lambda job: spec(job).update(shutdownAfterJobFinishes=False)),
+    ("suspension_needs_shutdown", KUEUE, lambda job: spec(job).update(clusterSelector={"ray.io/cluster": "c"})),
+    ("deletion_has_one_rule_book", KUEUE, lambda job: spec(job).update(deletionStrategy=DELETION_RULES)),
+    ("deletion_has_one_rule_book", RETRY, lambda job: spec(job).update(shutdownAfterJobFinishes=False)),
+    ("deletion_has_one_rule_book", LARGE, lambda job: spec(job).update(deletionStrategy=DELETE_WORKERS)),
+    ("a_retry_goes_on", RETRY, lambda job: spec(job).update(entrypoint="dvpo demo /etc/dvpo/recipe.toml")),
+    ("a_retry_goes_on", RETRY, lambda job: head_pod(job)["volumes"].pop(2)),
+    ("a_retry_goes_on", RETRY, lambda job: spec(job).update(submissionMode="InteractiveMode")),
+    ("a_queue_wants_fixed_sizes", KUEUE, lambda job: cluster(job).update(enableInTreeAutoscaling=True)),
+    ("a_queue_wants_fixed_sizes", KUEUE, lambda job: cluster(job)["workerGroupSpecs"].extend([worker(job)] * 4)),
+    ("the_head_computes_nothing", RETRY, lambda job: remove(head(job)["rayStartParams"], "num-cpus")),
+    ("autoscaling_is_version_2", LARGE, lambda job: remove(cluster(job)["autoscalerOptions"], "version")),
+    ("autoscaling_is_version_2", LARGE, lambda job: worker_pod(job).update(restartPolicy="Always")),
+    ("replicas_are_in_order", LARGE, lambda job: worker(job, 1).update(minReplicas=9)),
+    ("group_names_differ", LARGE, lambda job: worker(job, 1).update(groupName="learner")),
+    ("access_needs_a_token", RETRY, lambda job: cluster(job)["authOptions"].update(mode="disabled")),
+    ("access_needs_a_token", RETRY, lambda job: remove(cluster(job), "authOptions")),
+    ("access_needs_a_token", RETRY, lambda job: cluster(job).update(rayVersion="2.9.0")),
+    ("the_dashboard_stays_inside", RETRY, lambda job: head(job).update(serviceType="LoadBalancer")),
+    ("the_dashboard_stays_inside", INTERACTIVE, lambda job: head(job).update(enableIngress=True)),
+    (
+        "fault_tolerance_has_one_store",
+        INTERACTIVE,
+        lambda job: cluster(job)["gcsFaultToleranceOptions"].update(redisAddress="redis:6379"),
+    ),
+    (
+        "fault_tolerance_has_one_store",
+        INTERACTIVE,
+        lambda job: job["metadata"].update(annotations={"ray.io/ft-enabled": "true"}),
+    ),
+    ("the_gang_is_not_preempted", LARGE, lambda job: worker_pod(job)["tolerations"].append(TOLERATE)),
+    ("requests_equal_limits", RETRY, lambda job: remove(worker_container(job), "resources")),
+    ("requests_equal_limits", RETRY, lambda job: worker_container(job)["resources"]["requests"].update(memory="1Gi")),
+    ("requests_equal_limits", LARGE, lambda job: remove(cluster(job)["autoscalerOptions"], "resources")),
+    ("runs_without_root", RETRY, lambda job: head_pod(job)["securityContext"].update(runAsUser=0)),
+    ("runs_without_root", RETRY, lambda job: remove(worker_pod(job), "securityContext")),
+    ("has_no_privileges", RETRY, lambda job: remove(worker_container(job), "securityContext")),
+    ("has_no_privileges", RETRY, lambda job: head_pod(job).update(hostNetwork=True)),
+    ("has_no_privileges", LARGE, lambda job: remove(cluster(job)["autoscalerOptions"], "securityContext")),
+    ("has_no_privileges", RETRY, lambda job: head_container(job)["securityContext"].update(readOnlyRootFilesystem=False)),
+    ("has_no_service_account", RETRY, lambda job: remove(worker_pod(job), "automountServiceAccountToken")),
+    ("has_no_service_account", LARGE, lambda job: head_pod(job).update(automountServiceAccountToken=False)),
+    ("image_is_pinned", RETRY, lambda job: worker_container(job).update(image="registry.test/dvpo:latest")),
+    ("shared_memory_is_memory", RETRY, lambda job: worker_container(job)["volumeMounts"].pop(1)),
+    ("shared_memory_is_memory", RETRY, lambda job: worker_pod(job)["volumes"][1]["emptyDir"].update(sizeLimit="64Gi")),
+    ("environment_is_text", RETRY, lambda job: head_container(job)["env"].append({"name": "DEBUG", "value": True})),
+    ("environment_is_text", RETRY, lambda job: head_container(job)["env"].append({"name": "WANDB_API_KEY", "value": "s"})),
+    ("ports_differ", RETRY, lambda job: head_container(job)["ports"].append({"name": "gcs", "containerPort": 1})),
+    ("is_watched", RETRY, lambda job: remove(worker_container(job), "ports")),
+]
+
+# What the schemas of KubeRay find.
+FOUND_BY_CRDS: list[tuple[str, str, Fault]] = [
+    ("a misspelt field", RETRY, lambda job: spec(job).update(backofLimit=3)),
+    ("a number as text", RETRY, lambda job: spec(job).update(backoffLimit="3")),
+    ("a number where text must be", RETRY, lambda job: head(job)["rayStartParams"].update({"num-cpus": 0})),
+    ("an unquoted environment variable", RETRY, lambda job: head_container(job)["env"].append({"name": "A", "value": 1})),
+    ("a duplicate port", RETRY, lambda job: head_container(job)["ports"].append({"name": "again", "containerPort": 6379})),
+    ("a list where one object must be", RETRY, lambda job: head(job).update(template=[])),
+    ("a group without a name", RETRY, lambda job: remove(worker(job), "groupName")),
+    ("an unknown mode of authentication", RETRY, lambda job: cluster(job)["authOptions"].update(mode="password")),
+    ("an unknown version of the autoscaler", LARGE, lambda job: cluster(job)["autoscalerOptions"].update(version="v3")),
+    ("two kinds of deletion", RETRY, lambda job: spec(job).update(deletionStrategy=DELETE_WORKERS | DELETION_RULES)),
+    ("a size that is none", INTERACTIVE, lambda job: worker_container(job)["resources"]["limits"].update(memory="lots")),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "which", "fault"), FOUND_BY_RULES, ids=[f"{i}-{row[0]}" for i, row in enumerate(FOUND_BY_RULES)]
+)
+def test_rules_find_faults(jobs: dict[str, list[Tree]], rule: str, which: str, fault: Fault) -> None:
+    documents = jobs[which]
+    assert by_rules(documents) == []
+    faulty = copy.deepcopy(documents)
+    fault(faulty[1])
+    found = by_rules(faulty)
+    assert any(text.endswith(f"[{rule}]") for text in found), found
+
+
+@pytest.mark.parametrize(("what", "which", "fault"), FOUND_BY_CRDS, ids=[row[0] for row in FOUND_BY_CRDS])
+def test_schemas_find_faults(
+    jobs: dict[str, list[Tree]], by_crds: Callable[[Any], list[str]], what: str, which: str, fault: Fault
+) -> None:
+    faulty = copy.deepcopy(jobs[which])
+    assert by_crds(faulty) == []
+    fault(faulty[1])
+    assert by_crds(faulty) != [], what
+    by_rules(faulty)  # wrong shapes do not trip our rules up
+
+
+NATIVE_FAULTS: list[tuple[str, Fault]] = [
+    ("PodDisruptionBudget", lambda one: one["spec"].update(minAvailble=1)),
+    ("PodDisruptionBudget", lambda one: one["spec"].update(selector="all")),
+    ("ConfigMap", lambda one: one["data"].update({"recipe.toml": 1})),
+    ("NetworkPolicy", lambda one: one["spec"].update(policyTypes="Ingress")),
+    ("PriorityClass", lambda one: one.update(value="high")),
+    ("PersistentVolumeClaim", lambda one: one["spec"].update(accessMode="ReadWriteMany")),
+    ("Namespace", lambda one: one["metadata"].update(labels=["restricted"])),
+]
+
+
+@pytest.mark.parametrize(("kind", "fault"), NATIVE_FAULTS, ids=[row[0] for row in NATIVE_FAULTS])
+def test_native_schemas_find_faults(tmp_path: Path, kind: str, fault: Fault) -> None:
+    needs_kubectl()
+    documents = built("cpu-demo", tmp_path)
+    fault(next(document for document in documents if document["kind"] == kind))
+    assert by_schema(documents) != []
+
+
+def _policies(documents: list[Tree]) -> dict[str, Tree]:
+    return {one["metadata"]["name"]: one for one in documents if one["kind"] == "NetworkPolicy"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        ("traffic_is_denied_by_default", lambda documents: documents.remove(_policies(documents)["deny-all"])),
+        ("traffic_is_denied_by_default", lambda documents: _policies(documents)["deny-all"]["spec"].update(ingress=[{}])),
+        ("names_can_be_looked_up", lambda documents: documents.remove(_policies(documents)["names"])),
+        ("names_can_be_looked_up", lambda documents: _policies(documents)["names"]["spec"]["egress"][0]["ports"].pop(0)),
+        (
+            "pods_are_restricted",
+            lambda documents: next(one for one in documents if one["kind"] == "Namespace")["metadata"].pop("labels"),
+        ),
+    ],
+)
+def test_rules_of_a_namespace_find_faults(tmp_path: Path, rule: str, fault: Callable[[list[Tree]], Any]) -> None:
+    needs_kubectl()
+    documents = built("gpu-large", tmp_path)
+    fault(documents)
+    assert [text.rpartition("[")[2] for text in by_rules(documents)] == [f"{rule}]"]
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where anything stands in a tree."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+@given(data=st.data())
+def test_rules_take_any_shape(jobs: dict[str, list[Tree]], data: st.DataObject) -> None:
+    """What is of the wrong shape is for the schemas; the rules must look at the rest."""
+    documents = copy.deepcopy(jobs[data.draw(st.sampled_from([LARGE, KUEUE, INTERACTIVE]))])
+    for _ in range(data.draw(st.integers(1, 4))):
+        *way, last = data.draw(st.sampled_from(sorted(places(documents), key=str)))
+        node: Any = documents
+        for key in way:
+            node = node[key]
+        node[last] = data.draw(st.sampled_from([None, True, 0, -1, "", "x", [], {}, [[]], [{}], {"a": {}}, [None], [1]]))
+    by_rules([document for document in documents if isinstance(document, dict)])
