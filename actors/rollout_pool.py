@@ -205,12 +205,11 @@ class RolloutPool:
     def _await_start(self, engine: Engine) -> str:
         """Wait until an engine is up; returns its checksum."""
         deadline = time.monotonic() + self._cluster.start_timeout_s
-        before = engine.traces
         while not ray.wait([engine.starting], timeout=LOOK_S)[0] and time.monotonic() < deadline:
             call = engine.actor.traces.remote()
             traces = get(call, self._cluster.start_timeout_s, engine.name, "starting its engine")
-            # What the one before left may not have been removed yet.
-            engine.traces = before + traces
+            # What the one before left may not have been removed yet, and what dies is no longer seen.
+            engine.traces |= traces
             self._note_traces(engine)
         left = max(LOOK_S, deadline - time.monotonic())
         checksum, engine.traces = get(engine.starting, left, engine.name, "starting its engine")

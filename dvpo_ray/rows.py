@@ -208,8 +208,8 @@ class EngineTraces:
     processes: tuple[tuple[int, float], ...] = ()
     files: tuple[str, ...] = ()
 
-    def __add__(self, other: EngineTraces) -> EngineTraces:
-        return EngineTraces(self.processes + other.processes, self.files + other.files)
+    def __or__(self, other: EngineTraces) -> EngineTraces:
+        return EngineTraces(tuple(sorted({*self.processes, *other.processes})), tuple(sorted({*self.files, *other.files})))
 
 
 @dataclass(frozen=True)

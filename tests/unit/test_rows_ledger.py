@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch
+from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, Ragged, ScoredBatch
 from tests.fakes import scored_batch
 
 
@@ -60,3 +60,8 @@ def test_books_balance_and_no_row_trains_twice() -> None:
     ledger.trained += 1
     with pytest.raises(AssertionError, match="does not balance"):
         ledger.check()
+
+
+def test_traces_add_up() -> None:
+    one, two = EngineTraces(((2, 0.5),), ("psm_b",)), EngineTraces(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"))
+    assert one | two == EngineTraces(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"))
