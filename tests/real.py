@@ -86,14 +86,14 @@ class MakePolicyRecipe(Protocol):
 
 
 def policy_recipe_of(
-    model: Path, value_model: str, prompts: tuple[Path, Path], folder: Path, name: str, **policy: Any
+    model: Path, sealed: str, prompts: tuple[Path, Path], folder: Path, name: str, **policy: Any
 ) -> PolicyRecipe:
     tree = {
         "run": {"name": name, "output_dir": str(folder), "seed": 5},
         "model": {"path": str(model), "attention": "eager"},
         "policy": {
             "steps": STEPS,
-            "value_model": value_model,
+            "value_model": sealed,
             "data": {"source": str(prompts[0]), "max_prompt_tokens": 64},
             "rollout": ROLLOUT,
             "scorer": {"dtype": "float32", "rows_per_call": 8},
