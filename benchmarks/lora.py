@@ -55,12 +55,13 @@ def measure(lora: LoraSection | None) -> list[str]:
             sent = served.bytes
         rollouts.stop()
         learner.stop()
+    seconds = seconds[WARM_UP:]
     planned = processes(policy, ModelShape.from_folder(folder), "eager", parse_devices("cpu:2:24").device)[0].total
     return [
         "all weights" if lora is None else f"LoRA, rank {lora.rank}",
         f"{memory.peak_by_process_gb['PolicyLearnerRank']:.2f}",
         f"{planned / 1e9:.2f}",
-        f"{statistics.median(seconds[WARM_UP:]):.2f}",
+        f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})",
         f"{statistics.median(optimizer[WARM_UP:]):.3f}",
         f"{sent / 1e6:.1f}",
         f"{statistics.median(engine[WARM_UP:]):.3f}",
@@ -69,7 +70,7 @@ def measure(lora: LoraSection | None) -> list[str]:
 
 def main() -> None:
     """Measure both."""
-    header = ["trained", "learner's peak, GB", "planned, GB", "step, s", "optimizer, s", "sent, MB", "engine update, s"]
+    header = ["trained", "learner's peak, GB", "planned, GB", "step, s (range)", "optimizer, s", "sent, MB", "engine update, s"]
     body = (
         "SmolLM2-135M in bfloat16, 32 rows a step; `engine update` is how long the engine merges, loads and checks. Medians of "
     )
