@@ -122,6 +122,7 @@ class ScorerActor:
         reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False)
         self._reference = freeze(reference).to(self._device)
         self._loaded = self._value_hash()
+        show(CHECKSUM_OK, 1)
         self._cache = ScoreCache(self._config.cache_mib * 2**20, self._loaded)
         if started_again():
             count(RESTARTS, stage="scorer")
