@@ -153,6 +153,7 @@ class ScorerActor:
             self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=self._model.trust_remote_code)
             self._rewards = Rewards(self._reward_configs)
         self._loaded = self._value_hash()
+        show(CHECKSUM_OK, 1)
         self._cache = ScoreCache(self._config.cache_mib * 2**20, self._loaded)
         if started_again():
             count(RESTARTS, stage="scorer")
