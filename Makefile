@@ -20,7 +20,7 @@ test:  ## All tests: unit, and integration on real Ray, vLLM and DeepSpeed
 test-unit:  ## Unit tests alone (seconds)
 	@$(RUN) python -m pytest tests/unit
 
-test-slow:  ## Whole machines taken away from a run (minutes)
+test-slow:  ## Actors of every kind, engines and whole machines taken away from runs (minutes)
 	@$(RUN) python -m pytest -m slow
 
 soak:  ## 100 steps of a tiny model while its parts are killed at random (10 minutes)

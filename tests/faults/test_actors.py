@@ -15,7 +15,7 @@ from dvpo_ray.run import Event
 from jobs.train_policy import train_policy
 from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 Action = Callable[[], None]

@@ -60,6 +60,7 @@ def test_a_driver_stopped_and_a_driver_killed_go_on_as_if_nothing_had_happened(
     assert [without_timings(line) for line in metrics(straight)] == [without_timings(line) for line in metrics(folder)]
 
 
+@pytest.mark.slow
 def test_a_run_whose_machine_is_lost_goes_on_from_its_copies(
     policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path
 ) -> None:
