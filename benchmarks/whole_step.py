@@ -11,8 +11,9 @@ import statistics
 from contextlib import ExitStack
 from pathlib import Path
 
+from actors.placement import ray_session
 from benchmarks.common import RUNS, table, write_section
-from benchmarks.overheads import PARTS, bare
+from benchmarks.overheads import CLUSTER, PARTS, bare
 from benchmarks.step_time import value_model
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
@@ -55,7 +56,7 @@ class Alternate:
 def main() -> None:
     """Measure and write."""
     value_model()
-    with ExitStack() as stack:
+    with ray_session(CLUSTER), ExitStack() as stack:
         listener = Alternate(stack)
         train_policy(recipe(RUNS / "whole-step"), listener)
     steps = listener.steps[WARM_UP:]

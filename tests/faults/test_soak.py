@@ -21,7 +21,7 @@ from tests.real import ROLLOUT, MakePolicyRecipe, assert_books_balance, metrics
 pytestmark = [pytest.mark.integration, pytest.mark.soak]
 STEPS = 100
 LIMIT_S = 600
-PAUSE_S = (0.5, 5.0)
+PAUSE_S = (2.0, 8.0)
 AGAIN = 0.25
 VICTIMS = {"rollout": 5, "scorer": 4, "learner": 2, "driver": 1}
 
@@ -41,11 +41,13 @@ class Killer(threading.Thread):
         self.stepped = threading.Event()
 
     def run(self) -> None:
-        while not self._done.wait(self._luck.uniform(*PAUSE_S)):
+        while True:
             again = self._luck.random() < AGAIN
             while not again and not self.stepped.wait(1.0):
                 if self._done.is_set():
                     return
+            if self._done.wait(self._luck.uniform(*PAUSE_S)):
+                return
             self.stepped.clear()
             victim = self._luck.choices(list(VICTIMS), weights=list(VICTIMS.values()))[0]
             if victim == "driver":
