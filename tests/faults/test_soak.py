@@ -89,7 +89,7 @@ def test_nothing_is_lost_and_nothing_is_trained_twice(policy_recipe: MakePolicyR
         killer.start()
         try:
             for last in events(driver):
-                if last["event"] == "step":
+                if last.get("event") == "step":
                     killer.stepped.set()
             driver.wait()
         finally:
