@@ -50,7 +50,7 @@ class Gang:
         try:
             yield
         except ActorFailedError as error:
-            raise LearnerLostError(str(error), self._notified or getattr(error, "preempted", False)) from error
+            raise LearnerLostError(str(error), self._notified or error.preempted) from error
 
     def begin_start(self) -> None:
         """Let rank 0 name an address, then start all ranks at once."""

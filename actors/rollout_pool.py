@@ -19,21 +19,19 @@ from actors.placement import engine_environment, nodes_for, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection
 from dvpo_ray.errors import (
+    LOST,
     ActorDiedError,
     ActorFailedError,
     ActorTimeoutError,
     DamagedWeightsError,
     LearnerLostError,
     RowDeadlineError,
-    RowsLostError,
     WeightSyncError,
 )
 from dvpo_ray.monitoring import RESTARTS
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 
-# What an engine that joins waits for: a learner that is started again.
-LOST = (LearnerLostError, RowsLostError)
 SENDINGS = 3
 RETRY_S = 1.0
 LOOK_S = 0.5
@@ -209,8 +207,9 @@ class RolloutPool:
             call = engine.actor.traces.remote()
             traces = get(call, self._cluster.start_timeout_s, engine.name, "starting its engine")
             # What the one before left may not have been removed yet, and what dies is no longer seen.
-            engine.traces |= traces
-            self._note_traces(engine)
+            known, engine.traces = engine.traces, engine.traces | traces
+            if engine.traces != known:
+                self._note_traces(engine)
         left = max(LOOK_S, deadline - time.monotonic())
         checksum, engine.traces = get(engine.starting, left, engine.name, "starting its engine")
         engine.node = get(engine.actor.node.remote(), self._cluster.call_timeout_s, engine.name, "telling its node")
@@ -288,7 +287,7 @@ class RolloutPool:
     def _charge(self, name: str, error: ActorFailedError) -> None:
         """Count a death; raises its error when it is one too many. Rows that miss deadlines have a budget of their own, and a
         machine that is taken away is no fault."""
-        self._budget -= not isinstance(error, RowDeadlineError) and not getattr(error, "preempted", False)
+        self._budget -= not isinstance(error, RowDeadlineError) and not error.preempted
         if self._budget < 0:
             raise error
         extra = {"actor": name} | ({"row": error.row_id} if isinstance(error, RowDeadlineError) else {})
@@ -347,7 +346,7 @@ class RolloutPool:
                     # The driver must hear of it, and may take long to mend it.
                     deadline = time.monotonic() + self._cluster.start_timeout_s
                     with self._members:
-                        self._learner_lost = LearnerLostError(str(error), getattr(error, "preempted", False))
+                        self._learner_lost = LearnerLostError(str(error), error.preempted)
                         self._members.notify_all()
                 if self._stopping.wait(RETRY_S) or time.monotonic() > deadline:
                     raise

@@ -19,6 +19,7 @@ from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.dumps import write_dump
 from dvpo_ray.errors import (
+    LOST,
     ActorFailedError,
     CommitError,
     FrozenValueChangedError,
@@ -26,7 +27,7 @@ from dvpo_ray.errors import (
     NonFiniteUpdateError,
     RunStoppedError,
 )
-from dvpo_ray.feed import LOST, Feed
+from dvpo_ray.feed import Feed
 from dvpo_ray.health import Watch
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.maths.kl_control import next_coefficient
@@ -160,7 +161,7 @@ class Driver:
         """Start the learner again, and again should it be lost while it starts, as often as ``learner.max_restarts`` allows."""
         while True:
             # A machine that is taken away is no fault.
-            self._restarts += not getattr(error, "preempted", False)
+            self._restarts += not error.preempted
             if self._restarts > self._config.learner.max_restarts:
                 raise error
             self._run.phase(f"{error}; starting the learner again")

@@ -7,6 +7,8 @@ Ray's process borders unchanged.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DvpoError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -35,17 +37,17 @@ class RunError(DvpoError, RuntimeError):
 class ActorFailedError(RunError):
     """An actor died, hung past its deadline, or reported a failure; the message names it."""
 
-
-class ActorDiedError(ActorFailedError):
-    """An actor's process ended; what it was asked for may be asked of another."""
-
     def __init__(self, message: str, preempted: bool = False) -> None:
         """``preempted``: its node was taken away after notice, which is no fault of the actor."""
         super().__init__(message)
         self.preempted = preempted
 
-    def __reduce__(self) -> tuple[type[ActorDiedError], tuple[str, bool]]:
+    def __reduce__(self) -> tuple[type[ActorFailedError], tuple[Any, ...]]:
         return type(self), (str(self), self.preempted)
+
+
+class ActorDiedError(ActorFailedError):
+    """An actor's process ended; what it was asked for may be asked of another."""
 
 
 class ActorTimeoutError(ActorFailedError):
@@ -59,7 +61,7 @@ class RowDeadlineError(ActorFailedError):
         super().__init__(message)
         self.row_id = row_id
 
-    def __reduce__(self) -> tuple[type[RowDeadlineError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[RowDeadlineError], tuple[Any, ...]]:
         return type(self), (str(self), self.row_id)
 
 
@@ -70,13 +72,9 @@ class RowsLostError(ActorFailedError):
 class LearnerLostError(ActorFailedError):
     """A learner rank died or hangs; the ranks live and die together."""
 
-    def __init__(self, message: str, preempted: bool = False) -> None:
-        """``preempted`` as for ``ActorDiedError``."""
-        super().__init__(message)
-        self.preempted = preempted
 
-    def __reduce__(self) -> tuple[type[LearnerLostError], tuple[str, bool]]:
-        return type(self), (str(self), self.preempted)
+# What a run goes on after, from its last commit.
+LOST = (LearnerLostError, RowsLostError)
 
 
 class RunStoppedError(RunError):

@@ -10,14 +10,12 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from dvpo_ray.errors import LearnerLostError, RowsLostError
+from dvpo_ray.errors import LOST, RowsLostError
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import GenerationRequest
 from dvpo_ray.run import Run, StepRecord
 from dvpo_ray.stages import Handle, Stages
 
-# What the driver goes on after, from a commit.
-LOST = (LearnerLostError, RowsLostError)
 ATTEMPTS = 3
 
 

@@ -56,7 +56,11 @@ RUN_METRICS = (
         label="stage",
         keys={name: f"seconds/{name}" for name in ("rollout", "score", "learn", "sync", "engine_update")},
     ),
-    _of_step("dvpo_effective_time_share", "Share of the time since the run began that went into steps.", "time/effective_share"),
+    _of_step(
+        "dvpo_effective_time_share",
+        "Share of the time since the run first began that went into steps and evaluations that count.",
+        "time/effective_share",
+    ),
     _of_step("dvpo_answer_tokens_per_second", "Answer tokens trained a second.", "speed/answer_tokens_per_s"),
     _of_step("dvpo_answer_tokens", "Mean answer, in tokens.", "answer/tokens"),
     _of_step("dvpo_answer_cut_share", "Share of answers cut at rollout.max_new_tokens.", "answer/cut_share"),

@@ -80,7 +80,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel("Oldest batch that waits for a scorer", "s", ((f"ray_dvpo_score_queue_age_seconds{SESSION}", "age"),)),
             Panel("Scorers", "none", ((f"ray_dvpo_scorers{SESSION}", "scorers"),)),
-            Panel("Share of time that went into steps", "percentunit", ((f"ray_dvpo_effective_time_share{RUN}", "{{run}}"),)),
+            Panel(
+                "Share of time that went into work that counts",
+                "percentunit",
+                ((f"ray_dvpo_effective_time_share{RUN}", "{{run}}"),),
+            ),
         ),
     ),
     (

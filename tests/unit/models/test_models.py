@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from actors.scorer import ScorerActor
+from dvpo_ray.config.sections import ModelSection, ScorerSection
 from dvpo_ray.data import template_hash, tokenizer_hash
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.batching import pad_sequences
@@ -17,6 +19,7 @@ from dvpo_ray.models import token_reader
 from dvpo_ray.models.folder import check_model_folder, write_manifest, written_atomically
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import check_fits, load_value_model, new_value_model, read_seal, seal
+from dvpo_ray.rows import Answer
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +233,24 @@ def test_token_log_prob_and_its_gradient_equal_the_built_in_ones(temperature: fl
     assert torch.allclose(entropy, -(log_p.exp() * log_p).sum(-1), atol=1e-5)
     assert torch.allclose(found, wanted, atol=1e-5)
     assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("attention", "packing", "packed"),
+    [("sdpa", "auto", False), ("flash_attention_2", "auto", True), ("eager", "on", True), ("flash_attention_2", "off", False)],
+)
+def test_packing_follows_the_kernel_unless_the_recipe_says(attention: Any, packing: Any, packed: bool) -> None:
+    assert ModelSection(attention=attention, packing=packing).packed is packed
+
+
+def test_a_scorer_gives_the_same_scores_packed(tiny_model: Path) -> None:
+    answers = [
+        Answer(f"r{i}", p, r, np.zeros(r.size, np.float32), np.zeros(r.size, np.int32), "stop")
+        for i, (p, r) in enumerate(zip(*sequences(0), strict=True))
+    ]
+    found = []
+    for packing in ("off", "on"):
+        scorer = ScorerActor(str(tiny_model), None, ModelSection(packing=packing), ScorerSection(dtype="float32"), 1.0)
+        found.append(scorer.score(*answers).ref_log_probs.flat)
+        assert scorer._reference.packed is (packing == "on")
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
