@@ -24,7 +24,7 @@ from actors.nodes import this_node
 from actors.watchdog import watched
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.errors import CommitError, NonFiniteUpdateError
-from dvpo_ray.learning.batching import SequenceBatch, micro_batches, packed_micro_batches, pad_sequences
+from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
 
 GROWTH_ALLOWED = 1.1
 STEPS_BETWEEN_TRIMS = 4
@@ -195,8 +195,7 @@ class Rank:
         Sharded optimizers communicate in every pass, so ranks with fewer micro-batches add empty ones.
         """
         sizes = [int(lengths[r]) for r in rows]
-        budget, packed = self.config.token_budget, self.model_section.packed
-        planned = packed_micro_batches(sizes, budget) if packed else micro_batches(sizes, budget, self.config.max_padding)
+        planned = micro_batches(sizes, self.config.token_budget, self.config.max_padding, self.model_section.packed)
         groups = [[rows[i] for i in group] for group in planned]
         if self.world > 1:
             most = int(all_reduce({"n": float(len(groups))}, "max")["n"])

@@ -18,7 +18,7 @@ from actors.metrics import busy_counter, count, show, started_again
 from actors.watchdog import watched
 from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.config.sections import ModelSection, ScorerSection
-from dvpo_ray.learning.batching import micro_batches, packed_micro_batches, pad_sequences
+from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import ScoreCache
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
@@ -117,9 +117,8 @@ class ScorerActor:
         known = {key: found for key in keys if (found := self._cache.get(key)) is not None}
         new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         lengths = [answers[i].prompt_ids.size + answers[i].response_ids.size for i in new]
-        budget, packed = self._config.token_budget, self._model.packed
-        planned = packed_micro_batches(lengths, budget) if packed else micro_batches(lengths, budget, self._config.max_padding)
-        for group in planned:
+        config = self._config
+        for group in micro_batches(lengths, config.token_budget, config.max_padding, self._model.packed):
             rows = [new[g] for g in group]
             for i, scores in zip(rows, self._score_group([answers[i] for i in rows]), strict=True):
                 known[keys[i]] = scores

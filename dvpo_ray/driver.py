@@ -109,10 +109,9 @@ class Driver:
                 leaving = self._leaving(step)
                 if committer.due(step + 1) or run.stopping or leaving:
                     committer.begin(step + 1, self._state(step + 1) | {"score": score})
-                if leaving:
+                if leaving or run.stopping:
                     committer.finish()
                 if run.stopping and step + 1 < config.steps:
-                    committer.finish()
                     raise RunStoppedError(f"stopped after step {step + 1} of {config.steps}, as asked: --resume auto goes on")
                 feed.trained(step + 1)
         committer.finish()

@@ -38,15 +38,18 @@ def _check_fits(longest: int, token_budget: int) -> None:
         raise ValueError(f"a row of {longest} tokens does not fit the token budget of {token_budget}")
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int, max_padding: float = 1.0) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], token_budget: int, max_padding: float = 1.0, packed: bool = False) -> list[list[int]]:
     """Group row indices so that rows x longest row <= ``token_budget``, longest rows first.
 
     Rows sorted by length are cut where it costs the fewest padded tokens, into about the fewest groups whose padding is at
-    most ``max_padding`` of their tokens. Any share can be reached, because rows of one length need no padding.
+    most ``max_padding`` of their tokens. Any share can be reached, because rows of one length need no padding. ``packed`` rows
+    are never padded: ``packed_micro_batches``.
 
     Raises:
         ValueError: one row alone is over the budget.
     """
+    if packed:
+        return packed_micro_batches(lengths, token_budget)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if not order:
         return []
