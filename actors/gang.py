@@ -101,8 +101,12 @@ class Gang:
         stop_actors(self.actors)
 
 
-class PolicyLearner(Gang):
-    """The policy's learner ranks."""
+class StandingGang(Gang):
+    """Ranks of a policy run, which are started again when one is lost."""
+
+    rank_class: type
+    # The beginning of its actors' names.
+    name: str
 
     def __init__(
         self,
@@ -112,9 +116,6 @@ class PolicyLearner(Gang):
         cluster: ClusterSection,
         seed: int,
     ) -> None:
-        self._backend = policy.transfer.backend
-        self._rollouts: RolloutPool | None = None
-        self._streaming = policy.streaming
         self._arguments = (model_folder, model, policy, seed)
         self._nodes = nodes_for("learner", cluster)
         self._starts = 0
@@ -130,7 +131,7 @@ class PolicyLearner(Gang):
         # The name of a dead actor is not free at once.
         suffix = f"-start-{self._starts}" if self._starts > 1 else ""
         return [
-            start_actor(PolicyLearnerRank, f"learner-{i}{suffix}", environment, share, **self._nodes).remote(
+            start_actor(self.rank_class, f"{self.name}-{i}{suffix}", environment, share, **self._nodes).remote(
                 i, learner.ranks, model_folder, model, policy, seed
             )
             for i in range(learner.ranks)
@@ -172,6 +173,26 @@ class PolicyLearner(Gang):
         for actor in self.actors:
             ray.kill(actor)
         self.actors, self._starting, self._notified = self._ranks(), [], False
+
+
+class PolicyLearner(StandingGang):
+    """The policy's learner ranks."""
+
+    rank_class = PolicyLearnerRank
+    name = "learner"
+
+    def __init__(
+        self,
+        model_folder: str,
+        model: ModelSection,
+        policy: PolicyTraining,
+        cluster: ClusterSection,
+        seed: int,
+    ) -> None:
+        self._backend = policy.transfer.backend
+        self._rollouts: RolloutPool | None = None
+        self._streaming = policy.streaming
+        super().__init__(model_folder, model, policy, cluster, seed)
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
         """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""

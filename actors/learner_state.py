@@ -23,13 +23,14 @@ from dvpo_ray.tensor_file import write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SEPARATOR = "|"
+LEARNER = "learner"
 FACTS = ("adam_steps", "schedule_steps", "skipped", "world")
 Pieces = dict[tuple[str, str], list[tuple[int, Any, str]]]
 
 
-def file_name(rank: int) -> str:
+def file_name(rank: int, role: str = LEARNER) -> str:
     """The file that a rank writes into a commit."""
-    return f"learner-{rank:05d}.safetensors"
+    return f"{role}-{rank:05d}.safetensors"
 
 
 def pieces(weights: dict[str, Tensor], optimizer: Any) -> Iterator[tuple[str, Tensor]]:
@@ -41,13 +42,13 @@ def pieces(weights: dict[str, Tensor], optimizer: Any) -> Iterator[tuple[str, Te
 
 
 @torch.no_grad()
-def load_pieces(folder: Path, weights: dict[str, Tensor], optimizer: Any, updates: int) -> None:
+def load_pieces(folder: Path, role: str, weights: dict[str, Tensor], optimizer: Any, updates: int) -> None:
     """Put what all ranks wrote into this rank's optimizer and model.
 
     Raises:
         CommitError: the pieces are not those of this model.
     """
-    where = find_pieces(folder)
+    where = find_pieces(folder, role)
     prepare_moments(optimizer)
     unknown = {name for _, name in where} ^ set(weights)
     if unknown:
@@ -64,7 +65,7 @@ def load_pieces(folder: Path, weights: dict[str, Tensor], optimizer: Any, update
         state["step"].fill_(updates)
 
 
-def find_pieces(folder: Path) -> Pieces:
+def find_pieces(folder: Path, role: str = LEARNER) -> Pieces:
     """Where the pieces of each (key, parameter) lie: (first element, open file, entry).
 
     Raises:
@@ -72,7 +73,7 @@ def find_pieces(folder: Path) -> Pieces:
     """
     where: Pieces = defaultdict(list)
     with reading(folder):
-        for path in sorted(folder.glob(file_name(0).replace("00000", "*"))):
+        for path in sorted(folder.glob(file_name(0, role).replace("00000", "*"))):
             file = safe_open(path, framework="pt", device="cpu")
             for entry in file.keys():  # noqa: SIM118 - safetensors files are no dicts
                 parts = entry.split(SEPARATOR)

@@ -10,19 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from actors.deepspeed_engine import TrainingEngine, all_reduce
 from actors.rank import Rank
 from actors.watchdog import watched
+from dvpo_ray.config.algorithms import P3o, Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.errors import WeightSyncError
 from dvpo_ray.learning.batching import share_rows
-from dvpo_ray.learning.policy_update import PreparedBatch, TokenBatch, loss, mean_metrics, mini_batch_rows, prepare
+from dvpo_ray.learning.policy_update import (
+    NO_REWARDS,
+    PreparedBatch,
+    TokenBatch,
+    loss,
+    mean_metrics,
+    mini_batch_units,
+    prepare,
+    units,
+)
 from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_metrics
 from dvpo_ray.learning.streaming import OpenStep
+from dvpo_ray.learning.token_rewards import running_of, running_state
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.lora import ADAPTERS, add_adapters, set_dropout
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
@@ -49,6 +59,9 @@ class PolicyLearnerRank(Rank):
         self._buckets: list[tuple[TensorSpec, ...]] = []
         self._open: OpenStep | None = None
         self._scale: Tensor | None = None
+        self._running = NO_REWARDS
+        # Steps in which only a critic learns.
+        self._waits = policy.advantage.critic.warmup_steps if isinstance(policy.advantage, Ppo) else 0
         self._adapters: Adapters | None = None
 
     def start(self, address: str, port: int) -> int:
@@ -80,18 +93,22 @@ class PolicyLearnerRank(Rank):
             StaleRowsError: all rows are older than allowed.
         """
         began = time.monotonic()
-        scored = _in_order(ScoredBatch.concat(batches))
+        scored = ScoredBatch.concat(batches).in_order()
         scored, dropped = keep_fresh(scored, step, self.policy.off_policy)
         check_some_left(len(scored), len(dropped), step, self.policy.off_policy)
         prepared, metrics = self._prepare(scored, step, beta)
+        self._running = prepared.running
         ppo = self.policy.ppo
         old = None
         if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
             old = self._log_probs(scored)
         for epoch in range(ppo.inner_epochs):
-            for rows in mini_batch_rows(len(scored), ppo.mini_batches, seed=(self.seed, step, epoch)):
-                sums = self._backward(prepared, rows, old, beta, last=True)
-                metrics |= self._take_step(sums, int(scored.response_ids.lengths[rows].sum()))
+            together = units(scored, self.policy.advantage)
+            for chosen in mini_batch_units(len(together), ppo.mini_batches, seed=(self.seed, step, epoch)):
+                part = [together[i] for i in chosen]
+                sums = self._backward(prepared, part, old, beta, last=True)
+                tokens = int(sum(scored.response_ids.lengths[unit].sum() for unit in part))
+                metrics |= self._take_step(sums, tokens, waits=step < self._waits)
         return self._close(step, scored, dropped, metrics, began)
 
     @watched
@@ -122,7 +139,7 @@ class PolicyLearnerRank(Rank):
         check_some_left(0 if rest is None else len(rest), len(dropped), step, self.policy.off_policy)
         assert rest is not None
         self._add_up(opened, rest, beta, last=True)
-        scored = _in_order(opened.rows())
+        scored = opened.rows().in_order()
         prepared, metrics = self._prepare(scored, step, beta)
         metrics |= self._take_step(opened.sums, scored.tokens)
         self._scale = prepared.moments
@@ -157,15 +174,15 @@ class PolicyLearnerRank(Rank):
         return bucket, True
 
     def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
-        """As for every rank, with the weights' version and the scale of streamed advantages."""
-        scale = {} if self._scale is None else {"scale": self._scale}
-        super().begin_commit(folder, (more or {}) | {"version": torch.tensor(self.version)} | scale)
+        """As for every rank, with the weights' version and what is known of earlier advantages and rewards."""
+        kept = running_state(self._running) | ({} if self._scale is None else {"scale": self._scale})
+        super().begin_commit(folder, (more or {}) | {"version": torch.tensor(self.version)} | kept)
 
     def load_commit(self, folder: str) -> dict[str, Tensor]:
         """As for every rank."""
         more = super().load_commit(folder)
         self.version = int(more["version"])
-        self._scale, self._open = more.get("scale"), None
+        self._scale, self._open, self._running = more.get("scale"), None, running_of(more)
         return more
 
     @watched
@@ -183,28 +200,31 @@ class PolicyLearnerRank(Rank):
     def _add_up(self, opened: OpenStep, scored: ScoredBatch, beta: float, last: bool) -> None:
         """Add the gradients of some rows of an open step."""
         prepared, _ = self._prepare(scored, opened.step, beta, self._scale)
-        for name, value in self._backward(prepared, np.arange(len(scored)), None, beta, last).items():
+        alone = [[row] for row in range(len(scored))]
+        for name, value in self._backward(prepared, alone, None, beta, last).items():
             opened.sums[name] = opened.sums.get(name, 0.0) + value
 
     def _backward(
-        self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float, last: bool
+        self, prepared: PreparedBatch, part: list[list[int]], old: Ragged | None, beta: float, last: bool
     ) -> dict[str, float]:
-        """Add the gradients of some rows; returns this rank's sums over tokens, and seconds."""
+        """Add the gradients of some rows, those of a list together; returns this rank's sums over tokens, and seconds."""
         model = self.engine.engine.module.model
         with self.busy:
             set_dropout(model, True)
-            sums = self._run_micro_batches(prepared, rows, old, beta, last)
+            sums = self._run_micro_batches(prepared, part, old, beta, last)
             set_dropout(model, False)
             return sums
 
     def _run_micro_batches(
-        self, prepared: PreparedBatch, rows: np.ndarray, old: Ragged | None, beta: float, last: bool
+        self, prepared: PreparedBatch, part: list[list[int]], old: Ragged | None, beta: float, last: bool
     ) -> dict[str, float]:
         scored = prepared.scored
         lengths = scored.prompt_ids.lengths + scored.response_ids.lengths
-        mine = [int(rows[i]) for i in share_rows([int(lengths[r]) for r in rows], self.world)[self.rank]]
-        normaliser = self._normaliser(int(scored.response_ids.lengths[rows].sum()))
-        groups = self.plan(mine, lengths)
+        # Rows that stay together count as one row of so many of the longest.
+        sizes = np.array([len(unit) * lengths[unit].max() for unit in part])
+        mine = share_rows([int(lengths[unit].sum()) for unit in part], self.world)[self.rank]
+        normaliser = self._normaliser(scored, [row for unit in part for row in unit])
+        groups = [[row for i in group for row in part[i]] for group in self.plan(mine, sizes)]
         sums = {"seconds/forward": 0.0, "seconds/backward": 0.0}
         for number, group in enumerate(groups):
             t0 = time.monotonic()
@@ -220,21 +240,29 @@ class PolicyLearnerRank(Rank):
     def _prepare(
         self, scored: ScoredBatch, step: int, beta: float, known: Tensor | None = None
     ) -> tuple[PreparedBatch, dict[str, float]]:
-        return prepare(scored, step, self.policy.advantage, self.policy.kl, beta, known, self.policy.rewards)
+        policy = self.policy
+        return prepare(scored, step, policy.advantage, policy.kl, beta, known, policy.rewards, self._running)
 
-    def _normaliser(self, tokens: int) -> float:
+    def _normaliser(self, scored: ScoredBatch, rows: list[int]) -> float:
         """What the summed loss of one optimizer step is divided by."""
+        if isinstance(self.policy.advantage, P3o):
+            return float(len(rows))
         if self.policy.ppo.loss_normaliser == "tokens":
-            return float(tokens)
+            return float(scored.response_ids.lengths[rows].sum())
         return self.policy.rollout.rows_per_step * self.policy.rollout.max_new_tokens / self.policy.ppo.mini_batches
 
-    def _take_step(self, sums: dict[str, float], tokens: int) -> dict[str, float]:
-        """The optimizer step on the gradients added up; returns its metrics, equal on all ranks but for the seconds."""
+    def _take_step(self, sums: dict[str, float], tokens: int, waits: bool = False) -> dict[str, float]:
+        """The optimizer step on the gradients added up, or none while the policy ``waits`` for its critic; returns its metrics,
+        equal on all ranks but for the seconds."""
         seconds = {name: value for name, value in sums.items() if name.startswith("seconds/")}
         metrics = mean_metrics(all_reduce({name: value for name, value in sums.items() if name not in seconds}), tokens)
         began = time.monotonic()
         with self.busy:
-            metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"]))
+            if waits:
+                self.engine.discard()
+                metrics |= {"optimizer/grad_norm": 0.0, "optimizer/learning_rate": 0.0}
+            else:
+                metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"]))
         return metrics | seconds | {"seconds/optimizer": time.monotonic() - began}
 
     def _close(
@@ -251,38 +279,22 @@ class PolicyLearnerRank(Rank):
         self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         rows = group or [0]
-        batch = self.pad(*self._sequences(prepared.scored, rows))
+        batch = self.pad(*prepared.scored.sequences(rows))
         log_probs, entropy = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
         tokens = TokenBatch.of(prepared, rows, old, self.device)
-        total, parts = loss(log_probs, entropy, tokens, self.policy.ppo, self.policy.kl, self.policy.off_policy, beta)
+        policy = self.policy
+        total, parts = loss(log_probs, entropy, tokens, policy.advantage, policy.ppo, policy.kl, policy.off_policy, beta)
         if group:
             return total, parts
         return total * 0.0, {name: value * 0.0 for name, value in parts.items()}
 
     def _log_probs(self, scored: ScoredBatch) -> Ragged:
         """The current policy's log-probs of all rows, each rank computing its share."""
-        lengths = scored.prompt_ids.lengths + scored.response_ids.lengths
-        mine = share_rows([int(n) for n in lengths], self.world)[self.rank]
-        found: dict[int, np.ndarray] = {}
-        for group in self.plan(mine, lengths):
-            rows = group or [0]
-            batch = self.pad(*self._sequences(scored, rows))
-            with torch.no_grad():
-                flat, _ = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
-            if group:
-                parts = Ragged(flat.float().cpu().numpy(), batch.response_lengths).rows()
-                found |= dict(zip(group, parts, strict=True))
-        if self.world > 1:
-            gathered: list[dict[int, np.ndarray]] = [{} for _ in range(self.world)]
-            dist.all_gather_object(gathered, found)
-            found = {row: values for part in gathered for row, values in part.items()}
+
+        def read(rows: list[int]) -> list[np.ndarray]:
+            batch = self.pad(*scored.sequences(rows))
+            flat, _ = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+            return Ragged(flat.float().cpu().numpy(), batch.response_lengths).rows()
+
+        found = self.gathered(self.read_share(scored.prompt_ids.lengths + scored.response_ids.lengths, read))
         return Ragged.of([found[i] for i in range(len(scored))], np.float32)
-
-    @staticmethod
-    def _sequences(scored: ScoredBatch, rows: list[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        return scored.prompt_ids.take(rows).rows(), scored.response_ids.take(rows).rows()
-
-
-def _in_order(scored: ScoredBatch) -> ScoredBatch:
-    """Rows sorted by id: answers arrive in any order, training must not depend on it."""
-    return scored.take(sorted(range(len(scored)), key=lambda i: scored.row_ids[i]))

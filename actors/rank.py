@@ -6,7 +6,7 @@ import ctypes
 import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
-from actors.learner_state import FACTS, SEPARATOR, StateWriter, file_name, load_pieces, pieces, reading, updates_done
+from actors.learner_state import FACTS, LEARNER, SEPARATOR, StateWriter, file_name, load_pieces, pieces, reading, updates_done
 from actors.metrics import busy_counter
 from actors.nodes import this_node
 from actors.watchdog import watched
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.errors import CommitError, NonFiniteUpdateError
-from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences
+from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences, share_rows
 
 GROWTH_ALLOWED = 1.1
 STEPS_BETWEEN_TRIMS = 4
@@ -39,6 +39,9 @@ def free_port(address: str = "127.0.0.1") -> int:
 
 class Rank:
     """One process of a learner gang."""
+
+    # What its files in a commit are called after.
+    role = LEARNER
 
     def __init__(self, rank: int, world: int, model_folder: str, model: ModelSection, learner: LearnerSection, seed: int) -> None:
         self.rank = rank
@@ -104,7 +107,7 @@ class Rank:
             "world": str(self.world),
             "base_sha256": self.base_sha256,
         }
-        self.writer.begin(Path(folder) / file_name(self.rank), tensors, facts)
+        self.writer.begin(Path(folder) / file_name(self.rank, self.role), tensors, facts)
 
     @watched
     def end_commit(self) -> tuple[str, str]:
@@ -113,7 +116,7 @@ class Rank:
         Raises:
             CommitError: it could not be written.
         """
-        return file_name(self.rank), self.writer.collect()
+        return file_name(self.rank, self.role), self.writer.collect()
 
     @watched
     def load_commit(self, folder: str) -> dict[str, Tensor]:
@@ -122,7 +125,7 @@ class Rank:
         Raises:
             CommitError: it is of another model, or holds adapters of other base weights.
         """
-        with reading(folder), safe_open(Path(folder) / file_name(0), framework="pt", device="cpu") as file:
+        with reading(folder), safe_open(Path(folder) / file_name(0, self.role), framework="pt", device="cpu") as file:
             written = file.metadata() or {}
             facts = {name: int(written[name]) for name in FACTS}
             more = {name: file.get_tensor(name) for name in file.keys() if SEPARATOR not in name}  # noqa: SIM118
@@ -133,10 +136,10 @@ class Rank:
                 f"'{self.model_folder}' with {self.base_sha256[:16] or 'no adapters'}: name the model they were trained on, "
                 "or start anew"
             )
-        load_pieces(Path(folder), self.engine.weights(), self.engine.engine.optimizer, facts["adam_steps"])
+        load_pieces(Path(folder), self.role, self.engine.weights(), self.engine.engine.optimizer, facts["adam_steps"])
         self.engine.steps, self.skipped = facts["schedule_steps"], facts["skipped"]
         if facts["world"] == self.world:
-            with reading(folder), safe_open(Path(folder) / file_name(self.rank), framework="pt", device="cpu") as file:
+            with reading(folder), safe_open(Path(folder) / file_name(self.rank, self.role), framework="pt", device="cpu") as file:
                 torch.set_rng_state(file.get_tensor("rng"))
         return more
 
@@ -201,6 +204,25 @@ class Rank:
             most = int(all_reduce({"n": float(len(groups))}, "max")["n"])
             groups += [[] for _ in range(most - len(groups))]
         return groups
+
+    def read_share(self, lengths: np.ndarray, read: Callable[[list[int]], list[np.ndarray]]) -> dict[int, np.ndarray]:
+        """What ``read`` finds in this rank's share of rows of so many tokens, without gradients, by row."""
+        mine = share_rows([int(length) for length in lengths], self.world)[self.rank]
+        found: dict[int, np.ndarray] = {}
+        for group in self.plan(mine, lengths):
+            with torch.no_grad():
+                parts = read(group or [0])
+            if group:
+                found |= dict(zip(group, parts, strict=True))
+        return found
+
+    def gathered(self, found: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """What all ranks have found, by row."""
+        if self.world == 1:
+            return found
+        parts: list[dict[int, np.ndarray]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(parts, found)
+        return {row: values for part in parts for row, values in part.items()}
 
     def pad(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> SequenceBatch:
         """Right-padded tensors on this rank's device."""

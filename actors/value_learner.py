@@ -69,16 +69,13 @@ class ValueLearnerRank(Rank):
     @watched
     def values(self, answers: Sequence[LabelledAnswer]) -> dict[int, np.ndarray]:
         """q_0..q_T of this rank's share of ``answers``, by index."""
-        lengths = [_tokens(answer) for answer in answers]
-        mine = share_rows(lengths, self.world)[self.rank]
-        found: dict[int, np.ndarray] = {}
-        for group in self.plan(mine, np.array(lengths)):
-            batch = self._pad([answers[i] for i in group] or [answers[0]])
-            with torch.no_grad():
-                flat = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end).float().cpu().numpy()
-            if group:
-                found |= dict(zip(group, Ragged(flat, batch.response_lengths + 1).rows(), strict=True))
-        return found
+
+        def read(rows: list[int]) -> list[np.ndarray]:
+            batch = self._pad([answers[i] for i in rows])
+            flat = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end).float().cpu().numpy()
+            return Ragged(flat, batch.response_lengths + 1).rows()
+
+        return self.read_share(np.array([_tokens(answer) for answer in answers]), read)
 
     @watched
     def save(self, folder: str) -> None:

@@ -128,6 +128,14 @@ class ScoredBatch:
         numbers: dict[bytes, int] = {}
         return np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in self.prompt_ids.rows()], dtype=np.int64)
 
+    def sequences(self, index: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Prompts and answers of selected rows, in the order of ``index``."""
+        return self.prompt_ids.take(index).rows(), self.response_ids.take(index).rows()
+
+    def in_order(self) -> ScoredBatch:
+        """Rows sorted by id: answers arrive in any order, training must not depend on it."""
+        return self.take(sorted(range(len(self)), key=lambda i: self.row_ids[i]))
+
     def take(self, index: Sequence[int]) -> ScoredBatch:
         """Selected rows, in the order of ``index``."""
         ragged = {name: getattr(self, name).take(index) for name in RAGGED_FIELDS}

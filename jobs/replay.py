@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.algorithms import P3o
 from dvpo_ray.dumps import read_dump
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
@@ -27,6 +28,9 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
     model = load_policy(folder, dtype, recipe.model.attention, recipe.model.trust_remote_code)
     reader = PolicyReader(model, settings.rollout.temperature)
     prepared, _ = prepare(scored, step, settings.advantage, settings.kl, beta, rewards=settings.rewards)
+    # Rows are read one by one, so pairs are not there to be clipped together.
+    alone = {"clip": "separate"} if isinstance(settings.advantage, P3o) else {}
+    advantage = settings.advantage.model_copy(update=alone)
     rows: list[dict[str, Any]] = []
     for i, row_id in enumerate(scored.row_ids):
         one = scored.take([i])
@@ -36,7 +40,7 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
         batch = pad_sequences(one.prompt_ids.rows(), one.response_ids.rows())
         log_probs, entropy = reader(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
         tokens = TokenBatch.of(prepared, [i], None, "cpu")
-        total, _ = loss(log_probs, entropy, tokens, settings.ppo, settings.kl, settings.off_policy, beta)
+        total, _ = loss(log_probs, entropy, tokens, advantage, settings.ppo, settings.kl, settings.off_policy, beta)
         model.zero_grad(set_to_none=True)
         total.backward()
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.actor_critic import ActorCriticLearner, make_learner
 from actors.gang import PolicyLearner
 from actors.metrics import RayTracker
 from actors.nodes import leaving, this_node
@@ -53,7 +54,7 @@ class ActorStages:
 
     rollouts: RolloutPool
     scorers: ScorerPool
-    learner: PolicyLearner
+    learner: PolicyLearner | ActorCriticLearner
 
     def leaving(self) -> set[str]:
         """Which of learner and driver are on nodes that are being drained."""
@@ -160,7 +161,7 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, ru
             started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed, run.folder / ENGINES))
             value, temperature = str(value_folder) if value_folder else None, policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, policy.rewards))
-            started.append(learner := PolicyLearner(folder, model, policy, cluster, seed))
+            started.append(learner := make_learner(folder, model, policy, cluster, seed))
             learner.wait_ready()
             scorers.wait_ready()
             rollouts.wait_ready()

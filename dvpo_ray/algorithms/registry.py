@@ -1,12 +1,16 @@
-"""The registry of advantage estimators."""
+"""The registry of advantage estimators, and of losses for those that do not take PPO's token by token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+from dvpo_ray.maths.losses import clipped_policy_loss
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,48 @@ class Signals:
     group_b: Tensor
 
 
+@dataclass(frozen=True)
+class LossTerms:
+    """What losses read of N answer tokens, row after row.
+
+    Attributes:
+        log_probs: of the current policy, with gradient [N].
+        old_log_probs: of the policy before the update [N].
+        advantages: [N].
+        lengths: tokens of each answer [B].
+        clip_range: PPO's epsilon.
+        weights: a factor for each token's term, without gradient [N], or None for 1.
+    """
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    advantages: Tensor
+    lengths: Tensor
+    clip_range: float
+    weights: Tensor | None = None
+
+
 Estimator = Callable[[Any, Signals], Tensor]
+Loss = Callable[[Any, LossTerms], tuple[Tensor, Tensor]]
 _ESTIMATORS: dict[str, Estimator] = {}
+_LOSSES: dict[str, Loss] = {}
 
 
 def register(name: str) -> Callable[[Estimator], Estimator]:
     """Make a function of (settings, signals) -> advantages [B, T] known under ``name``."""
+    return _adder(_ESTIMATORS, name, "advantage estimator")
 
-    def add(function: Estimator) -> Estimator:
-        if name in _ESTIMATORS:
-            raise ValueError(f"advantage estimator '{name}' is registered twice")
-        _ESTIMATORS[name] = function
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """Make a function of (settings, terms) -> (loss sum, clipped tokens [N]) the loss of the estimator called ``name``."""
+    return _adder(_LOSSES, name, "loss")
+
+
+def _adder(known: dict[str, T], name: str, what: str) -> Callable[[T], T]:
+    def add(function: T) -> T:
+        if name in known:
+            raise ValueError(f"{what} '{name}' is registered twice")
+        known[name] = function
         return function
 
     return add
@@ -50,3 +85,11 @@ def estimator_names() -> list[str]:
 def advantages(settings: Any, signals: Signals) -> Tensor:
     """Advantages [B, T] by the estimator that ``settings.type`` names, not yet whitened."""
     return _ESTIMATORS[settings.type](settings, signals)
+
+
+def policy_loss(settings: Any, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    """Loss summed and which tokens were clipped [N]: the estimator's own, or PPO's token by token."""
+    own = _LOSSES.get(settings.type)
+    if own is not None:
+        return own(settings, terms)
+    return clipped_policy_loss(terms.log_probs, terms.old_log_probs, terms.advantages, terms.clip_range, terms.weights)

@@ -26,6 +26,7 @@ class _Estimator(Section):
     """What all estimators share."""
 
     compares_answers: ClassVar[bool] = False
+    needs_rewards: ClassVar[bool] = False
 
     @property
     def reads_values(self) -> bool:
@@ -97,13 +98,87 @@ class Rloo(_AmongAnswers):
     type: Literal["rloo"] = Field("rloo", description="Selects this kind.")
 
 
+class P3o(_AmongAnswers):
+    """Pairwise PPO (P3O, arXiv 2310.00212): what an answer's reward is above that of another of its prompt, and one probability
+    ratio for a whole answer."""
+
+    type: Literal["p3o"] = Field("p3o", description="Selects this kind.")
+    clip: Literal["separate", "joint"] = Field(
+        "separate", description="Clip the ratio of each answer (the paper's V1), or that of a pair (V2)."
+    )
+    length_normalised: bool = Field(False, description="Take the ratio of a token on average instead of the whole answer's.")
+
+
+class CriticSection(Section):
+    """The online critic: a second model, trained on every step's returns. Its ranks are laid out as those of `learner`."""
+
+    initial: str | None = Field(
+        None, description="Folder of a value model or reward model to start from; none grows the critic from the model itself."
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    clip_range: float | None = Field(
+        None,
+        gt=0,
+        description="How far a value may move in an update before its loss is clipped; none does not clip. Of preset `max`: 0.2.",
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="First steps of a run in which the critic alone is trained. Of preset `max`: 2."
+    )
+
+
+class Ppo(_Estimator):
+    """Proximal policy optimisation with rewards of whole answers and an online critic (arXiv 1707.06347), the rival of DVPO."""
+
+    needs_rewards: ClassVar[bool] = True
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "plain": {"advantage": {}, "critic": {}},
+        "max": {
+            "advantage": {"normalise_rewards": True, "clip_rewards": 5.0},
+            "critic": {"clip_range": 0.2, "warmup_steps": 2},
+        },
+    }
+
+    @property
+    def reads_values(self) -> bool:
+        """The frozen value has no part in it."""
+        return False
+
+    type: Literal["ppo"] = Field("ppo", description="Selects this kind.")
+    preset: Literal["max", "plain"] = Field(
+        "max",
+        description="`max` switches on what PPO-max (arXiv 2307.04964) found to matter, as far as it is not set here; `plain` "
+        "nothing.",
+    )
+    lam: float = Field(0.95, ge=0, le=1, description="GAE lambda, of advantages and of the critic's returns.")
+    normalise_rewards: bool = Field(
+        False, description="Rewards of whole answers less their running mean, by their running deviation. Of preset `max`: true."
+    )
+    clip_rewards: float | None = Field(
+        None, gt=0, description="Largest size of a reward after that; none does not clip. Of preset `max`: 5."
+    )
+    critic: CriticSection = Field(default_factory=CriticSection, description="The online critic.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        preset = cls.PRESETS.get(tree.get("preset", "max"))
+        critic = tree.get("critic", {})
+        if preset is None or not isinstance(critic, dict):
+            return tree
+        return preset["advantage"] | tree | {"critic": preset["critic"] | critic}
+
+
 AdvantageConfig = Annotated[
     Annotated[DvpoGae, Tag("dvpo_gae")]
     | Annotated[DvpoOnestep, Tag("dvpo_onestep")]
     | Annotated[DvpoStatic, Tag("dvpo_static")]
     | Annotated[DvpoReleased, Tag("dvpo_released")]
     | Annotated[Grpo, Tag("grpo")]
-    | Annotated[Rloo, Tag("rloo")],
+    | Annotated[Rloo, Tag("rloo")]
+    | Annotated[P3o, Tag("p3o")]
+    | Annotated[Ppo, Tag("ppo")],
     kind_of("dvpo_gae"),
 ]
 

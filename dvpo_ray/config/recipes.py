@@ -13,6 +13,8 @@ from dvpo_ray.config.algorithms import (
     HealthSection,
     KlSection,
     OffPolicySection,
+    P3o,
+    Ppo,
     PpoUpdateSection,
     TargetConfig,
     TdTarget,
@@ -115,6 +117,11 @@ class PolicyTraining(Section):
     )
     evaluation: EvaluationSection | None = Field(None, description="Held-out evaluation before and after training.")
 
+    @property
+    def trained_models(self) -> int:
+        """How many models are trained, each on ``learner.ranks`` ranks: the policy, and a critic where there is one."""
+        return 2 if isinstance(self.advantage, Ppo) else 1
+
     @model_validator(mode="after")
     def _validate_commit(self) -> Self:
         if self.commit.keep_best:
@@ -156,9 +163,11 @@ class PolicyTraining(Section):
                 f"({rollout.answers_per_prompt}) must be at least 2"
             )
         if not self.advantage.reads_values and not self.rewards:
-            raise ValueError("advantage.score = 'none' leaves the frozen value out: name at least one of policy.rewards")
+            what = "type = 'ppo' learns from rewards" if self.advantage.needs_rewards else "score = 'none' leaves the value out"
+            raise ValueError(f"advantage.{what}: name at least one of policy.rewards")
         if self.streaming:
             needed = [
+                (not isinstance(self.advantage, Ppo), "an advantage.type without an online critic"),
                 (not self.advantage.compares_answers, "an advantage.type that does not compare the answers of a prompt"),
                 (self.ppo.inner_epochs * self.ppo.mini_batches == 1, "ppo.inner_epochs = 1 and ppo.mini_batches = 1"),
                 (self.ppo.loss_normaliser == "limit", "ppo.loss_normaliser = 'limit'"),
@@ -171,6 +180,20 @@ class PolicyTraining(Section):
             missing = [what for given, what in needed if not given]
             if missing:
                 raise ValueError(f"streaming works on answers before all are known: it needs {', '.join(missing)}")
+        if isinstance(self.advantage, P3o):
+            wrong = [
+                (rollout.answers_per_prompt % 2, f"rollout.answers_per_prompt = {rollout.answers_per_prompt} is odd"),
+                (self.off_policy.max_staleness, f"off_policy.max_staleness = {self.off_policy.max_staleness} is not 0"),
+                (self.kl.placement != "reward", f"kl.placement = '{self.kl.placement}' is not 'reward'"),
+                (self.ppo.loss_normaliser != "tokens", f"ppo.loss_normaliser = '{self.ppo.loss_normaliser}' is not 'tokens'"),
+            ]
+            if self.advantage.clip == "joint" and 2 * longest > self.learner.token_budget:
+                raise ValueError(
+                    f"advantage.clip = 'joint' keeps both answers of a pair in a micro-batch: learner.token_budget "
+                    f"({self.learner.token_budget}) must be at least {2 * longest}"
+                )
+            if found := [what for is_so, what in wrong if is_so]:
+                raise ValueError(f"advantage.type = 'p3o' takes pairs of whole answers, but {' and '.join(found)}")
         if self.off_policy.max_staleness and rollout.top_p < 1 and self.off_policy.correction != "none":
             raise ValueError(
                 "rollout.top_p below 1 makes the sampling probabilities those of the nucleus, which importance weights would "

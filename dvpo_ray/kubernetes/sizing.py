@@ -27,7 +27,7 @@ OBJECT_STORE_BUCKETS = 3
 SMALLEST_STORE_GIB = 1
 # What vLLM and NCCL keep in /dev/shm besides Ray's object store.
 ENGINE_SHM_GIB = 1
-HOST_NAMES = {"learner rank": "learner", "scorer": "scorer", "engine worker": "engine"}
+HOST_NAMES = {"learner rank": "learner", "critic rank": "learner", "scorer": "scorer", "engine worker": "engine"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _most_scorers(policy: PolicyTraining) -> int:
 
 
 def _actors(policy: PolicyTraining) -> int:
-    return policy.rollout.actors + _most_scorers(policy) + policy.learner.ranks
+    return policy.rollout.actors + _most_scorers(policy) + policy.trained_models * policy.learner.ranks
 
 
 def _gib(data: float, store: int) -> int:
@@ -97,7 +97,7 @@ def _host_bytes(process: ProcessMemory, policy: PolicyTraining, shape: ModelShap
     """Host memory of a process on a GPU: its libraries, and its models while they are loaded. A learner rank loads the whole
     model before it keeps its shard."""
     models = sum(size for part, size in process.parts.items() if part in ("weights", "value model", "reference model"))
-    if process.name == "learner rank":
+    if HOST_NAMES[process.name] == "learner":
         models = shape.parameters * element_size(policy.learner.dtype)
     return CPU_BASE[HOST_NAMES[process.name]] + models
 
@@ -122,7 +122,7 @@ def _shared_group(policy: PolicyTraining, host: dict[str, float], plan: Plan, de
 
 def _stage_groups(policy: PolicyTraining, host: dict[str, float], gpus_per_node: int, store: int) -> list[Group]:
     """A pod for every engine and every scorer, and the learner on as few nodes as its ranks fill."""
-    shards, ranks = policy.rollout.engine.tensor_parallel, policy.learner.ranks
+    shards, ranks = policy.rollout.engine.tensor_parallel, policy.trained_models * policy.learner.ranks
     if shards > gpus_per_node:
         raise UserInputError(
             f"rollout.engine.tensor_parallel ({shards}) is more than the {gpus_per_node} GPUs of a node (--gpus-per-node)"
@@ -130,7 +130,7 @@ def _stage_groups(policy: PolicyTraining, host: dict[str, float], gpus_per_node:
     per_pod = min(ranks, gpus_per_node)
     if ranks % per_pod:
         raise UserInputError(
-            f"learner.ranks ({ranks}) do not fill nodes of {gpus_per_node} GPUs: take a multiple, or another --gpus-per-node"
+            f"learner.ranks ({ranks}, a critic's included) do not fill nodes of {gpus_per_node} GPUs: take a multiple, or another --gpus-per-node"
         )
     engine = host["engine worker"] * shards + CPU_BASE["engine front"]
     pods = ranks // per_pod
@@ -140,7 +140,7 @@ def _stage_groups(policy: PolicyTraining, host: dict[str, float], gpus_per_node:
         return Group(role, role, pods, most, actors, CPUS_PER_GPU * gpus, _gib(data, store), gpus, store)
 
     return [
-        group("learner", pods, pods, per_pod, per_pod, host["learner rank"] * per_pod),
+        group("learner", pods, pods, per_pod, per_pod, max(host["learner rank"], host.get("critic rank", 0.0)) * per_pod),
         group("scorer", scorers, _most_scorers(policy), 1, 1, host["scorer"]),
         group("rollout", engines, engines, 1, shards, engine),
     ]

@@ -1,7 +1,7 @@
 """One step of policy learning on scored rows: advantages, mini-batches and the clipped loss.
 
-This file knows nothing of processes. A learner rank calls ``prepare`` once per step, ``mini_batch_rows`` once per inner
-epoch and ``loss`` once per micro-batch; sums over ranks are its own business.
+This file knows nothing of processes. A learner rank calls ``prepare`` once per step, ``mini_batch_units`` once per
+inner epoch and ``loss`` once per micro-batch; sums over ranks are its own business.
 """
 
 from __future__ import annotations
@@ -13,27 +13,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.algorithms import Signals, advantages
-from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, OffPolicySection, PpoUpdateSection
+from dvpo_ray.algorithms import LossTerms, Signals, advantages, policy_loss
+from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, OffPolicySection, P3o, PpoUpdateSection
 from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.learning.staleness import ages, token_weights
-from dvpo_ray.maths.losses import clipped_policy_loss, kl_k3, kl_rewards
+from dvpo_ray.learning.token_rewards import token_rewards
+from dvpo_ray.maths.advantages import partners
+from dvpo_ray.maths.losses import kl_k3
 from dvpo_ray.maths.masked import moments, whiten
+from dvpo_ray.maths.running import RunningMoments
 from dvpo_ray.rows import Ragged, ScoredBatch
+
+NO_REWARDS = RunningMoments()
 
 
 @dataclass(frozen=True)
 class PreparedBatch:
     """Scored rows with their whitened advantages and their tokens' ages (ragged, T_i per row).
 
-    ``moments`` [3] are those of the advantages before whitening (``dvpo_ray.maths.masked.moments``).
+    ``moments`` [3] are those of the advantages before whitening (``dvpo_ray.maths.masked.moments``), ``running`` those of all
+    scores of whole answers so far, where they are normalised.
     """
 
     scored: ScoredBatch
     advantages: Ragged
     ages: Ragged
     moments: Tensor
+    running: RunningMoments
 
 
 def prepare(
@@ -44,24 +51,21 @@ def prepare(
     beta: float,
     known: Tensor | None = None,
     rewards: Mapping[str, RewardConfig] | None = None,
+    running: RunningMoments = NO_REWARDS,
 ) -> tuple[PreparedBatch, dict[str, float]]:
     """Advantages and ages of rows of a step that trains weights ``version``, and metrics.
 
     Every rank sees all rows of the step (they are small), so the whitening is exact over the global batch without a
-    collective. When only some of the step's rows are there, ``known`` gives the moments to whiten by [3]. The KL reward is
-    measured under the engine's log-probs: those of the distribution that was sampled. ``rewards`` are the recipe's, whose scores
-    the rows hold; weighted, they join the KL reward of the last token.
+    collective. When only some of the step's rows are there, ``known`` gives the moments to whiten by [3]. ``rewards`` are the
+    recipe's, whose scores the rows hold, ``running`` the moments of scores of earlier steps (``token_rewards``).
     """
+    earned = token_rewards(scored, advantage, kl, beta, rewards or {}, running)
     lengths = scored.response_ids.lengths
     q_bt, _ = to_padded(scored.values.flat, lengths + 1)
     mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
     ref_bt, _ = to_padded(scored.ref_log_probs.flat, lengths)
-    k_bt = kl_rewards(mu_bt, ref_bt, beta if kl.placement == "reward" else 0.0) * mask_bt
-    scores_bc = scored.rewards.flat.reshape(len(scored), -1)
-    weights_c = np.array([config.weight for config in (rewards or {}).values()], dtype=np.float32)
-    rows = torch.arange(len(scored))
-    k_bt[rows, torch.from_numpy(lengths).long() - 1] += torch.from_numpy(scores_bc @ weights_c)
-    raw_bt = advantages(advantage, Signals(q_bt, k_bt, mask_bt, torch.from_numpy(scored.groups())))
+    groups = torch.from_numpy(scored.groups())
+    raw_bt = advantages(advantage, Signals(q_bt, earned.rewards_bt, mask_bt, groups))
     sums = moments(raw_bt, mask_bt)
     white_bt = whiten(raw_bt, mask_bt, sums if known is None else known, advantage.whitening)
     flat = to_flat(white_bt, mask_bt).numpy()
@@ -77,32 +81,41 @@ def prepare(
         "advantage/std": float(raw.std(unbiased=False)),
         "kl/per_token": float(log_ratio_bt.sum() / mask_bt.sum()),
         "kl/per_answer": float(log_ratio_bt.sum(1).mean()),
-        "kl/beta": beta,
         "answer/tokens": float(lengths.mean()),
         "answer/total_tokens": float(lengths.sum()),
         "answer/cut_share": cut,
-    } | {f"reward/{name}": float(column.mean()) for name, column in zip(rewards or {}, scores_bc.T, strict=True)}
-    return PreparedBatch(scored, Ragged(flat, lengths), ages(scored, version), sums), metrics
+    } | earned.metrics
+    return PreparedBatch(scored, Ragged(flat, lengths), ages(scored, version), sums, earned.moments), metrics
 
 
-def mini_batch_rows(rows: int, mini_batches: int, seed: tuple[int, ...]) -> list[np.ndarray]:
-    """A random split of row indices into equal mini-batches; the same on every rank for the same seed.
+def units(scored: ScoredBatch, advantage: AdvantageConfig) -> list[list[int]]:
+    """Row indices that must be in one micro-batch: the pairs whose ratio is clipped together, else every row by itself."""
+    if not (isinstance(advantage, P3o) and advantage.clip == "joint"):
+        return [[row] for row in range(len(scored))]
+    partner = partners(torch.from_numpy(scored.groups())).tolist()
+    # A row without a partner has no advantage; beside itself its ratio is 1, and it gives no gradient.
+    return [[row, other] for row, other in enumerate(partner) if row <= other]
 
-    There are fewer mini-batches when there are fewer rows, because some were dropped.
+
+def mini_batch_units(units: int, mini_batches: int, seed: tuple[int, ...]) -> list[np.ndarray]:
+    """A random split of indices into equal mini-batches; the same on every rank for the same seed.
+
+    There are fewer mini-batches when there are fewer units, because some rows were dropped.
     """
-    order = np.arange(rows) if mini_batches == 1 else np.random.default_rng(seed).permutation(rows)
-    return np.array_split(order, min(mini_batches, rows))
+    order = np.arange(units) if mini_batches == 1 else np.random.default_rng(seed).permutation(units)
+    return np.array_split(order, min(mini_batches, units))
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Per-token inputs of the loss for N response tokens, in the row order of a micro-batch."""
+    """Per-token inputs of the loss for N response tokens, in the row order of a micro-batch, and its rows' ``lengths``."""
 
     engine_log_probs: Tensor
     ref_log_probs: Tensor
     advantages: Tensor
     ages: Tensor
     old_log_probs: Tensor | None
+    lengths: Tensor
 
     @classmethod
     def of(cls, prepared: PreparedBatch, rows: list[int], old: Ragged | None, device: torch.device | str) -> TokenBatch:
@@ -117,6 +130,7 @@ class TokenBatch:
             flat(prepared.advantages),
             flat(prepared.ages),
             None if old is None else flat(old),
+            torch.from_numpy(prepared.advantages.lengths[rows]).to(device),
         )
 
 
@@ -124,6 +138,7 @@ def loss(
     log_probs: Tensor,
     entropy: Tensor,
     tokens: TokenBatch,
+    advantage: AdvantageConfig,
     ppo: PpoUpdateSection,
     kl: KlSection,
     off_policy: OffPolicySection,
@@ -138,7 +153,8 @@ def loss(
     if old is None:
         old = current
     weights = token_weights(old, tokens.engine_log_probs, tokens.ages, off_policy)
-    total, clipped = clipped_policy_loss(log_probs, old, tokens.advantages, ppo.clip_range, weights)
+    terms = LossTerms(log_probs, old, tokens.advantages, tokens.lengths, ppo.clip_range, weights)
+    total, clipped = policy_loss(advantage, terms)
     if kl.placement == "loss":
         penalty = kl_k3(log_probs, tokens.ref_log_probs)
         total = total + beta * (penalty if weights is None else penalty * (weights > 0)).sum()

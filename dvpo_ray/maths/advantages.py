@@ -72,8 +72,24 @@ def dvpo_released(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, lam: float, white
         mean = v_bt.sum(1, keepdim=True) / count
         var = (((v_bt - mean) * mask_bt) ** 2).sum(1, keepdim=True) / count
         v_bt = (v_bt - mean) * torch.rsqrt(var + 1e-8) * mask_bt
+    return _gae(v_bt, k_bt, mask_bt, lam)
+
+
+def ppo_gae(v_bt: Tensor, r_bt: Tensor, mask_bt: Tensor, lam: float) -> Tensor:
+    """A_t = sum_l lam^l delta_{t+l},  delta_t = r_t + V(s_t) - V(s_{t-1}),  V(s_T) = 0.  [B, T]
+
+    PPO's own: v_bt [B, T+1] are an online critic's values of the states, V(s_0) at the last prompt token, and r_bt holds the
+    reward of the whole answer at its last token (Schulman et al. 2016, arXiv 1506.02438, eq. 16 with gamma 1). A_t + V(s_{t-1})
+    is the lambda-return the critic is trained towards.
+    """
+    _check(v_bt, r_bt, mask_bt)
+    return _gae(v_bt[:, :-1] * mask_bt, r_bt, mask_bt, lam)
+
+
+def _gae(v_bt: Tensor, r_bt: Tensor, mask_bt: Tensor, lam: float) -> Tensor:
+    """GAE with the values before each token [B, T], 0 on padding; the value after the last token is 0."""
     v_next = torch.cat([v_bt[:, 1:], torch.zeros_like(v_bt[:, :1])], dim=1)
-    return discounted_sum((k_bt + v_next - v_bt) * mask_bt, lam)
+    return discounted_sum((r_bt + v_next - v_bt) * mask_bt, lam)
 
 
 def sequence_rewards(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, score: Literal["last", "mean", "none"]) -> Tensor:
@@ -110,6 +126,30 @@ def group_relative(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor, normalise
         least_b = SPREAD * (total_b / count_b).abs().clamp(min=1)
         centred_b = torch.where(std_b > least_b, centred_b / std_b.clamp(min=SPREAD), torch.zeros_like(centred_b))
     return centred_b[:, None].to(mask_bt.dtype) * mask_bt
+
+
+def pairwise_difference(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor) -> Tensor:
+    """A_t = R - R of the partner, the same for all tokens of an answer; partners are ``partners`` of ``group_b``.  [B, T]
+
+    P3O (arXiv 2310.00212): what all answers of a prompt gain alike cancels. An answer without a partner gives 0.
+    """
+    other_b = partners(group_b)
+    alone_b = other_b == torch.arange(len(other_b), device=other_b.device)
+    difference_b = (reward_b - reward_b[other_b]).masked_fill(alone_b, 0.0)
+    return difference_b[:, None].to(mask_bt.dtype) * mask_bt
+
+
+def partners(group_b: Tensor) -> Tensor:
+    """Index of each row's partner: the rows of a group are paired in their order; one left over is its own partner.  [B]"""
+    partner_b = torch.arange(len(group_b), device=group_b.device)
+    waiting: dict[int, int] = {}
+    for row, group in enumerate(group_b.tolist()):
+        if group in waiting:
+            other = waiting.pop(group)
+            partner_b[row], partner_b[other] = other, row
+        else:
+            waiting[group] = row
+    return partner_b
 
 
 def leave_one_out(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor) -> Tensor:

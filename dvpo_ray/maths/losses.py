@@ -51,6 +51,36 @@ def clipped_policy_loss(
     return -(terms if weights is None else weights * terms).sum(), clipped < plain
 
 
+def sequence_sums(x: Tensor, lengths: Tensor) -> Tensor:
+    """Sum of each answer's tokens, from flat tokens [N] and answer lengths [B] that add up to N.  [B]"""
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=x.device), lengths)
+    return torch.zeros(len(lengths), dtype=x.dtype, device=x.device).index_add(0, rows, x)
+
+
+def clipped_sequence_loss(log_ratios: Tensor, advantages: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
+    """PPO's clipped objective with one ratio for a whole answer, negated and summed, and which answers were clipped [B].
+
+    With the reward differences of pairs as advantages it is P3O's separate clipping V1 (arXiv 2310.00212, section 4).
+
+    Args:
+        log_ratios: log of the answer's probability less that before the update, with gradient [B].
+        advantages: [B].
+        clip_range: epsilon.
+    """
+    return clipped_policy_loss(log_ratios, torch.zeros_like(log_ratios), advantages, clip_range)
+
+
+def clipped_value_loss(v_bt: Tensor, old_bt: Tensor, returns_bt: Tensor, mask_bt: Tensor, clip_range: float | None) -> Tensor:
+    """0.5 * squared error summed over active positions, a scalar; with ``clip_range`` the larger of the errors of the value and
+    of the value held within ``clip_range`` of the one before the update (value clipping of PPO, arXiv 2307.04964)."""
+    check_same_shape(v=v_bt, old=old_bt, returns=returns_bt, mask=mask_bt)
+    error = (v_bt - returns_bt) ** 2
+    if clip_range is not None:
+        held = old_bt + (v_bt - old_bt).clamp(-clip_range, clip_range)
+        error = torch.maximum(error, (held - returns_bt) ** 2)
+    return 0.5 * (error * mask_bt).sum()
+
+
 def importance_weights(log_probs: Tensor, sampling_log_probs: Tensor, max_weight: float, mask: bool = False) -> Tensor:
     """pi(y) / mu(y), cut at ``max_weight``, or with ``mask`` 0 where it lies outside 1/max_weight..max_weight; no gradient [N].
 

@@ -8,7 +8,7 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.memory import trained_bytes
 from dvpo_ray.planning.shapes import ModelShape
-from dvpo_ray.planning.times import Efficiency, Workload
+from dvpo_ray.planning.times import Efficiency, Workload, critic_seconds
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,9 @@ def online_critic(
     with its critic, whose values before the update it needs.
     """
     body = shape.forward_flops(work.tokens, work.context)
-    learner, ppo = policy.learner, policy.ppo
-    updates = ppo.inner_epochs * ppo.mini_batches
-    sharded = learner.ranks if learner.zero_stage else 1
-    optimizer = updates * 32 * shape.value_parameters / sharded / (device.bandwidth * efficiency.bandwidth)
-    recomputed = 1 if learner.gradient_checkpointing else 0
+    learner = policy.learner
     return OnlineCritic(
         scoring=body / policy.scorer.actors / (device.flops * efficiency.forward),
-        learning=ppo.inner_epochs * (3 + recomputed) * body / learner.ranks / (device.flops * efficiency.training) + optimizer,
+        learning=critic_seconds(policy, shape, device, efficiency, work),
         memory=sum(trained_bytes(shape.value_parameters, learner.zero_stage, learner.ranks, learner.dtype).values()),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
@@ -72,26 +73,35 @@ def head_bytes(shape: ModelShape) -> float:
     return HEAD_CHUNK * shape.vocabulary * (2 + 2 + 4)
 
 
+def _training(
+    policy: PolicyTraining, shape: ModelShape, attention: str, device: Device, trained: float, adapters: bool
+) -> dict[str, float]:
+    """What a rank needs to train so many parameters, the whole model's or those of adapters beside it; without logits."""
+    learner = policy.learner
+    longest = policy.data.max_prompt_tokens + policy.rollout.max_new_tokens
+    parts = trained_bytes(trained, learner.zero_stage, learner.ranks, learner.dtype, shape.parameters if adapters else 0)
+    kept = activation_bytes(shape, learner.token_budget, longest, attention, learner.gradient_checkpointing)
+    parts["activations"] = kept * (element_size(learner.dtype) / 2)
+    parts["libraries"] = CPU_BASE["learner"] if device.is_cpu else GPU_BASE
+    if device.is_cpu:
+        parts["kept by the allocator"] = (CPU_GROWTH - 1) * sum(parts.values())
+    return parts
+
+
 def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device: Device) -> list[ProcessMemory]:
     """Every process of a policy run."""
     learner, scorer, rollout = policy.learner, policy.scorer, policy.rollout
     longest = policy.data.max_prompt_tokens + rollout.max_new_tokens
     base = CPU_BASE if device.is_cpu else dict.fromkeys(CPU_BASE, GPU_BASE)
-    trained = shape.trained_parameters(policy.lora)
-    frozen_base = 0 if policy.lora is None else shape.parameters
-    training = trained_bytes(trained, learner.zero_stage, learner.ranks, learner.dtype, frozen_base)
-    training["activations"] = activation_bytes(
-        shape, learner.token_budget, longest, attention, learner.gradient_checkpointing
-    ) * (element_size(learner.dtype) / 2)
+    training = _training(policy, shape, attention, device, shape.trained_parameters(policy.lora), policy.lora is not None)
     training["logits"] = head_bytes(shape)
-    training["libraries"] = base["learner"]
     if device.is_cpu:
-        training["kept by the allocator"] = (CPU_GROWTH - 1) * sum(training.values())
-        size = trained * element_size(learner.dtype)
+        training["kept by the allocator"] += (CPU_GROWTH - 1) * training["logits"]
+        size = shape.trained_parameters(policy.lora) * element_size(learner.dtype)
         training["bucket of weights"] = min(size, policy.transfer.bucket_mib * 2**20)
     frozen = element_size(scorer.dtype)
     scoring = {
-        "value model": shape.value_parameters * frozen,
+        "value model": shape.value_parameters * frozen if policy.advantage.reads_values else 0.0,
         "reference model": shape.parameters * frozen,
         "activations": scorer.token_budget * 4 * shape.intermediate * frozen,
         "logits": head_bytes(shape),
@@ -107,8 +117,13 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
         "logits": engine.max_num_seqs * shape.vocabulary * 4 * 3 / shards,
         "libraries": base["engine"],
     }
+    critics = []
+    if isinstance(policy.advantage, Ppo):
+        critic = _training(policy, shape, attention, device, shape.value_parameters, adapters=False)
+        critics = [ProcessMemory("critic rank", learner.ranks, critic)]
     return [
         ProcessMemory("learner rank", learner.ranks, training),
+        *critics,
         ProcessMemory("scorer", scorer.actors, scoring),
         ProcessMemory("engine worker", rollout.actors * shards, serving),
         ProcessMemory("engine front ends", rollout.actors, {"libraries": CPU_BASE["engine front"]}, on_device=device.is_cpu),

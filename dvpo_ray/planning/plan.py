@@ -108,10 +108,11 @@ def best_split(
     best: tuple[float, Split] | None = None
     for rollouts in _tried(min(work.rows, group.count // shards), grain):
         for scorers in _tried(min(work.rows, group.count - rollouts * shards), grain):
-            ranks = min(group.count - rollouts * shards - scorers, work.rows // policy.ppo.mini_batches)
+            left = group.count - rollouts * shards - scorers
+            ranks = min(left // policy.trained_models, work.rows // policy.ppo.mini_batches)
             if ranks < 1:
                 continue
-            candidate = Split(rollouts, scorers, ranks, rollouts * shards + scorers + ranks)
+            candidate = Split(rollouts, scorers, ranks, rollouts * shards + scorers + policy.trained_models * ranks)
             changed = with_split(policy, candidate)
             stages = stage_seconds(changed, shape, group.device, efficiency, work)
             seconds = step_seconds(stages, policy.off_policy.max_staleness, shared_devices=False)
@@ -158,7 +159,9 @@ def cluster_of(policy: PolicyTraining, shape: ModelShape, device: Device, effici
 
 def _split_of(policy: PolicyTraining) -> Split:
     rollout = policy.rollout
-    devices = rollout.actors * rollout.engine.tensor_parallel + policy.scorer.actors + policy.learner.ranks
+    devices = (
+        rollout.actors * rollout.engine.tensor_parallel + policy.scorer.actors + policy.trained_models * policy.learner.ranks
+    )
     return Split(rollout.actors, policy.scorer.actors, policy.learner.ranks, devices)
 
 
@@ -191,10 +194,10 @@ def _problems(policy: PolicyTraining, found: list[ProcessMemory], group: DeviceG
 
 
 def _remedy(process: str, part: str, policy: PolicyTraining) -> str:
-    if process == "learner rank" and part == "activations":
+    if process in ("learner rank", "critic rank") and part == "activations":
         return "lower learner.token_budget or set learner.gradient_checkpointing = true"
-    if process == "learner rank":
-        less = "" if policy.lora else ", or train adapters alone with the section policy.lora"
+    if process in ("learner rank", "critic rank"):
+        less = "" if policy.lora or process == "critic rank" else ", or train adapters alone with the section policy.lora"
         return f"raise learner.zero_stage (now {policy.learner.zero_stage}) and learner.ranks (now {policy.learner.ranks}){less}"
     if process == "engine worker":
         return "raise rollout.engine.gpu_memory_utilization or tensor_parallel, or lower rollout.engine.max_num_seqs"

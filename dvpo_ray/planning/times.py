@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
@@ -74,9 +75,11 @@ def rollout_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, e
 
 
 def score_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
-    """Seconds to read a step's answers with the value model and the reference model on all scorers."""
+    """Seconds to read a step's answers with the reference model, and the value model where it is asked for, on all scorers."""
     logits = work.rows * work.answer
-    flops = shape.forward_flops(work.tokens, work.context) + shape.forward_flops(work.tokens, work.context, logits)
+    flops = shape.forward_flops(work.tokens, work.context, logits)
+    if policy.advantage.reads_values:
+        flops += shape.forward_flops(work.tokens, work.context)
     return flops / policy.scorer.actors / (device.flops * efficiency.forward)
 
 
@@ -102,6 +105,24 @@ def learn_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, eff
     return flops / ranks / (device.flops * efficiency.training) + optimizer
 
 
+def critic_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
+    """Seconds of an online critic's updates, on as many ranks as the policy has."""
+    body = shape.forward_flops(work.tokens, work.context)
+    learner, ppo = policy.learner, policy.ppo
+    updates = ppo.inner_epochs * ppo.mini_batches
+    sharded = learner.ranks if learner.zero_stage else 1
+    optimizer = updates * 32 * shape.value_parameters / sharded / (device.bandwidth * efficiency.bandwidth)
+    recomputed = 1 if learner.gradient_checkpointing else 0
+    return ppo.inner_epochs * (3 + recomputed) * body / learner.ranks / (device.flops * efficiency.training) + optimizer
+
+
+def critic_values_seconds(
+    policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload
+) -> float:
+    """Seconds in which an online critic's ranks read a step's answers before their update."""
+    return shape.forward_flops(work.tokens, work.context) / policy.learner.ranks / (device.flops * efficiency.forward)
+
+
 def sync_seconds(shape: ModelShape, efficiency: Efficiency) -> float:
     """Seconds to bring new weights to the engines."""
     return 2 * shape.parameters / efficiency.sync_bandwidth
@@ -112,10 +133,13 @@ def stage_seconds(
 ) -> dict[str, float]:
     """All stages of one step, each as if it ran alone."""
     given = (policy, shape, device, efficiency, work)
+    learn = learn_seconds(*given)
+    if isinstance(policy.advantage, Ppo):
+        learn += critic_values_seconds(*given) + critic_seconds(*given)
     return {
         "rollout": rollout_seconds(*given),
         "score": score_seconds(*given),
-        "learn": learn_seconds(*given),
+        "learn": learn,
         "sync": sync_seconds(shape, efficiency),
     }
 

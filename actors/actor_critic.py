@@ -1,0 +1,112 @@
+"""A policy and its online critic: two gangs that take every step together, and are one learner to the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from actors.critic import CriticRank
+from actors.gang import GangWeights, PolicyLearner, StandingGang
+from actors.rollout_pool import RolloutPool
+from dvpo_ray.config.algorithms import Ppo
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.sections import ClusterSection, ModelSection
+from dvpo_ray.rows import StepResult
+from dvpo_ray.stages import Handle
+
+
+class Critic(StandingGang):
+    """The critic's learner ranks."""
+
+    rank_class = CriticRank
+    name = "critic"
+
+    def values(self, step: int, beta: float, scored: Iterable[Handle]) -> Handle:
+        """One batch of all rows, with the critic's values: a handle, whose rows do not pass through this process."""
+        batches = list(scored)
+        doing = f"reading values of step {step}"
+        with self.submitting:
+            calls = [actor.values_and_say.options(num_returns=2).remote(step, beta, *batches) for actor in self.actors]
+        self.await_calls([done for _, done in calls], doing)
+        return calls[0][0]
+
+    def learn(self, step: int) -> dict[str, float]:
+        """One training step on these rows; rank 0 speaks for all."""
+        return dict(self.call("learn", step, doing=f"training the critic in step {step}")[0])
+
+
+class ActorCriticLearner:
+    """Policy and critic step, commit and start again together: losing either brings both back to the same commit."""
+
+    def __init__(self, policy: PolicyLearner, critic: Critic) -> None:
+        self.policy = policy
+        self.critic = critic
+
+    def wait_ready(self) -> None:
+        """Wait until every rank of both has its model."""
+        self.policy.wait_ready()
+        self.critic.wait_ready()
+
+    def restart(self) -> None:
+        """End all ranks, dead or not, and start new ones on the models they began with.
+
+        Raises:
+            LearnerLostError: one of the new ones is lost.
+        """
+        self.critic.restart()
+        self.policy.restart()
+
+    def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
+        """Values of the critic as it is, an update of the policy on them, then one of the critic on their returns."""
+        result = self.policy.step(step, beta, [self.critic.values(step, beta, scored)])
+        return replace(result, metrics=result.metrics | self.critic.learn(step))
+
+    def begin_commit(self, folder: str) -> None:
+        """Let every rank of both start writing into one folder."""
+        self.policy.begin_commit(folder)
+        self.critic.begin_commit(folder)
+
+    def end_commit(self) -> dict[str, str]:
+        """Wait until all is written; returns the sha256 of every file."""
+        return self.policy.end_commit() | self.critic.end_commit()
+
+    def load_commit(self, folder: str) -> None:
+        """Go on from a commit."""
+        self.policy.load_commit(folder)
+        self.critic.load_commit(folder)
+
+    def leaving(self) -> bool:
+        """Whether the machine of a rank is about to be taken away."""
+        # Both are asked: each must know that losing it is no fault.
+        return any([self.policy.leaving(), self.critic.leaving()])
+
+    def busy_seconds(self) -> float:
+        """Mean time in which a rank of either trained, in seconds, one after the other."""
+        return self.policy.busy_seconds() + self.critic.busy_seconds()
+
+    def connect(self, rollouts: RolloutPool) -> None:
+        """Give the engines their weights from now on."""
+        self.policy.connect(rollouts)
+
+    def weights(self, version: int | None = None) -> GangWeights:
+        """The policy's current weights."""
+        return self.policy.weights(version)
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Write the policy as a Hugging Face folder."""
+        self.policy.save(folder, facts)
+
+    def stop(self) -> None:
+        """End both."""
+        self.policy.stop()
+        self.critic.stop()
+
+
+def make_learner(
+    model_folder: str, model: ModelSection, policy: PolicyTraining, cluster: ClusterSection, seed: int
+) -> PolicyLearner | ActorCriticLearner:
+    """The learner that a recipe asks for: a critic is there only for ``ppo``."""
+    learner = PolicyLearner(model_folder, model, policy, cluster, seed)
+    if not isinstance(policy.advantage, Ppo):
+        return learner
+    return ActorCriticLearner(learner, Critic(model_folder, model, policy, cluster, seed))

@@ -1,0 +1,135 @@
+"""The online critic's learner rank: values of scored rows out, then one update on their returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from actors.deepspeed_engine import TrainingEngine, all_reduce
+from actors.rank import Rank
+from actors.watchdog import watched
+from dvpo_ray.config.algorithms import Ppo
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.sections import ModelSection
+from dvpo_ray.learning.batching import share_rows
+from dvpo_ray.learning.critic_update import CriticBatch, critic_loss
+from dvpo_ray.learning.policy_update import mini_batch_units
+from dvpo_ray.learning.staleness import keep_fresh
+from dvpo_ray.learning.token_rewards import running_of, running_state, token_rewards
+from dvpo_ray.maths.running import RunningMoments
+from dvpo_ray.models.token_reader import ValueReader
+from dvpo_ray.models.value_model import load_value_model, new_value_model, read_seal
+from dvpo_ray.rows import Ragged, ScoredBatch
+
+
+class CriticRank(Rank):
+    """One DeepSpeed rank that trains the critic of ``ppo``."""
+
+    role = "critic"
+
+    def __init__(self, rank: int, world: int, model_folder: str, model: ModelSection, policy: PolicyTraining, seed: int) -> None:
+        assert isinstance(policy.advantage, Ppo)
+        self.settings = policy.advantage
+        self.policy = policy
+        section = policy.learner.model_copy(update={"learning_rate": self.settings.critic.learning_rate})
+        super().__init__(rank, world, model_folder, model, section, seed)
+        self._running = RunningMoments()
+        self._batch: CriticBatch | None = None
+
+    def start(self, address: str, port: int) -> int:
+        """Join the gang and load the critic; returns this process's id.
+
+        Raises:
+            ModelError: ``critic.initial`` is no sealed value model.
+        """
+        pid = self.join(address, port)
+        section, initial = self.model_section, self.settings.critic.initial
+        if initial is None:
+            model = new_value_model(Path(self.model_folder), section.attention, self.dtype, section.trust_remote_code)
+        else:
+            read_seal(initial)
+            model = load_value_model(Path(initial), self.dtype, section.attention, section.trust_remote_code)
+        reader = ValueReader(model.eval(), share_prefix=self.share_prefix, packed=section.packed)
+        ppo = self.policy.ppo
+        self.engine = TrainingEngine(reader, self.config, self.policy.steps * ppo.inner_epochs * ppo.mini_batches)
+        return pid
+
+    @watched
+    def values(self, step: int, beta: float, *batches: ScoredBatch) -> ScoredBatch:
+        """The rows of a step with the critic's values in place of the frozen ones; ``learn`` trains on them next."""
+        scored = ScoredBatch.concat(batches).in_order()
+
+        def read(rows: list[int]) -> list[np.ndarray]:
+            return Ragged(self._values(scored, rows).float().cpu().numpy(), scored.response_ids.lengths[rows] + 1).rows()
+
+        with self.busy:
+            found = self.gathered(self.read_share(scored.prompt_ids.lengths + scored.response_ids.lengths, read))
+        scored = replace(scored, values=Ragged.of([found[i] for i in range(len(scored))], np.float32))
+        fresh, _ = keep_fresh(scored, step, self.policy.off_policy)
+        if len(fresh):
+            policy = self.policy
+            earned = token_rewards(fresh, self.settings, policy.kl, beta, policy.rewards, self._running)
+            self._running = earned.moments
+            self._batch = CriticBatch.of(fresh, earned.rewards_bt, self.settings.lam)
+        return scored
+
+    def values_and_say(self, step: int, beta: float, *batches: ScoredBatch) -> tuple[ScoredBatch, bool]:
+        """``values``, and that they are there: who must know does not need to fetch the batch."""
+        return self.values(step, beta, *batches), True
+
+    @watched
+    def learn(self, step: int) -> dict[str, float]:
+        """Train on the rows whose values were asked for last; metrics are equal on all ranks.
+
+        Raises:
+            NonFiniteUpdateError: too many updates in a row had to be withheld.
+        """
+        batch, self._batch = self._batch, None
+        assert batch is not None, f"step {step}: no values were asked for"
+        ppo, metrics = self.policy.ppo, batch.metrics()
+        for epoch in range(ppo.inner_epochs):
+            for rows in mini_batch_units(len(batch.scored), ppo.mini_batches, seed=(self.seed, step, epoch)):
+                states = int(batch.returns.lengths[rows].sum())
+                with self.busy:
+                    total = all_reduce({"loss": self._backward(batch, [int(row) for row in rows], states)})["loss"] / states
+                    update = self.apply_update(finite=math.isfinite(total))
+                metrics |= {"critic/loss": total, "critic/grad_norm": update["optimizer/grad_norm"]}
+        self.release_free_memory()
+        return metrics
+
+    def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
+        """As for every rank, with what is known of earlier rewards."""
+        super().begin_commit(folder, (more or {}) | running_state(self._running))
+
+    def load_commit(self, folder: str) -> dict[str, Tensor]:
+        """As for every rank."""
+        more = super().load_commit(folder)
+        self._running, self._batch = running_of(more), None
+        return more
+
+    def stop(self) -> None:
+        """Leave the gang."""
+        self.leave()
+
+    def _backward(self, batch: CriticBatch, rows: list[int], states: int) -> float:
+        """Add the gradients of this rank's share of some rows; returns its loss summed over states."""
+        scored, summed = batch.scored, 0.0
+        lengths = scored.prompt_ids.lengths + scored.response_ids.lengths
+        mine = [rows[i] for i in share_rows([int(lengths[row]) for row in rows], self.world)[self.rank]]
+        groups = self.plan(mine, lengths)
+        for number, group in enumerate(groups):
+            chosen = group or [0]
+            loss = critic_loss(self._values(scored, chosen), batch, chosen, self.settings.critic.clip_range)
+            loss = loss if group else loss * 0.0
+            self.engine.backward(loss / states, last=number == len(groups) - 1)
+            summed += float(loss.detach())
+        return summed
+
+    def _values(self, scored: ScoredBatch, rows: list[int]) -> Tensor:
+        """V(s_0)..V(s_T) of some rows, one after another."""
+        padded = self.pad(*scored.sequences(rows))
+        return self.engine.engine(padded.input_ids, padded.attention_mask, padded.with_prompt_end)
