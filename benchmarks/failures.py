@@ -1,4 +1,4 @@
-"""The share of time that goes into work that counts while something is killed every minute: that part is started again, or all.
+"""The share of time that goes into work that counts while things are killed: the part is started again, or everything is.
 
 The demo's policy training, with the value model of the demo of ``benchmarks.seeds`` (seed 0), which is also the run in which
 nothing fails. ``parts``: rollout actor, scorer and learner are killed in turn, and the run's
@@ -11,11 +11,14 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,8 +28,10 @@ from benchmarks.common import RUNS, table, write_section
 from benchmarks.seeds import demo
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
+from dvpo_ray.json_files import iter_records, read_object
+from dvpo_ray.run import RESULT, write_json
+from dvpo_ray.run_folder import METRICS
 
-EVERY_S = 60.0
 COMMIT_EVERY = 2
 FOLDER = RUNS / "failures"
 UNDISTURBED = RUNS / "demo-seed-0"
@@ -44,11 +49,30 @@ def recipe_of(name: str) -> PolicyRecipe:
     return build(PolicyRecipe, {"run": run, "model": tree["model"], "policy": policy})
 
 
-class Killer(threading.Thread):
-    """Kills what is its turn every ``EVERY_S`` seconds, until told to stop."""
+@dataclass(frozen=True)
+class Arm:
+    """A run, what is killed in it in turn, how often, and when it is given up because it may never end."""
 
-    def __init__(self, victims: Iterator[str]) -> None:
+    name: str
+    what: str
+    victims: Sequence[str]
+    every_s: float
+    limit_s: float = 1200.0
+
+
+ARMS = (
+    Arm("parts", "a rollout actor, a scorer, the learner, in turn, every 60 s", tuple(PARTS), 60.0),
+    Arm("all-60", "driver and all every 60 s, then `--resume auto`", ("all",), 60.0, limit_s=300.0),
+    Arm("all-150", "driver and all every 150 s, then `--resume auto`", ("all",), 150.0),
+)
+
+
+class Killer(threading.Thread):
+    """Kills what is its turn every so many seconds, until told to stop."""
+
+    def __init__(self, victims: Iterator[str], every_s: float) -> None:
         super().__init__(daemon=True)
+        self._every_s = every_s
         self.driver: subprocess.Popen[str] | None = None
         self.killed: list[str] = []
         self.at = 0.0
@@ -57,7 +81,7 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         """Kill."""
-        while not self._done.wait(EVERY_S):
+        while not self._done.wait(self._every_s):
             assert self.driver is not None
             victim = next(self._victims)
             with suppress(psutil.NoSuchProcess):
@@ -75,53 +99,84 @@ class Killer(threading.Thread):
         self.join()
 
 
-def measure(name: str, victims: Sequence[str]) -> dict[str, Any]:
-    """One line of the table."""
+def measure(arm: Arm) -> dict[str, Any]:
+    """One line of the table; an arm measured before is read."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    recipe, began = recipe_of(name), time.monotonic()
-    killer = Killer(itertools.cycle(victims))
+    done = FOLDER / f"{arm.name}.json"
+    if not done.is_file():
+        write_json(done, _measure(arm))
+    return read_object(done)
+
+
+def _measure(arm: Arm) -> dict[str, Any]:
+    recipe, began = recipe_of(arm.name), time.monotonic()
+    folder = FOLDER / arm.name
+    killer = Killer(itertools.cycle(arm.victims), arm.every_s)
     resumed = []
     for life in itertools.count():
         killer.driver = start(recipe, FOLDER, "auto" if life else "never")
         if life == 0:
             killer.start()
         for event in events(killer.driver):
-            print(name, json.dumps(event)[:150], flush=True)
+            print(arm.name, json.dumps(event)[:150], flush=True)
             if life and event["event"] == "phase" and "going on after" in event["text"]:
                 resumed.append(time.monotonic() - killer.at)
-        if killer.driver.wait() == 0:
-            break
-        if killer.driver.returncode != -signal.SIGKILL:
-            raise SystemExit(f"{name}: the run ended with exit code {killer.driver.returncode}")
-    killer.stop()
-    found = json.loads((FOLDER / name / "result.json").read_text())
-    return found | {"killed": len(killer.killed), "seconds": time.monotonic() - began, "resumed": max(resumed, default=None)}
+        status = killer.driver.wait()
+        if status not in (0, -signal.SIGKILL):
+            raise SystemExit(f"{arm.name}: the run ended with exit code {status}")
+        over = time.monotonic() - began > arm.limit_s
+        if status == 0 or over:
+            killer.stop()
+            found = read_object(folder / RESULT) if status == 0 else unfinished(folder, time.monotonic() - began)
+            return found | {"killed": len(killer.killed), "resumed": max(resumed, default=None)}
+    raise AssertionError("lives do not end")
+
+
+def unfinished(folder: Path, seconds: float) -> dict[str, Any]:
+    """One line of the table for a run that did not end: what its records say."""
+    lines = [line for _, _, line in iter_records(folder / METRICS) if not isinstance(line, Exception)]
+    steps = [line["seconds/step"] for line in lines if "seconds/step" in line]
+    work = sum(line.get("seconds/step", 0.0) + line.get("eval/seconds", 0.0) for line in lines)
+    return {
+        "effective_time_share": work / seconds,
+        "seconds_per_step": statistics.median(steps) if steps else None,
+        "gold_after": None,
+        "steps": len(steps),
+        "seconds_total": seconds,
+    }
+
+
+def gold(one: dict[str, Any]) -> str:
+    """The held-out gold at a run's end."""
+    if one["gold_after"] is None:
+        return f"not finished: {one['steps']} steps done when given up"
+    return f"{one['gold_after']:.3f} ({one['gold_after_ci95'][0]:.3f} to {one['gold_after_ci95'][1]:.3f})"
 
 
 def main() -> None:
     """Measure and write."""
     demo(0)
-    undisturbed = json.loads((UNDISTURBED / "policy" / "result.json").read_text())
-    found = {"nothing": undisturbed | {"killed": 0, "seconds": undisturbed["seconds_total"]}}
-    found["a rollout actor, a scorer, the learner, in turn"] = measure("parts", list(PARTS))
-    found["driver and all, then `--resume auto`"] = whole = measure("all", ["all"])
+    nothing = json.loads((UNDISTURBED / "policy" / "result.json").read_text())
+    found = [("nothing", nothing | {"killed": 0, "resumed": None})]
+    found += [(arm.what, measure(arm)) for arm in ARMS]
     rows = [
         [
             what,
             one["killed"],
             f"{one['effective_time_share']:.2f}",
-            f"{one['seconds']:.0f}",
-            f"{one['seconds_per_step']:.1f}",
-            f"{one['gold_after']:.3f} ({one['gold_after_ci95'][0]:.3f} to {one['gold_after_ci95'][1]:.3f})",
+            f"{one['seconds_total']:.0f}",
+            "" if one["seconds_per_step"] is None else f"{one['seconds_per_step']:.1f}",
+            gold(one),
         ]
-        for what, one in found.items()
+        for what, one in found
     ]
     body = f"The demo's policy training with its evaluations; commits every {COMMIT_EVERY} steps (10 where nothing is killed); "
-    body += f"one kill every {EVERY_S:.0f} s from the start of the job on.\n\n"
+    body += "kills at equal times from the start of the job on, while it starts as well.\n\n"
     header = ["killed", "kills", "share of time in work that counts", "seconds in all", "seconds a step (median)", "gold (95%)"]
     body += table(header, rows)
-    if whole["resumed"] is not None:
-        body += f"\nA killed driver's run went on after {whole['resumed']:.0f} s at most (wanted: 60).\n"
+    resumed = [one["resumed"] for _, one in found if one["resumed"] is not None]
+    if resumed:
+        body += f"\nA killed driver's run went on {max(resumed):.0f} s after the kill at most (wanted: 60).\n"
     write_section("failures", "Training while things fail", "python -m benchmarks.failures", body)
     print(body)
 

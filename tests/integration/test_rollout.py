@@ -309,7 +309,7 @@ def reference_step(folder: Path, config: PolicyTraining, scored: ScoredBatch) ->
     batch = pad_sequences(scored.prompt_ids.rows(), scored.response_ids.rows())
     log_probs, entropy = PolicyReader(model)(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
     tokens = TokenBatch.of(prepared, list(range(len(scored))), None, "cpu")
-    total, _ = loss(log_probs, entropy, tokens, config.ppo, config.kl, config.off_policy, 0.1)
+    total, _ = loss(log_probs, entropy, tokens, config.advantage, config.ppo, config.kl, config.off_policy, 0.1)
     limit = config.rollout.rows_per_step * config.rollout.max_new_tokens
     (total / (scored.tokens if config.ppo.loss_normaliser == "tokens" else limit)).backward()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.learner.grad_clip))

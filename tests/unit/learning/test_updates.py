@@ -142,7 +142,8 @@ def test_loss_gradient_of_the_first_pass_is_the_policy_gradient() -> None:
     prepared, _ = policy_update.prepare(scored_batch([3, 2]), 0, DvpoGae(), KL, beta=0.1)
     log_probs = torch.randn(5, requires_grad=True)
     tokens = policy_update.TokenBatch.of(prepared, [0, 1], None, "cpu")
-    total, sums = policy_update.loss(log_probs, torch.zeros(5), tokens, PpoUpdateSection(), KL, OffPolicySection(), 0.1)
+    ppo, off_policy = PpoUpdateSection(), OffPolicySection()
+    total, sums = policy_update.loss(log_probs, torch.zeros(5), tokens, DvpoGae(), ppo, KL, off_policy, 0.1)
     total.backward()
     assert torch.allclose(log_probs.grad, -torch.from_numpy(prepared.advantages.flat))
     assert float(sums["ppo/clip_share"]) == 0 == float(sums["ppo/approx_kl"])
@@ -156,22 +157,22 @@ def test_kl_in_the_loss_pulls_towards_the_reference() -> None:
     for beta in (0.0, 0.5):
         log_probs = tokens.ref_log_probs.clone() + 0.3
         log_probs.requires_grad_(True)
-        policy_update.loss(log_probs, torch.zeros(4), tokens, PpoUpdateSection(), settings, OffPolicySection(), beta)[
-            0
-        ].backward()
+        ppo, off_policy = PpoUpdateSection(), OffPolicySection()
+        total, _ = policy_update.loss(log_probs, torch.zeros(4), tokens, DvpoGae(), ppo, settings, off_policy, beta)
+        total.backward()
         gradients.append(log_probs.grad)
     # d/dx of beta * (exp(ref - x) - 1 - ref + x) = beta * (1 - exp(-0.3))
     assert torch.allclose(gradients[1] - gradients[0], torch.full((4,), 0.5 * (1 - np.exp(-0.3))).float(), atol=1e-6)
 
 
 def test_mini_batches_are_the_same_on_every_rank() -> None:
-    a, b = (policy_update.mini_batch_rows(12, 3, (0, 5, 1)) for _ in range(2))
+    a, b = (policy_update.mini_batch_units(12, 3, (0, 5, 1)) for _ in range(2))
     assert [part.tolist() for part in a] == [part.tolist() for part in b]
     assert sorted(np.concatenate(a).tolist()) == list(range(12))
 
 
 def test_every_estimator_is_registered() -> None:
-    assert estimator_names() == ["dvpo_gae", "dvpo_onestep", "dvpo_released", "dvpo_static", "grpo", "rloo"]
+    assert estimator_names() == ["dvpo_gae", "dvpo_onestep", "dvpo_released", "dvpo_static", "grpo", "p3o", "ppo", "rloo"]
 
 
 def test_lambda_is_chosen_by_answer_length() -> None:

@@ -1,0 +1,131 @@
+"""The rivals of DVPO as whole runs on real Ray, vLLM and DeepSpeed: PPO with its critic, and P3O."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from dvpo_ray.commits import CommitStore
+from dvpo_ray.errors import RunStoppedError
+from dvpo_ray.run import Event
+from jobs.train_policy import train_policy
+from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
+
+pytestmark = pytest.mark.integration
+CRITIC = {"learning_rate": 1e-2}
+PPO: dict[str, Any] = {
+    "value_model": None,
+    "advantage": {"type": "ppo", "critic": CRITIC},
+    "rewards": {"letters": {"function": "tests.fakes:early_letters"}},
+    "commit": {"every": 3},
+    "evaluation": None,
+}
+
+
+@pytest.fixture(scope="module")
+def ppo_run(policy_recipe: MakePolicyRecipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A whole run in which nothing fails."""
+    folder = tmp_path_factory.mktemp("ppo")
+    return train_policy(policy_recipe(folder, "ppo", **PPO)), folder / "ppo"
+
+
+def steps_of(folder: Path) -> list[dict[str, float]]:
+    return [line for line in metrics(folder) if "seconds/step" in line]
+
+
+def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path]) -> None:
+    result, folder = ppo_run
+    assert_books_balance(folder, STEPS)
+    steps = steps_of(folder)
+    # Preset `max`: in the first two steps the critic learns alone, so the third step's answers are still the reference's.
+    assert all(abs(step["kl/per_token"]) < 1e-5 for step in steps[:3])
+    assert steps[0]["value/mean"] == 0, "the head starts at zero"
+    assert [step["optimizer/grad_norm"] > 0 for step in steps] == [False, False] + [True] * 4
+    assert steps[-1]["kl/per_token"] > 1e-4, "the policy has moved"
+    assert steps[-1]["critic/explained_variance"] > steps[0]["critic/explained_variance"]
+    assert all(step["gap/abs_log_prob"] <= 1e-3 for step in steps)
+    assert "CriticRank" in result["peak_memory_by_process_gb"]
+    assert not any(key.startswith("gvm") for key in result)
+
+
+def test_only_ppo_holds_a_critic(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    """No process, file, optimizer or reward model of it in a DVPO run."""
+    processes: set[str] = set()
+
+    def look(event: Event) -> None:
+        if event.kind == "step":
+            family = psutil.Process().children(recursive=True)
+            processes.update(" ".join(process.cmdline()) for process in family if process.is_running())
+
+    result = train_policy(policy_recipe(tmp_path, "dvpo", steps=2, commit={"every": 2}, evaluation=None), look)
+    assert any("PolicyLearnerRank" in process for process in processes)
+    assert not any("Critic" in process for process in processes)
+    assert not any("Critic" in name for name in result["peak_memory_by_process_gb"])
+    commit = CommitStore(tmp_path / "dvpo" / "commits").newest()
+    assert commit is not None
+    assert sorted(file.name for file in commit.folder.iterdir()) == ["learner-00000.safetensors", "manifest.json"]
+    assert not any(name.startswith(("critic/", "reward/")) for line in metrics(tmp_path / "dvpo") for name in line)
+
+
+def test_a_stopped_ppo_run_goes_on_bit_for_bit(
+    ppo_run: tuple[dict[str, Any], Path], policy_recipe: MakePolicyRecipe, tmp_path: Path
+) -> None:
+    """Policy, critic, both optimizers and the running moments of rewards are those of the run that nothing stopped."""
+
+    def stop(event: Event) -> None:
+        if event.kind == "step" and event.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = policy_recipe(tmp_path, "stopped", **PPO)
+    with pytest.raises(RunStoppedError):
+        train_policy(recipe, stop)
+    train_policy(recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})}))
+    a, b = (CommitStore(folder / "commits").newest() for folder in (ppo_run[1], tmp_path / "stopped"))
+    assert a is not None and b is not None and a.step == b.step == STEPS
+    for file in ("learner-00000.safetensors", "critic-00000.safetensors"):
+        left, right = (load_file(commit.folder / file) for commit in (a, b))
+        assert set(left) == set(right) and "rewards" in left
+        assert all(left[name].equal(right[name]) for name in left if name != "rng"), file
+
+
+def test_a_killed_critic_brings_both_back_to_the_commit(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    def kill(event: Event) -> None:
+        if event.kind == "step" and event.step == 5 and not killed:
+            for process in psutil.Process().children(recursive=True):
+                if " ".join(process.cmdline()).startswith("ray::CriticRank"):
+                    killed.append(process.pid)
+                    process.kill()
+
+    killed: list[int] = []
+    phases: list[str] = []
+    train_policy(policy_recipe(tmp_path, "killed", **PPO), lambda event: (kill(event), phases.append(event.text)))  # type: ignore[func-returns-value]
+    assert len(killed) == 1
+    assert any("going on after step 3" in phase for phase in phases)
+    assert_books_balance(tmp_path / "killed", STEPS)
+
+
+def test_ppo_on_two_sharded_ranks_from_a_value_model(
+    value: dict[str, Any], policy_recipe: MakePolicyRecipe, tmp_path: Path
+) -> None:
+    learner = {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512, "ranks": 2, "zero_stage": 2}
+    critic = CRITIC | {"initial": value["value_model"], "warmup_steps": 0}
+    changed = {"learner": learner, "advantage": {"type": "ppo", "critic": critic}, "ppo": {"inner_epochs": 2, "mini_batches": 2}}
+    train_policy(policy_recipe(tmp_path, "two", **(PPO | changed | {"steps": 3})))
+    steps = steps_of(tmp_path / "two")
+    assert steps[0]["value/mean"] != 0, "the critic starts from the value model"
+    assert all(step["critic/grad_norm"] > 0 and step["optimizer/grad_norm"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize("clip", ["separate", "joint"])
+def test_p3o_improves_what_the_frozen_value_sees(policy_recipe: MakePolicyRecipe, tmp_path: Path, clip: str) -> None:
+    rollout = ROLLOUT | {"prompts_per_step": 8, "answers_per_prompt": 2}
+    train_policy(policy_recipe(tmp_path, clip, advantage={"type": "p3o", "clip": clip}, rollout=rollout, evaluation=None))
+    steps = steps_of(tmp_path / clip)
+    assert_books_balance(tmp_path / clip, STEPS)
+    assert steps[-1]["value/last"] > steps[0]["value/last"]

@@ -1,0 +1,109 @@
+"""An online critic's step, the rewards it learns from, and the settings of `ppo` and `p3o`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.algorithms import DvpoGae, FixedKl, KlSection, P3o, Ppo
+from dvpo_ray.config.loading import build
+from dvpo_ray.config.rewards import FunctionReward
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.learning.critic_update import CriticBatch, critic_loss
+from dvpo_ray.learning.policy_update import units
+from dvpo_ray.learning.token_rewards import running_of, running_state, token_rewards
+from dvpo_ray.maths.running import RunningMoments
+from dvpo_ray.rows import Ragged, ScoredBatch
+from tests.fakes import scored_batch
+
+KL = KlSection(control=FixedKl(coefficient=0.0))
+ONE = {"x": FunctionReward(function="a:b")}
+
+
+def with_scores(scored: ScoredBatch, scores: list[float]) -> ScoredBatch:
+    return replace(scored, rewards=Ragged.of([[score] for score in scores], np.float32))
+
+
+def test_rewards_are_normalised_over_the_whole_run_and_clipped() -> None:
+    settings = Ppo.model_validate({"clip_rewards": 1.2})
+    first = token_rewards(with_scores(scored_batch([2, 1]), [1.0, 3.0]), settings, KL, 0.0, ONE, RunningMoments())
+    assert first.rewards_bt.tolist() == [[0.0, -1.0], [1.0, 0.0]]
+    kept = running_of(running_state(first.moments))
+    second = token_rewards(with_scores(scored_batch([1, 1]), [2.0, 9.0]), settings, KL, 0.0, ONE, kept)
+    scores = np.array([1.0, 3.0, 2.0, 9.0])
+    assert second.rewards_bt[0, 0] == pytest.approx((2 - scores.mean()) / scores.std())
+    assert second.rewards_bt[1, 0] == pytest.approx(1.2), "1.7 deviations above the mean"
+    assert second.metrics["reward/x"] == 5.5
+
+
+def test_other_estimators_take_rewards_as_they_are() -> None:
+    found = token_rewards(with_scores(scored_batch([2, 1]), [1.0, 3.0]), DvpoGae(), KL, 0.0, ONE, RunningMoments())
+    assert found.rewards_bt.tolist() == [[0.0, 1.0], [3.0, 0.0]] and found.moments.count == 0
+
+
+def test_a_critic_learns_the_reward_of_a_state() -> None:
+    """Gradient steps on the values themselves bring them to the returns, at every state but the one after the end."""
+    scored = scored_batch([3, 1])
+    rewards_bt = torch.tensor([[0.0, 0.0, 1.0], [-2.0, 0.0, 0.0]])
+    values = torch.zeros(6, requires_grad=True)
+    for _ in range(200):
+        batch = CriticBatch.of(replace(scored, values=Ragged(values.detach().numpy().copy(), np.array([4, 2]))), rewards_bt, 0.95)
+        (gradient,) = torch.autograd.grad(critic_loss(values, batch, [0, 1], 0.2), values)
+        values = (values - 0.1 * gradient).detach().requires_grad_(True)
+    assert values.tolist() == pytest.approx([1, 1, 1, 0, -2, 0], abs=1e-3)
+    assert batch.metrics()["critic/explained_variance"] > 0.99
+
+
+def test_preset_max_fills_in_what_is_not_set() -> None:
+    full, plain = Ppo(), Ppo(preset="plain")
+    assert full.normalise_rewards and full.clip_rewards == 5.0
+    assert full.critic.clip_range == 0.2 and full.critic.warmup_steps == 2
+    assert not plain.normalise_rewards and plain.clip_rewards is None
+    assert plain.critic.clip_range is None and plain.critic.warmup_steps == 0
+    mixed = Ppo.model_validate({"normalise_rewards": False, "critic": {"warmup_steps": 0}})
+    assert not mixed.normalise_rewards and mixed.clip_rewards == 5.0
+    assert mixed.critic.warmup_steps == 0 and mixed.critic.clip_range == 0.2
+    assert Ppo.model_validate(mixed.model_dump()) == mixed
+
+
+def test_pairs_stay_together_only_where_their_ratio_is_one() -> None:
+    prompts = Ragged.of([np.array([7, 8])] * 2 + [np.array([9])] * 3, np.int32)
+    scored = replace(scored_batch([1, 2, 3, 4, 5]), prompt_ids=prompts)
+    assert units(scored, P3o()) == [[0], [1], [2], [3], [4]]
+    assert units(scored, P3o(clip="joint")) == [[0, 1], [2, 3], [4, 4]]
+
+
+def recipe(tmp_path: Path, **policy: Any) -> PolicyRecipe:
+    data = {"source": str(tmp_path), "max_prompt_tokens": 64}
+    tree = {"policy": {"data": data, "value_model": None, "rollout": {"max_new_tokens": 64}} | policy}
+    return build(PolicyRecipe, tree)
+
+
+def test_ppo_needs_a_reward_and_no_value_model(tmp_path: Path) -> None:
+    rewards = {"x": {"type": "function", "function": "a:b"}}
+    assert recipe(tmp_path, advantage={"type": "ppo"}, rewards=rewards).policy.trained_models == 2
+    with pytest.raises(ConfigError, match=r"type = 'ppo' learns from rewards: name at least one of policy\.rewards"):
+        recipe(tmp_path, advantage={"type": "ppo"})
+    with pytest.raises(ConfigError, match="needs an advantage.type without an online critic"):
+        recipe(tmp_path, advantage={"type": "ppo", "whitening": "scale"}, rewards=rewards, streaming=True)
+
+
+def test_p3o_needs_pairs(tmp_path: Path) -> None:
+    given = {"value_model": "v", "rollout": {"answers_per_prompt": 3}, "off_policy": {"max_staleness": 1}}
+    with pytest.raises(ConfigError, match=r"answers_per_prompt = 3 is odd and off_policy\.max_staleness = 1 is not 0"):
+        recipe(tmp_path, advantage={"type": "p3o"}, **given)
+    rollout = {"answers_per_prompt": 2, "max_new_tokens": 64, "prompts_per_step": 4}
+    with pytest.raises(ConfigError, match=r"learner.token_budget \(200\) must be at least 256"):
+        recipe(
+            tmp_path,
+            advantage={"type": "p3o", "clip": "joint"},
+            value_model="v",
+            rollout=rollout,
+            learner={"token_budget": 200},
+        )
