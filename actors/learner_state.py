@@ -6,6 +6,8 @@ Each rank writes the pieces it owns: ``KEY|PARAMETER|START`` holds elements from
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from dvpo_ray.tensor_file import write_tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SEPARATOR = "|"
 LEARNER = "learner"
+LOWEST_PRIORITY = 19
 FACTS = ("adam_steps", "schedule_steps", "skipped", "world")
 Pieces = dict[tuple[str, str], list[tuple[int, Any, str]]]
 
@@ -186,6 +189,16 @@ def joined(parts: list[tuple[int, Any, str]], size: int, name: str, folder: Path
     return whole
 
 
+def yield_to_training() -> None:
+    """Let this thread alone run when nothing else wants its core (Linux).
+
+    The threads of a matrix product wait for the slowest of them, so one that shares its core slows down all. Whoever waits for
+    what this thread writes leaves it the core.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+
+
 class StateWriter:
     """Writes a rank's pieces in a thread while training goes on; who changes what is written must ``wait`` first.
 
@@ -202,6 +215,7 @@ class StateWriter:
         assert self._thread is None, "the last commit was not collected"
 
         def write() -> None:
+            yield_to_training()
             try:
                 self._digest = write_tensors(path, tensors, facts)
             except BaseException as error:
