@@ -1,7 +1,7 @@
 """DVPO and its rivals on the demo: the same pairs, prompts, engine, learner and tokens, with another algorithm in the recipe.
 
 DVPO is guided by the demo's value model; `ppo`, `grpo`, `rloo` and `p3o` by a reward model trained on the same pairs, and the
-critic of `ppo` starts from the value model; `dpo` is trained on the pairs themselves. Gold is never shown to any of them. Arms that
+critic of `ppo` starts from the value model; `dpo` is trained on the pairs themselves. None of them is shown gold. Arms that
 have a result are not run again.
 """
 
