@@ -1,6 +1,6 @@
-"""One training step, this project against TRL's PPO trainer: same model, prompts, batch and answer length, one after the other.
+"""One training step, this project against TRL's trainers: same model, prompts, batch and answer length, one after the other.
 
-This project is measured before and after its peers, because the speed of a shared machine drifts; the mean of both counts.
+DVPO is measured before and after the others, because the speed of a shared machine drifts; the mean of both counts.
 TRL runs in an environment of its own, made on first use from requirements-trl.txt.
 """
 
@@ -23,8 +23,14 @@ from dvpo_ray.models.packaged import cache_dir, resolve_model
 REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
 PROMPTS = ROOT / "dvpo_ray" / "demo" / "data" / "train_prompts.jsonl.gz"
 PARTS = ("rollout", "score", "learn", "sync")
-# Type of the trained models' weights, and rows in one backward pass (the batch has 32).
-PEERS = (("float32", 32), ("float32", 8), ("bfloat16", 8))
+# Trainer, type of the trained models' weights, and rows in one backward pass (the batch has 32).
+PEERS = (
+    ("ppo", "float32", 32),
+    ("ppo", "float32", 8),
+    ("ppo", "bfloat16", 8),
+    ("grpo", "float32", 32),
+    ("rloo", "float32", 32),
+)
 
 
 def peer_python() -> Path:
@@ -41,9 +47,9 @@ def peer_python() -> Path:
     return python
 
 
-def measure_trl(steps: int, weights: str, micro_batch: int) -> dict[str, Any]:
+def measure_trl(steps: int, trainer: str, weights: str, micro_batch: int) -> dict[str, Any]:
     """TRL's step time and peak memory, with one of ``PEERS``."""
-    command = [str(peer_python()), str(Path(__file__).with_name("trl_ppo.py"))]
+    command = [str(peer_python()), str(Path(__file__).with_name("trl_step.py")), "--trainer", trainer]
     command += ["--model", str(resolve_model("smollm2-135m-instruct")), "--prompts", str(PROMPTS), "--steps", str(steps)]
     command += ["--weights", weights, "--micro-batch", str(micro_batch)]
     command += ["--monitor", str(ROOT / "dvpo_ray" / "memory.py"), "--output", str(RUNS / "trl")]
@@ -63,12 +69,18 @@ def value_model() -> Path:
     return folder / "value-model"
 
 
-def measure_dvpo(steps: int) -> dict[str, Any]:
-    """This project's step time by part, and peak memory."""
-    folder = RUNS / "step-time" / "policy"
+def measure_ours(steps: int, algorithm: str = "dvpo_gae") -> dict[str, Any]:
+    """This project's step time by part, and peak memory; its rivals are rewarded by a model of the same size."""
+    folder = RUNS / "step-time" / algorithm
     settings = load_recipe(PipelineRecipe, "demo", [f"policy.steps={steps}"]).policy_recipe(str(value_model()))
     tree = settings.model_dump(mode="json", exclude_none=True)
-    del tree["policy"]["evaluation"]
+    policy = tree["policy"]
+    del policy["evaluation"]
+    if algorithm != "dvpo_gae":
+        policy["rewards"] = {"model": {"type": "model", "folder": policy.pop("value_model")}}
+        policy["advantage"] = {"type": algorithm} | ({} if algorithm == "ppo" else {"score": "none"})
+    if algorithm in ("grpo", "rloo"):
+        policy["rollout"] |= {"prompts_per_step": 8, "answers_per_prompt": 4}
     train("policy", tree, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
     result = json.loads((folder / "result.json").read_text())
@@ -83,33 +95,47 @@ def measure_dvpo(steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure both and write the table."""
+    """Measure all and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--trl-steps", type=int, default=4)
+    parser.add_argument("--trainers", nargs="+", choices=("ppo", "grpo", "rloo"), default=["ppo", "grpo", "rloo"])
     arguments = parser.parse_args()
-    before = measure_dvpo(arguments.steps)
-    peers = {f"{weights} weights, micro-batch {size}": measure_trl(arguments.trl_steps, weights, size) for weights, size in PEERS}
-    after = measure_dvpo(arguments.steps)
+    before = measure_ours(arguments.steps)
+    ours = {name: measure_ours(arguments.steps, name) for name in arguments.trainers}
+    chosen = [peer for peer in PEERS if peer[0] in arguments.trainers]
+    peers = {peer: measure_trl(arguments.trl_steps, *peer) for peer in chosen}
+    after = measure_ours(arguments.steps)
     seconds = statistics.mean([before["seconds_per_step"], after["seconds_per_step"]])
-    memory = max(before["peak_memory_gb"], after["peak_memory_gb"])
-    rows: list[list[Any]] = [["dvpo_ray", seconds, memory, "", ""]]
-    for name, peer in peers.items():
-        ratios = f"{peer['seconds_per_step'] / seconds:.2f}", f"{memory / peer['peak_memory_gb']:.2f}"
-        rows.append([f"TRL 1.10 PPO, {name}", peer["seconds_per_step"], peer["peak_memory_gb"], *ratios])
-    body = "32 prompts, one answer of at most 40 tokens each, one epoch, SmolLM2-135M-Instruct; "
+    dvpo = {"seconds_per_step": seconds, "peak_memory_gb": max(before["peak_memory_gb"], after["peak_memory_gb"])}
+    rows: list[list[Any]] = [["DVPO", dvpo["seconds_per_step"], dvpo["peak_memory_gb"], "", ""]]
+    rows += [[f"our {name.upper()}", one["seconds_per_step"], one["peak_memory_gb"], "", ""] for name, one in ours.items()]
+    for (trainer, weights, size), peer in peers.items():
+        same = ours[trainer]
+        rows.append(
+            [
+                f"TRL {trainer.upper()}, {weights} weights, micro-batch {size}",
+                peer["seconds_per_step"],
+                peer["peak_memory_gb"],
+                f"{peer['seconds_per_step'] / seconds:.2f} / {peer['seconds_per_step'] / same['seconds_per_step']:.2f}",
+                f"{dvpo['peak_memory_gb'] / peer['peak_memory_gb']:.2f} / {same['peak_memory_gb'] / peer['peak_memory_gb']:.2f}",
+            ]
+        )
+    body = "32 answers of at most 40 tokens, to 32 prompts (GRPO and RLOO: 8), one epoch, SmolLM2-135M-Instruct, TRL 1.10; "
     body += "median of the steps after the first. All compute in bfloat16. Like this project, TRL with float32 weights updates "
     body += "a float32 copy of what it trains; with bfloat16 weights it has none, and rounds small updates away. "
-    body += "Its micro-batch is the number of rows in one backward pass.\n\n"
+    body += "Its micro-batch is the number of rows in one backward pass. Ratios are to DVPO and to the same algorithm here.\n\n"
     body += table(["", "seconds per step", "peak memory, GB (PSS)", "times slower than ours", "our memory to its"], rows)
-    for when, ours in {"before": before, "after": after}.items():
-        parts = ", ".join(f"{name} {value:.2f} s" for name, value in ours["parts"].items())
-        body += f"\nOur step {when} TRL's: {ours['seconds_per_step']:.2f} s ({parts}; {ours['tokens']:.1f} tokens an answer, "
+    for when, one in {"before": before, "after": after}.items():
+        parts = ", ".join(f"{name} {value:.2f} s" for name, value in one["parts"].items())
+        body += (
+            f"\nDVPO's step {when} the others': {one['seconds_per_step']:.2f} s ({parts}; {one['tokens']:.1f} tokens an answer, "
+        )
         body += "TRL pads to 40)."
     body += "\n\n"
-    lists = [f"{name}: {', '.join(f'{s:.1f}' for s in peer['steps'])} s" for name, peer in peers.items()]
+    lists = [f"{' '.join(map(str, peer))}: {', '.join(f'{s:.1f}' for s in one['steps'])} s" for peer, one in peers.items()]
     body += f"TRL's steps, {'; '.join(lists)}.\n"
-    write_section("step_time", "Step time and memory against TRL's PPO trainer", "python -m benchmarks.step_time", body)
+    write_section("step_time", "Step time and memory against TRL's trainers", "python -m benchmarks.step_time", body)
     print(body)
 
 
