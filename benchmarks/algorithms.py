@@ -167,7 +167,7 @@ def quality_table(folders: dict[str, list[Path]]) -> str:
 
 def cost_table(folders: dict[str, list[Path]]) -> str:
     """Time and memory, and what is left of PPO's."""
-    results = {kind: [found for run in runs if (found := finished(run)) is not None] for kind, runs in folders.items()}
+    results = {kind: [one for run in runs if (one := finished(run)) is not None] for kind, runs in folders.items()}
     rows = []
     for kind, found in results.items():
         peaks = found[0]["peak_memory_by_process_gb"]

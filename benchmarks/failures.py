@@ -119,7 +119,7 @@ def _measure(arm: Arm) -> dict[str, Any]:
             killer.start()
         for event in events(killer.driver):
             print(arm.name, json.dumps(event)[:150], flush=True)
-            if life and event["event"] == "phase" and "going on after" in event["text"]:
+            if life and event.get("event") == "phase" and "going on after" in event["text"]:
                 resumed.append(time.monotonic() - killer.at)
         status = killer.driver.wait()
         if status not in (0, -signal.SIGKILL):

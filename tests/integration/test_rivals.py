@@ -24,7 +24,6 @@ PPO: dict[str, Any] = {
     "advantage": {"type": "ppo", "critic": CRITIC},
     "rewards": {"letters": {"function": "tests.fakes:early_letters"}},
     "commit": {"every": 3},
-    "evaluation": None,
 }
 
 
@@ -85,7 +84,9 @@ def test_a_stopped_ppo_run_goes_on_bit_for_bit(
     recipe = policy_recipe(tmp_path, "stopped", **PPO)
     with pytest.raises(RunStoppedError):
         train_policy(recipe, stop)
-    train_policy(recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})}))
+    result = train_policy(recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})}))
+    golds = ("gold_before", "gold_after", "win_rate", "kl_per_token")
+    assert [result[name] for name in golds] == [ppo_run[0][name] for name in golds], "evaluations go on as well"
     a, b = (CommitStore(folder / "commits").newest() for folder in (ppo_run[1], tmp_path / "stopped"))
     assert a is not None and b is not None and a.step == b.step == STEPS
     for file in ("learner-00000.safetensors", "critic-00000.safetensors"):
