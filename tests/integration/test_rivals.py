@@ -47,7 +47,7 @@ def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path]) -> N
     assert steps[0]["value/mean"] == 0, "the head starts at zero"
     assert [step["optimizer/grad_norm"] > 0 for step in steps] == [False, False] + [True] * 4
     assert steps[-1]["kl/per_token"] > 1e-4, "the policy has moved"
-    assert steps[-1]["critic/explained_variance"] > steps[0]["critic/explained_variance"]
+    assert steps[1]["value/mean"] != 0, "the critic has moved"
     assert all(step["gap/abs_log_prob"] <= 1e-3 for step in steps)
     assert "CriticRank" in result["peak_memory_by_process_gb"]
     assert not any(key.startswith("gvm") for key in result)
@@ -111,15 +111,23 @@ def test_a_killed_critic_brings_both_back_to_the_commit(policy_recipe: MakePolic
     assert_books_balance(tmp_path / "killed", STEPS)
 
 
-def test_ppo_on_two_sharded_ranks_from_a_value_model(
+def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
     value: dict[str, Any], policy_recipe: MakePolicyRecipe, tmp_path: Path
 ) -> None:
+    """It starts from a value model; every answer earns 1, so that is the value of every state."""
     learner = {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512, "ranks": 2, "zero_stage": 2}
     critic = CRITIC | {"initial": value["value_model"], "warmup_steps": 0}
-    changed = {"learner": learner, "advantage": {"type": "ppo", "critic": critic}, "ppo": {"inner_epochs": 2, "mini_batches": 2}}
-    train_policy(policy_recipe(tmp_path, "two", **(PPO | changed | {"steps": 3})))
+    changed = {
+        "learner": learner,
+        "advantage": {"type": "ppo", "preset": "plain", "critic": critic},
+        "rewards": {"one": {"function": "tests.fakes:always_one"}},
+        "ppo": {"inner_epochs": 2, "mini_batches": 2},
+        "steps": 4,
+    }
+    train_policy(policy_recipe(tmp_path, "two", **(PPO | changed)))
     steps = steps_of(tmp_path / "two")
     assert steps[0]["value/mean"] != 0, "the critic starts from the value model"
+    assert abs(steps[-1]["value/mean"] - 1) < abs(steps[0]["value/mean"] - 1) / 2
     assert all(step["critic/grad_norm"] > 0 and step["optimizer/grad_norm"] > 0 for step in steps)
 
 
