@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from actors.critic import CriticRank
 from actors.gang import GangWeights, PolicyLearner, StandingGang
@@ -15,11 +16,14 @@ from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
 
+CRITIC = "critic"
+
+
 class Critic(StandingGang):
     """The critic's learner ranks."""
 
     rank_class = CriticRank
-    name = "critic"
+    name = CRITIC
 
     def values(self, step: int, beta: float, scored: Iterable[Handle]) -> Handle:
         """One batch of all rows, with the critic's values: a handle, whose rows do not pass through this process."""
@@ -93,8 +97,9 @@ class ActorCriticLearner:
         return self.policy.weights(version)
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
-        """Write the policy as a Hugging Face folder."""
+        """Write the policy as a Hugging Face folder, and the critic beside it."""
         self.policy.save(folder, facts)
+        self.critic.call("save", str(Path(folder).with_name(CRITIC)), doing="saving the critic")
 
     def stop(self) -> None:
         """End both."""

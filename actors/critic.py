@@ -111,6 +111,11 @@ class CriticRank(Rank):
         self._running, self._batch = running_of(more), None
         return more
 
+    @watched
+    def save(self, folder: str) -> None:
+        """Write the critic as a Hugging Face token classifier, without a seal: it was trained on what one policy wrote."""
+        self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code)
+
     def stop(self) -> None:
         """Leave the gang."""
         self.leave()

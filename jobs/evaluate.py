@@ -32,9 +32,14 @@ TOKEN_BUDGET = 8192
 
 def evaluate_value(folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int) -> dict[str, Any]:
     """Pair accuracy of a sealed value model by every aggregate, with 95% intervals for mean and last value."""
+    read_seal(folder)
+    return rank_pairs(folder, data, max_prompt_tokens, max_answer_tokens)
+
+
+def rank_pairs(folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int) -> dict[str, Any]:
+    """As ``evaluate_value``, of any model that gives tokens values, such as the critic of a ``ppo`` run."""
     from transformers import AutoTokenizer
 
-    read_seal(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with DeadLetters(None) as letters:
         pairs, counts = load_pairs(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dvpo_ray.commits import CommitStore
 from dvpo_ray.errors import RunStoppedError
 from dvpo_ray.run import Event
+from jobs.evaluate import rank_pairs
 from jobs.train_policy import train_policy
 from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
 
@@ -38,7 +39,7 @@ def steps_of(folder: Path) -> list[dict[str, float]]:
     return [line for line in metrics(folder) if "seconds/step" in line]
 
 
-def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path]) -> None:
+def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path], pairs: Path) -> None:
     result, folder = ppo_run
     assert_books_balance(folder, STEPS)
     steps = steps_of(folder)
@@ -49,6 +50,8 @@ def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path]) -> N
     assert steps[-1]["kl/per_token"] > 1e-4, "the policy has moved"
     assert steps[1]["value/mean"] != 0, "the critic has moved"
     assert all(step["gap/abs_log_prob"] <= 1e-3 for step in steps)
+    found = rank_pairs(folder / "critic", str(pairs), 64, 32)
+    assert found["pairs"] == 96 and 0 <= found["accuracy"]["last"] <= 1, "the critic is saved as a model that can be asked"
     assert "CriticRank" in result["peak_memory_by_process_gb"]
     assert not any(key.startswith("gvm") for key in result)
 
