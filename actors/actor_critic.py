@@ -15,7 +15,6 @@ from dvpo_ray.config.sections import ClusterSection, ModelSection
 from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
-
 CRITIC = "critic"
 
 

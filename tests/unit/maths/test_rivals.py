@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -105,6 +105,7 @@ def test_p3o_on_a_bandit_is_the_policy_gradient(clip: str) -> None:
 
 
 @pytest.mark.parametrize("clip", ["separate", "joint"])
+@settings(deadline=None)
 @given(shift=st.lists(numbers, min_size=2, max_size=2))
 def test_p3o_is_blind_to_what_all_answers_of_a_prompt_gain(clip: str, shift: list[float]) -> None:
     """Adding delta(x) to the rewards leaves P3O's update as it was; PPO's changes."""

@@ -233,6 +233,25 @@ def test_failures_restart_rows_and_all_steps_are_done() -> None:
     assert failing.seconds_per_step > simulate(SIMPLE).seconds_per_step
 
 
+PPO = {"advantage": {"type": "ppo"}, "rewards": {"x": {"type": "function", "function": "a:b"}}}
+
+
+def test_a_critic_is_planned_for_ppo_alone() -> None:
+    shape, group = ModelShape.of(LLAMA_8B), parse_devices("16xH100-80GB")
+    dvpo, ppo = eight_gpus(), eight_gpus(**PPO)
+    named = [{one.name: one for one in processes(policy, shape, "sdpa", group.device)} for policy in (dvpo, ppo)]
+    assert "critic rank" not in named[0] and named[1]["critic rank"].count == 4
+    assert named[0]["scorer"].parts["value model"] > 0 == named[1]["scorer"].parts["value model"]
+    assert named[1]["critic rank"].parts["optimizer"] == pytest.approx(16 * shape.value_parameters / 4)
+    plans = [make_plan(policy, shape, "sdpa", group, Workload.of(policy)) for policy in (dvpo, ppo)]
+    assert plans[1].stages["learn"] > 1.5 * plans[0].stages["learn"]
+    assert plans[1].stages["score"] < plans[0].stages["score"]
+    for policy, plan in zip((dvpo, ppo), plans, strict=True):
+        assert plan.best is not None
+        ranks = policy.trained_models * plan.best.ranks
+        assert plan.best.devices == plan.best.rollouts + plan.best.scorers + ranks <= 16
+
+
 @given(
     engines=st.integers(1, 6),
     at_once=st.integers(1, 20),
