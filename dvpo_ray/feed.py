@@ -14,9 +14,7 @@ from dvpo_ray.errors import LOST, RowsLostError
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import GenerationRequest
 from dvpo_ray.run import Run, StepRecord
-from dvpo_ray.stages import Handle, Stages
-
-ATTEMPTS = 3
+from dvpo_ray.stages import ATTEMPTS, Handle, Stages
 
 
 class Feed:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from dvpo_ray.rows import GenerationRequest, ScoredBatch, ServedWeights, StepResult
 
 Handle = Any
+# Times that rows are asked for when a node is lost with them.
+ATTEMPTS = 3
 
 
 class Weights(Protocol):

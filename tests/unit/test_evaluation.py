@@ -1,0 +1,63 @@
+"""Held-out evaluation: rows lost with a node are asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dvpo_ray.config.algorithms import DvpoGae
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.errors import RowsLostError
+from dvpo_ray.evaluation import Evaluator
+from dvpo_ray.rows import ScoredBatch
+from tests.fakes import FakeStages, scored_batch
+
+
+class Letters:
+    """A tokenizer of one letter."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return "a" * len(ids)
+
+
+class LosingStages(FakeStages):
+    """Scores are lost with their node so many times."""
+
+    def __init__(self, losses: int) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def score(self, answers: Iterable[str]) -> Any:
+        """One batch of random rows under the names asked for."""
+        names = list(answers)
+        self.calls.append("score")
+        yield replace(scored_batch([3] * len(names)), row_ids=tuple(reversed(names)))
+
+    def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
+        found = list(handles)
+        if self.calls.count("score") <= self.losses:
+            raise RowsLostError("scorer-0: what it gave is lost")
+        return found
+
+
+def evaluator() -> Evaluator:
+    prompts = [EncodedPrompt(f"p{i}", f"ask {i}", (5, 6, 7), f"ask {i}") for i in range(4)]
+    return Evaluator(prompts, 1, "tests.fakes:early_letters", DvpoGae(), Letters(), 0)
+
+
+def test_rows_lost_with_a_node_are_asked_for_again() -> None:
+    stages = LosingStages(2)
+    found = evaluator().run(4, stages, stages)
+    assert stages.calls.count("generate") == 3
+    assert [answer.prompt_id for answer in found.answers] == ["p0", "p1", "p2", "p3"]
+    assert found.golds == [1.0] * 4
+
+
+def test_rows_lost_again_and_again_end_the_evaluation() -> None:
+    stages = LosingStages(99)
+    with pytest.raises(RowsLostError):
+        evaluator().run(4, stages, stages)
+    assert stages.calls.count("generate") == 3
