@@ -1,8 +1,9 @@
 """Two ways in which rewards go wrong, on the demo's model and prompts.
 
-`noise`: every prompt's rewards are shifted by a number of its own, drawn from N(0, 5). P3O compares answers of one prompt and does
-not see it; PPO does (arXiv 2310.00212). `exploit`: the reward counts exclamation marks, which is not what gold wants. Plain PPO
-without KL follows it; the preset `max` with KL is held back (arXiv 2307.04964). Arms that have a result are not run again.
+`noise`: the rewards of every prompt are shifted by a number of its own, drawn from N(0, 5). P3O compares answers of one prompt
+and does not see it; PPO does (arXiv 2310.00212). `exploit`: the reward counts exclamation marks, which is not what gold wants.
+Plain PPO without KL follows it; the preset `max` with KL is held back (arXiv 2307.04964). Arms that have a result are not run
+again.
 """
 
 from __future__ import annotations
