@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from dvpo_ray.direct_file import DirectFile
 
 PIECE = 16 * 2**20
 NAMES = {
@@ -41,7 +42,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with DirectFile(path) as file:
         for piece in (struct.pack("<Q", len(text)), text):
             file.write(piece)
             digest.update(piece)
@@ -50,6 +51,4 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
                 data = part.cpu().numpy().data
                 file.write(data)
                 digest.update(data)
-        file.flush()
-        os.fsync(file.fileno())
     return digest.hexdigest()
