@@ -25,11 +25,13 @@ SHOWN_KEYS = (
     ("kl_per_token", "KL per token (nats)"),
     ("gvm_pair_accuracy_mean", "value model pair accuracy, mean value"),
     ("gvm_pair_accuracy_last", "value model pair accuracy, last value"),
+    ("reward_pair_accuracy", "reward model pair accuracy"),
     ("seconds_per_step", "seconds per step"),
     ("seconds_total", "seconds in all"),
     ("peak_memory_gb", "peak memory (GB)"),
     ("logprob_gap_mean", "log-prob gap, engine to learner"),
     ("value_model", "value model"),
+    ("reward_model", "reward model"),
     ("policy", "policy"),
     ("report", "report"),
 )

@@ -1,4 +1,4 @@
-"""Value pretraining as a Ray job: preference pairs in, a sealed, frozen value model out."""
+"""Value pretraining as a Ray job: preference pairs in, a sealed, frozen value model (or reward model) out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dvpo_ray import cli
 from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import ValueRecipe
-from dvpo_ray.config.algorithms import TargetConfig
+from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
 from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
 from dvpo_ray.errors import RunStoppedError
 from dvpo_ray.learning.value_update import LabelledAnswer, pair_accuracy, pair_wins, resolve_target
@@ -30,7 +30,7 @@ from dvpo_ray.run_folder import locked, run_folder
 from jobs.resume import VALUE_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_pairs
 
-VALUE_MODEL = "value-model"
+VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 Pair = tuple[LabelledAnswer, LabelledAnswer]
 
 
@@ -69,21 +69,18 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
                 _train(gang, train, target, recipe, run, committer, commit)
                 run.phase("measuring pair accuracy on held-out prompts")
-                accuracy = evaluate_pairs(gang, held_out)
-                run.phase("saving and sealing the value model")
-                target_folder = (folder / VALUE_MODEL).resolve()
-                gang.call("save", str(target_folder), doing="saving the value model")
+                accuracy = evaluate_pairs(gang, held_out, target)
+                run.phase("saving and sealing the model")
+                target_folder = (folder / (REWARD_MODEL if isinstance(target, RewardTarget) else VALUE_MODEL)).resolve()
+                gang.call("save", str(target_folder), doing="saving the model")
             finally:
                 gang.stop()
         _seal(target_folder, base, train, target, held_out, accuracy)
         result = {
-            "value_model": str(target_folder),
+            **_figures(target, target_folder, accuracy),
             "pairs": len(train),
             "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
             "held_out_pairs": len(held_out),
-            "gvm_pair_accuracy_mean": accuracy["mean"],
-            "gvm_pair_accuracy_last": accuracy["last"],
-            **{key: value for key, value in accuracy.items() if key.endswith("ci95")},
             "accuracy_by_aggregate": accuracy["by_aggregate"],
             "target": target.model_dump(),
             "seconds_total": run.seconds,
@@ -98,8 +95,21 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
         run.close()
 
 
-def evaluate_pairs(gang: Gang, pairs: list[EncodedPair]) -> dict[str, Any]:
-    """Pair accuracy by aggregate, with 95% intervals for mean and last value, and the calibration of token values."""
+def _figures(target: TargetConfig, folder: Path, accuracy: dict[str, Any]) -> dict[str, Any]:
+    """Where the model is and what counts of it: of a reward model the last value alone."""
+    if isinstance(target, RewardTarget):
+        return {
+            "reward_model": str(folder),
+            "reward_pair_accuracy": accuracy["last"],
+            "reward_pair_accuracy_ci95": accuracy["last_ci95"],
+        }
+    of_value = {f"gvm_pair_accuracy_{name}": accuracy[name] for name in ("mean", "last", "mean_ci95", "last_ci95")}
+    return {"value_model": str(folder)} | of_value
+
+
+def evaluate_pairs(gang: Gang, pairs: list[EncodedPair], target: TargetConfig) -> dict[str, Any]:
+    """Pair accuracy by aggregate, with 95% intervals for mean and last value, and the calibration of what was trained: token
+    values, or last values."""
     answers = [answer for pair in pairs for answer in labelled(pair)]
     found: dict[int, np.ndarray] = {}
     for part in gang.call("values", answers, doing="reading values of held-out pairs"):
@@ -108,15 +118,16 @@ def evaluate_pairs(gang: Gang, pairs: list[EncodedPair]) -> dict[str, Any]:
     chosen, rejected = values[0::2], values[1::2]
     keys = [pair.prompt_key for pair in pairs]
     by_aggregate = pair_accuracy(chosen, rejected)
-    tokens = np.concatenate([q[1:] for q in values])
+    first = -1 if isinstance(target, RewardTarget) else 1
+    trained = np.concatenate([q[first:] for q in values])
     return {
         "mean": by_aggregate["mean"],
         "last": by_aggregate["last"],
-        "gvm_pair_accuracy_mean_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "mean"), keys),
-        "gvm_pair_accuracy_last_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "last"), keys),
+        "mean_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "mean"), keys),
+        "last_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "last"), keys),
         "by_aggregate": by_aggregate,
-        "value_mean": float(tokens.mean()),
-        "value_std": float(tokens.std()),
+        "value_mean": float(trained.mean()),
+        "value_std": float(trained.std()),
     }
 
 

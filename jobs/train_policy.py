@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,14 @@ from actors.scorer_pool import ScorerPool
 from dvpo_ray import cli
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.data import template_hash, tokenizer_hash
+from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.driver import Driver
 from dvpo_ray.evaluation import Evaluation, Evaluator, compare, read_evaluations
 from dvpo_ray.json_files import read_records
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
-from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal
+from dvpo_ray.models.value_model import ValueModelSeal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, METRICS, locked, run_folder
 from jobs.resume import (
@@ -41,7 +41,7 @@ from jobs.resume import (
     stop_on_signal,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prompts
+from jobs.setup import BaseModel, base_model, fitting_rewards, fitting_value_model, read_evaluation_prompts, read_prompts
 
 POLICY = "policy"
 ENGINES = "engines.json"
@@ -74,10 +74,8 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     policy = recipe.policy
     base = base_model(recipe.model)
-    value_folder = Path(policy.value_model).resolve() if policy.value_model else None
-    gvm = None if value_folder is None else read_seal(value_folder)
-    if gvm and value_folder:
-        check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
+    value_folder, gvm = fitting_value_model(policy.value_model, base) if policy.value_model else (None, None)
+    rewards = fitting_rewards(policy.rewards, base)
     store = store_of(run_folder(recipe), policy.commit)
     copier = copier_of(store, policy.commit)
     commit = find_commit(recipe, POLICY_FIXED, store, copier)
@@ -97,10 +95,10 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         with (
             MemoryMonitor(os.getpid()) as memory,
             copying(copier, run),
-            _stages(recipe, base, value_folder, run) as stages,
+            _stages(recipe, base, value_folder, rewards, run) as stages,
             stop_on_signal(run),
         ):
-            value_hash = stages.scorers.value_hash()
+            value_hash, *reward_hashes = stages.scorers.value_hash().split(",")
 
             def evaluate(step: int) -> float | None:
                 if evaluator is None:
@@ -134,6 +132,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             **copies(copier),
         }
+        if reward_hashes:
+            result["reward_parameters_sha256"] = dict(zip(model_rewards(policy.rewards), reward_hashes, strict=True))
         if policy.lora is not None:
             result["adapters"] = str(saved.with_name(ADAPTERS))
         run.write_json(RESULT, result)
@@ -143,7 +143,9 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
 
 
 @contextmanager
-def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, run: Run) -> Iterator[ActorStages]:
+def _stages(
+    recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, rewards: Mapping[str, RewardConfig], run: Run
+) -> Iterator[ActorStages]:
     """Start Ray and all actors at once, wait for them, and take everything down again."""
     policy, cluster, seed = recipe.policy, recipe.cluster, recipe.run.seed
     folder, model = str(base.folder), recipe.model
@@ -159,7 +161,7 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, ru
             rollout = policy.rollout.model_copy(update={"row_timeout_s": patience})
             started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed, run.folder / ENGINES))
             value, temperature = str(value_folder) if value_folder else None, policy.rollout.temperature
-            started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, policy.rewards))
+            started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, rewards))
             started.append(learner := PolicyLearner(folder, model, policy, cluster, seed))
             learner.wait_ready()
             scorers.wait_ready()

@@ -23,7 +23,8 @@ A recipe is a TOML file. Its sections are the tables below, and any key can be o
 `--set dotted.path=value`. Unknown keys are refused, and the nearest known one is named. `dvpo config show RECIPE` prints a
 recipe with every default filled in; `dvpo config check RECIPE` checks one without starting anything.
 
-- `dvpo value train` reads `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[value]`.
+- `dvpo value train` reads `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[value]`; so does `dvpo reward train`, whose
+  `value.target` is `reward`.
 - `dvpo policy train` and `dvpo eval` read `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[policy]`.
 - `dvpo demo` reads both; its `policy.value_model` is the one that it has just trained.
 """

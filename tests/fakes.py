@@ -138,3 +138,8 @@ def drive(config: PolicyTraining, stages: Stages, ledger: Ledger, run: Run, comm
 def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     """Gold for tests: share of letters a to f among the letters of an answer, less that of u to z."""
     return [(sum(c in "abcdef" for c in a) - sum(c in "uvwxyz" for c in a)) / max(1, len(a)) for a in answers]
+
+
+def answer_lengths(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """A reward for tests: letters of an answer."""
+    return [float(len(answer)) for answer in answers]

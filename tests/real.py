@@ -66,8 +66,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return train, write_lines(folder / "test.jsonl", [{"prompt": f"tell {i}"} for i in range(8)])
 
 
-def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueRecipe:
-    tree = {
+def value_tree(model: Path, pairs: Path, folder: Path, **value: Any) -> dict[str, Any]:
+    return {
         "run": {"name": "value", "output_dir": str(folder)},
         "model": {"path": str(model), "attention": "eager"},
         "value": {
@@ -78,7 +78,10 @@ def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueR
         }
         | value,
     }
-    return build(ValueRecipe, tree)
+
+
+def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueRecipe:
+    return build(ValueRecipe, value_tree(model, pairs, folder, **value))
 
 
 class MakePolicyRecipe(Protocol):

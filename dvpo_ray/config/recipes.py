@@ -14,6 +14,7 @@ from dvpo_ray.config.algorithms import (
     KlSection,
     OffPolicySection,
     PpoUpdateSection,
+    RewardTarget,
     TargetConfig,
     TdTarget,
 )
@@ -79,6 +80,21 @@ class ValueTraining(Section):
             raise ValueError(
                 f"pairs_per_step ({self.pairs_per_step}) is smaller than learner.ranks ({self.learner.ranks}): "
                 "some ranks would have nothing to do"
+            )
+        return self
+
+
+class RewardTraining(ValueTraining):
+    """The sections of reward model training: value pretraining towards another target."""
+
+    target: TargetConfig = Field(default_factory=RewardTarget, description="What is trained; of a reward model `reward`.")
+
+    @model_validator(mode="after")
+    def _validate_target(self) -> Self:
+        if not isinstance(self.target, RewardTarget):
+            raise ValueError(
+                f"target.type = '{self.target.type}' trains a value model: leave value.target out for a reward model, or use "
+                "`dvpo value train`"
             )
         return self
 
@@ -190,6 +206,12 @@ class ValueRecipe(Recipe):
     value: ValueTraining = Field(description="Value pretraining.")
 
 
+class RewardRecipe(ValueRecipe):
+    """`dvpo reward train`: preference pairs in, a frozen reward model out."""
+
+    value: RewardTraining = Field(description="Reward model training.")
+
+
 class PolicyRecipe(Recipe):
     """`dvpo policy train`: prompts and a frozen value model in, an aligned policy out."""
 
@@ -220,6 +242,11 @@ class PipelineRecipe(Recipe):
     def _validate_value_model(self) -> Self:
         if self.policy.value_model is not None:
             raise ValueError("policy.value_model is made by this recipe's value training: leave it out")
+        if isinstance(self.value.target, RewardTarget):
+            raise ValueError(
+                "value.target.type = 'reward' makes a reward model, which is no value model: train it by `dvpo reward train`, "
+                "and name it in policy.rewards of a recipe for `dvpo policy train`"
+            )
         return self
 
     @model_validator(mode="after")

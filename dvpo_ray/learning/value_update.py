@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from dvpo_ray.config.algorithms import BtTarget, McTarget, TargetConfig, TdTarget
+from dvpo_ray.config.algorithms import BtTarget, McTarget, RewardTarget, TargetConfig, TdTarget
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.maths.losses import bradley_terry_loss, value_loss
 from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values
@@ -32,7 +33,9 @@ def resolve_target(target: TargetConfig, mean_answer_tokens: float) -> TargetCon
 
 
 def targets(values: Tensor, lengths: np.ndarray, labels: Tensor, target: TargetConfig) -> Tensor:
-    """Regression targets, flat [sum (T_i + 1)], from current values (flat, held fixed)."""
+    """Regression targets, flat [sum (T_i + 1)], from current values (flat, held fixed); none [0] when it is ``reward``."""
+    if isinstance(target, RewardTarget):
+        return values.new_empty(0)
     q_bt, mask_bt = to_padded(values.detach(), lengths + 1)
     if isinstance(target, McTarget):
         return to_flat(mc_targets(labels, mask_bt), mask_bt)
@@ -44,11 +47,15 @@ def loss(values: Tensor, goals: Tensor, lengths: np.ndarray, target: TargetConfi
     """Loss summed over answers, a scalar.
 
     Args:
-        values: flat [sum (T_i + 1)] with gradient; rows alternate chosen, rejected when the target is ``bt``.
+        values: flat [sum (T_i + 1)] with gradient; rows alternate chosen, rejected when the target is ``bt`` or ``reward``.
         goals: flat targets.
         lengths: T_i.
         target: resolved settings.
     """
+    if isinstance(target, RewardTarget):
+        last = values[torch.from_numpy(np.cumsum(lengths + 1) - 1).to(values.device)]
+        # Each answer counts its pair's loss, so that the mean over answers is that over pairs.
+        return 2 * bradley_terry_loss(last[0::2], last[1::2])
     q_bt, mask_bt = to_padded(values, lengths + 1)
     goal_bt, _ = to_padded(goals, lengths + 1)
     total = value_loss(q_bt, goal_bt, mask_bt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 
@@ -93,6 +94,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
     scoring = {
         "value model": shape.value_parameters * frozen,
         "reference model": shape.parameters * frozen,
+        "reward models": len(model_rewards(policy.rewards)) * shape.value_parameters * frozen,
         "activations": scorer.token_budget * 4 * shape.intermediate * frozen,
         "logits": head_bytes(shape),
         "libraries": base["scorer"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 
@@ -74,9 +75,11 @@ def rollout_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, e
 
 
 def score_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
-    """Seconds to read a step's answers with the value model and the reference model on all scorers."""
+    """Seconds to read a step's answers with the value model, the reference model and reward models on all scorers."""
     logits = work.rows * work.answer
-    flops = shape.forward_flops(work.tokens, work.context) + shape.forward_flops(work.tokens, work.context, logits)
+    without_logits = 1 + len(model_rewards(policy.rewards))
+    flops = without_logits * shape.forward_flops(work.tokens, work.context)
+    flops += shape.forward_flops(work.tokens, work.context, logits)
     return flops / policy.scorer.actors / (device.flops * efficiency.forward)
 
 

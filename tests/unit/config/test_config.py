@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dvpo_ray.config import PipelineRecipe, PolicyRecipe, ValueRecipe, dump_resolved, load_recipe
+from dvpo_ray.config import PipelineRecipe, PolicyRecipe, RewardRecipe, ValueRecipe, dump_resolved, load_recipe
 from dvpo_ray.config.loading import shipped_recipes, walk_fields
 from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ConfigError
@@ -61,6 +61,16 @@ def test_adapters_are_asked_for_by_any_of_their_keys(recipe: Path) -> None:
     assert rooted is not None and rooted.scale == 32 / 8
 
 
+def test_a_reward_recipe_trains_a_reward_model_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[value.data]\nsource = "pairs.jsonl"\n')
+    assert load_recipe(RewardRecipe, path).value.target.type == "reward"
+    with pytest.raises(ConfigError, match=r"target\.type = 'mc' trains a value model: .* or use `dvpo value train`"):
+        load_recipe(RewardRecipe, path, ["value.target.type=mc"])
+    with pytest.raises(ConfigError, match="makes a reward model, which is no value model: .* `dvpo reward train`"):
+        load_recipe(PipelineRecipe, "demo", ["value.target.type=reward"])
+
+
 def test_changing_a_type_drops_the_old_ones_settings() -> None:
     config = load_recipe(PipelineRecipe, "demo", ["policy.advantage.type=dvpo_static"])
     assert config.policy.advantage.type == "dvpo_static"
@@ -84,6 +94,8 @@ def test_changing_a_type_drops_the_old_ones_settings() -> None:
         ("policy.advantage={type='rloo'}", r"'rloo' compares the answers of a prompt: rollout\.answers_per_prompt \(1\)"),
         ("policy.rewards={x={type='function'}}", r"policy\.rewards\.x\.(function\.)?function: .*required"),
         ("policy.rewards={x={function='no path'}}", "package.module:function"),
+        ("policy.rewards={x={type='model'}}", r"policy\.rewards\.x\.(model\.)?folder: .*required"),
+        ("policy.rewards={x={type='model', folder='m', score='p10'}}", r"score: .*'last' or 'mean'; got 'p10'"),
         ("cluster.address='ray://head:10001'", "that of Ray Client, which cannot stream answers"),
         ("policy.lora.target_modules=[]", r"at least 1 item"),
         ("policy.lora.dropout=1.0", r"policy\.lora\.dropout: .*less than 1; got 1\.0"),
@@ -123,7 +135,7 @@ def test_configuration_is_frozen(recipe: Path) -> None:
         config.policy.steps = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", [ValueRecipe, PolicyRecipe, PipelineRecipe])
+@pytest.mark.parametrize("kind", [ValueRecipe, RewardRecipe, PolicyRecipe, PipelineRecipe])
 def test_every_field_is_described(kind: type) -> None:
     assert [path for path, field in walk_fields(kind) if not field.description] == []
 

@@ -105,6 +105,7 @@ def test_flavours() -> None:
         (["tracking.wandb_project=p", "tracking.wandb_api_key=k"], EIGHT_B, r"wandb_api_key would be readable.*--secret"),
         (["policy.data.source=prompts.jsonl"], EIGHT_B, r"policy\.data\.source = 'prompts\.jsonl'.*on this machine"),
         (["policy.value_model=runs/value"], EIGHT_B, r"policy\.value_model"),
+        (["policy.rewards={x={type='model', folder='runs/reward'}}"], EIGHT_B, r"policy\.rewards\.x\.folder"),
         (["run.name=My.run"], EIGHT_B, r"'My\.run'.*--name"),
         ([], Request("4xL4-24GB", IMAGE, model=MODEL), "does not fit"),
         (["policy.rollout.engine.tensor_parallel=4"], Request("40xH100-80GB", IMAGE, gpus_per_node=2, model=MODEL), "2 GPUs of"),
