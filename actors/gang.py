@@ -11,14 +11,16 @@ from typing import Any
 import ray
 
 from actors.calls import get, mean_busy_seconds, stop_actors
+from actors.dpo_learner import DpoLearnerRank
 from actors.metrics import count
 from actors.nodes import leaving
 from actors.placement import actor_environment, nodes_for, start_actor
 from actors.policy_learner import PolicyLearnerRank
 from actors.rollout_pool import RolloutPool
 from actors.value_learner import ValueLearnerRank
+from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
-from dvpo_ray.config.sections import ClusterSection, ModelSection
+from dvpo_ray.config.sections import ClusterSection, LearnerSection, ModelSection, TransferSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError
 from dvpo_ray.monitoring import RESTARTS
 from dvpo_ray.rows import StepResult
@@ -101,8 +103,39 @@ class Gang:
         stop_actors(self.actors)
 
 
-class PolicyLearner(Gang):
-    """The policy's learner ranks."""
+class PolicyGang(Gang):
+    """Learner ranks that train a policy, which engines serve."""
+
+    def __init__(self, cluster: ClusterSection, transfer: TransferSection, actors: Sequence[Any] = ()) -> None:
+        super().__init__(cluster, actors)
+        self._backend = transfer.backend
+        self._rollouts: RolloutPool | None = None
+
+    def connect(self, rollouts: RolloutPool) -> None:
+        """Give the engines their weights from now on."""
+        self._rollouts = rollouts
+        rollouts.source = self.weights
+
+    def weights(self, version: int | None = None) -> GangWeights:
+        """The current weights, for the engines, under their own version number or a given one."""
+        current, count = self.call("bucket_count", doing="counting buckets")[0]
+        if count == 0:
+            raise LearnerLostError("the learner has no weights yet: it is being started again")
+        return GangWeights(self, current if version is None else version, current, count)
+
+    def shares_memory(self) -> bool:
+        """Whether weights go through shared memory: when all engines are on the node of rank 0, unless the recipe says how."""
+        if self._backend == "auto" and self._rollouts is not None:
+            return self._rollouts.nodes() == {self._where[0]}
+        return self._backend != "object_store"
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Write the policy as a Hugging Face folder."""
+        self.call("save", folder, facts, doing="saving the policy")
+
+
+class PolicyLearner(PolicyGang):
+    """The policy's learner ranks behind the driver's Protocol."""
 
     def __init__(
         self,
@@ -112,20 +145,18 @@ class PolicyLearner(Gang):
         cluster: ClusterSection,
         seed: int,
     ) -> None:
-        self._backend = policy.transfer.backend
-        self._rollouts: RolloutPool | None = None
         self._streaming = policy.streaming
         self._arguments = (model_folder, model, policy, seed)
         self._nodes = nodes_for("learner", cluster)
         self._starts = 0
-        super().__init__(cluster)
+        super().__init__(cluster, policy.transfer)
         self.actors = self._ranks()
 
     def _ranks(self) -> list[Any]:
         model_folder, model, policy, seed = self._arguments
         learner = policy.learner
         environment = actor_environment(learner.cpu_threads, self.cluster.call_timeout_s)
-        share = learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
+        share = _gpu_share(learner)
         self._starts += 1
         # The name of a dead actor is not free at once.
         suffix = f"-start-{self._starts}" if self._starts > 1 else ""
@@ -186,34 +217,12 @@ class PolicyLearner(Gang):
         self.await_calls(given, doing)
         return self.call("finish", step, beta, doing=doing)[0]
 
-    def connect(self, rollouts: RolloutPool) -> None:
-        """Give the engines their weights from now on."""
-        self._rollouts = rollouts
-        rollouts.source = self.weights
-
-    def weights(self, version: int | None = None) -> GangWeights:
-        """The current weights, for the engines, under their own version number or a given one."""
-        current, count = self.call("bucket_count", doing="counting buckets")[0]
-        if count == 0:
-            raise LearnerLostError("the learner has no weights yet: it is being started again")
-        return GangWeights(self, current if version is None else version, current, count)
-
-    def shares_memory(self) -> bool:
-        """Whether weights go through shared memory: when all engines are on the node of rank 0, unless the recipe says how."""
-        if self._backend == "auto" and self._rollouts is not None:
-            return self._rollouts.nodes() == {self._where[0]}
-        return self._backend != "object_store"
-
-    def save(self, folder: str, facts: dict[str, object]) -> None:
-        """Write the policy as a Hugging Face folder."""
-        self.call("save", folder, facts, doing="saving the policy")
-
 
 @dataclass(frozen=True)
 class GangWeights:
     """A version of the policy's weights, held by its learner ranks: what they call ``held`` is sent as ``version``."""
 
-    gang: PolicyLearner
+    gang: PolicyGang
     version: int
     held: int
     count: int
@@ -233,13 +242,31 @@ class GangWeights:
 def value_gang(
     model_folder: str, model: ModelSection, value: ValueTraining, cluster: ClusterSection, seed: int, total_steps: int
 ) -> Gang:
-    """The value model's learner ranks."""
-    learner = value.learner
+    """The value model's learner ranks, which have their GPUs to themselves."""
+    given = (model_folder, model, value, seed, total_steps)
+    return Gang(cluster, _start_ranks(ValueLearnerRank, "value-learner", value.learner, cluster, 1.0, *given))
+
+
+def dpo_gang(
+    model_folder: str, model: ModelSection, dpo: DpoTraining, cluster: ClusterSection, seed: int, total_steps: int
+) -> PolicyGang:
+    """The learner ranks of a policy that is trained on pairs."""
+    given = (model_folder, model, dpo, seed, total_steps)
+    ranks = _start_ranks(DpoLearnerRank, "dpo-learner", dpo.learner, cluster, _gpu_share(dpo.learner), *given)
+    return PolicyGang(cluster, dpo.transfer, ranks)
+
+
+def _gpu_share(learner: LearnerSection) -> float:
+    """What of a GPU each rank of a policy reserves: engines and scorers may be on the same."""
+    return learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
+
+
+def _start_ranks(
+    kind: type, name: str, learner: LearnerSection, cluster: ClusterSection, gpu_share: float, *given: Any
+) -> list[Any]:
     environment = actor_environment(learner.cpu_threads, cluster.call_timeout_s)
-    actors = [
-        start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0, **nodes_for("learner", cluster)).remote(
-            i, learner.ranks, model_folder, model, value, seed, total_steps
-        )
+    where = nodes_for("learner", cluster)
+    return [
+        start_actor(kind, f"{name}-{i}", environment, gpu_share, **where).remote(i, learner.ranks, *given)
         for i in range(learner.ranks)
     ]
-    return Gang(cluster, actors)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,24 @@ import numpy as np
 
 from actors.gang import Gang, value_gang
 from actors.metrics import RayTracker
-from actors.nodes import leaving, this_node
 from actors.placement import keep_logs, ray_session
 from dvpo_ray import cli
-from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
 from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
-from dvpo_ray.errors import RunStoppedError
-from dvpo_ray.learning.value_update import LabelledAnswer, pair_accuracy, pair_wins, resolve_target
+from dvpo_ray.learning.pairs import batches, labelled
+from dvpo_ray.learning.value_update import pair_accuracy, pair_wins, resolve_target
 from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
+from jobs.offline import train_on_pairs
 from jobs.resume import VALUE_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_pairs
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
-Pair = tuple[LabelledAnswer, LabelledAnswer]
 
 
 def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
@@ -51,8 +48,8 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
     run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
-        total = value.epochs * -(-len(train) // value.pairs_per_step)
-        run.total_steps = total
+        steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
+        total = run.total_steps = len(steps)
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
@@ -67,7 +64,12 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
             try:
                 gang.wait_ready()
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
-                _train(gang, train, target, recipe, run, committer, commit)
+
+                def learn(step: int, rows: np.ndarray) -> dict[str, float]:
+                    pairs = [labelled(train[i]) for i in rows]
+                    return gang.call("step", pairs, target, doing=f"value step {step}")[0]
+
+                train_on_pairs(steps, learn, gang, run, committer, commit)
                 run.phase("measuring pair accuracy on held-out prompts")
                 accuracy = evaluate_pairs(gang, held_out, target)
                 run.phase("saving and sealing the model")
@@ -129,57 +131,6 @@ def evaluate_pairs(gang: Gang, pairs: list[EncodedPair], target: TargetConfig) -
         "value_mean": float(trained.mean()),
         "value_std": float(trained.std()),
     }
-
-
-def labelled(pair: EncodedPair) -> Pair:
-    """Both answers of a pair with their labels."""
-    prompt = np.asarray(pair.prompt_ids, dtype=np.int32)
-    return (
-        LabelledAnswer(prompt, np.asarray(pair.chosen_ids, dtype=np.int32), 1.0),
-        LabelledAnswer(prompt, np.asarray(pair.rejected_ids, dtype=np.int32), -1.0),
-    )
-
-
-def _train(
-    gang: Gang,
-    train: list[EncodedPair],
-    target: TargetConfig,
-    recipe: ValueRecipe,
-    run: Run,
-    committer: Committer,
-    commit: Commit | None,
-) -> None:
-    """All steps: every pair once an epoch, in a seeded order; those before a commit are passed over."""
-    size = recipe.value.pairs_per_step
-    step, done = 0, 0
-    if commit is not None:
-        done = commit.step
-        gang.load_commit(str(commit.folder.resolve()))
-        if run.in_place:
-            committer.store.abandon_after(commit.step)
-        run.go_on(commit)
-    for epoch in range(recipe.value.epochs):
-        order = np.random.default_rng((recipe.run.seed, epoch)).permutation(len(train))
-        for first in range(0, len(train), size):
-            if step < done:
-                step += 1
-                continue
-            began = time.time()
-            pairs = [labelled(train[i]) for i in order[first : first + size]]
-            metrics = gang.call("step", pairs, target, doing=f"value step {step}")[0]
-            run.timeline.add("value learn", began, time.time(), step=step)
-            run.log(step, metrics | {"seconds/step": time.time() - began})
-            step += 1
-            committer.finish()
-            # The ranks are not started again elsewhere: the run goes on there.
-            if gang.leaving() or leaving([this_node()]):
-                run.stopping = True
-            if committer.due(step) or run.stopping:
-                committer.begin(step, run.clocks())
-            if run.stopping and step < run.total_steps:
-                committer.finish()
-                raise RunStoppedError(f"stopped after step {step} of {run.total_steps}, as asked: --resume auto goes on")
-    committer.finish()
 
 
 def _seal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def read_prompts(section: DataSection, tokenizer: Any, folder: Path) -> list[Enc
 
 
 def read_evaluation_prompts(
-    section: EvaluationSection, data: DataSection, tokenizer: Any, folder: Path, trained_on: list[EncodedPrompt]
+    section: EvaluationSection, data: DataSection, tokenizer: Any, folder: Path, trained_on: Sequence[EncodedPrompt]
 ) -> list[EncodedPrompt]:
     """Held-out prompts, refused when any is among those trained on."""
     source = data.model_copy(update={"source": section.source, "split": section.split, "limit": section.max_prompts})

@@ -48,24 +48,16 @@ class Recipe(Section):
     tracking: TrackingSection = Field(default_factory=lambda: TrackingSection(), description="Metric trackers.")
 
 
-class ValueTraining(Section):
-    """The sections of value pretraining."""
+class PairTraining(Section):
+    """What trainings on a fixed set of preference pairs share."""
 
     data: PairsSection = Field(description="Preference pairs.")
-    target: TargetConfig = Field(default_factory=TdTarget, description="What each position is trained towards.")
     epochs: int = Field(1, ge=1, description="Passes over the pairs.")
     pairs_per_step: int = Field(16, ge=1, description="Pairs of one optimizer step.")
-    inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
     commit: CommitSection = Field(
         default_factory=lambda: CommitSection(every=100), description="Commits, to go on after a failure."
     )
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
-
-    @model_validator(mode="after")
-    def _validate_commit(self) -> Self:
-        if self.commit.keep_best:
-            raise ValueError("commit.keep_best without effect: value pretraining is evaluated only at its end; leave it out")
-        return self
 
     @model_validator(mode="after")
     def _validate_sizes(self) -> Self:
@@ -81,6 +73,19 @@ class ValueTraining(Section):
                 f"pairs_per_step ({self.pairs_per_step}) is smaller than learner.ranks ({self.learner.ranks}): "
                 "some ranks would have nothing to do"
             )
+        return self
+
+
+class ValueTraining(PairTraining):
+    """The sections of value pretraining."""
+
+    target: TargetConfig = Field(default_factory=TdTarget, description="What each position is trained towards.")
+    inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
+
+    @model_validator(mode="after")
+    def _validate_commit(self) -> Self:
+        if self.commit.keep_best:
+            raise ValueError("commit.keep_best without effect: value pretraining is evaluated only at its end; leave it out")
         return self
 
 

@@ -66,7 +66,7 @@ def groups_of(recipe: Recipe, devices: str, gpus_per_node: int, model: Path | No
         UserInputError: the recipe has no policy training, does not fit the devices, or does not divide into nodes.
     """
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
-        raise UserInputError("value pretraining alone is not rendered: take a policy recipe, or both with --kind demo")
+        raise UserInputError("a training on pairs alone is not rendered: take a policy recipe, or both with --kind demo")
     policy, found = recipe.policy, parse_devices(devices)
     shape = ModelShape.from_folder(model or resolve_model(recipe.model.path))
     plan = make_plan(policy, shape, recipe.model.attention, found, Workload.of(policy))

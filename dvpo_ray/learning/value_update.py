@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,15 +13,6 @@ from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.maths.losses import bradley_terry_loss, value_loss
 from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
-
-
-@dataclass(frozen=True)
-class LabelledAnswer:
-    """One half of a pair: prompt and answer token ids, its label +1 or -1."""
-
-    prompt_ids: np.ndarray
-    response_ids: np.ndarray
-    label: float
 
 
 def resolve_target(target: TargetConfig, mean_answer_tokens: float) -> TargetConfig:

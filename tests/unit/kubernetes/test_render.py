@@ -119,7 +119,7 @@ def test_what_cannot_run_on_a_cluster_is_refused(overrides: list[str], request_:
 def test_a_small_machine_and_value_training_alone_are_refused() -> None:
     with pytest.raises(UserInputError, match="name a machine with more memory"):
         render(PipelineRecipe, "demo", [], Request("cpu:2:10", IMAGE))
-    with pytest.raises(UserInputError, match="value pretraining alone"):
+    with pytest.raises(UserInputError, match="a training on pairs alone"):
         render(ValueRecipe, "hh-harmless-value", [], Request("cpu:2:16", IMAGE))
 
 
