@@ -23,7 +23,7 @@ from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.data import EncodedPair, fingerprint
 from dvpo_ray.evaluation import Evaluation, Evaluator, read_evaluations
 from dvpo_ray.learning.pairs import batches, labelled
-from dvpo_ray.maths.statistics import bootstrap_ci95
+from dvpo_ray.maths.statistics import bootstrap_ci95, wins
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.run import RESULT, Listener, Run
@@ -171,10 +171,10 @@ def _scores(learner: PolicyGang, pairs: Sequence[EncodedPair]) -> np.ndarray:
 
 def _accuracy(gained: np.ndarray, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
     """Share of held-out pairs whose chosen answer gained more than the rejected one on the reference [P, 2]; ties count half."""
-    wins = [1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0 for chosen, rejected in gained]
+    right = wins(gained[:, 0].tolist(), gained[:, 1].tolist())
     return {
-        "dpo_pair_accuracy": float(np.mean(wins)),
-        "dpo_pair_accuracy_ci95": bootstrap_ci95(wins, [pair.prompt_key for pair in pairs]),
+        "dpo_pair_accuracy": float(np.mean(right)),
+        "dpo_pair_accuracy_ci95": bootstrap_ci95(right, [pair.prompt_key for pair in pairs]),
     }
 
 

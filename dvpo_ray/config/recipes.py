@@ -1,4 +1,4 @@
-"""The three recipes a user writes: value pretraining, policy training, and the demo that does both."""
+"""The recipes a user writes: training of value and reward models, policy training, and the demo. Those of DPO are in ``dpo``."""
 
 from __future__ import annotations
 

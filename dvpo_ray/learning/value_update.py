@@ -11,7 +11,7 @@ from torch import Tensor
 from dvpo_ray.config.algorithms import BtTarget, McTarget, RewardTarget, TargetConfig, TdTarget
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.maths.losses import bradley_terry_loss, value_loss
-from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values
+from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values, wins
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
 
 
@@ -59,14 +59,10 @@ def loss(values: Tensor, goals: Tensor, lengths: np.ndarray, target: TargetConfi
 
 def pair_accuracy(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray]) -> dict[str, float]:
     """Share of pairs whose chosen answer scores higher, by every aggregate of response values q_1..q_T; ties count half."""
-    result = {}
-    for how in AGGREGATES:
-        wins = pair_wins(chosen, rejected, how)
-        result[how] = float(np.mean(wins))
-    return result
+    return {how: float(np.mean(pair_wins(chosen, rejected, how))) for how in AGGREGATES}
 
 
 def pair_wins(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray], how: str) -> list[float]:
     """1 where the chosen answer scores higher, 0.5 for a tie, 0 otherwise. Each array holds q_0..q_T."""
-    scores = ((aggregate_values(c[1:], how), aggregate_values(r[1:], how)) for c, r in zip(chosen, rejected, strict=True))
-    return [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in scores]
+    scores, others = ([aggregate_values(values[1:], how) for values in answers] for answers in (chosen, rejected))
+    return wins(scores, others)

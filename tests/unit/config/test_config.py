@@ -26,7 +26,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_every_shipped_recipe_loads() -> None:
-    kinds = {"demo": PipelineRecipe, "hh-harmless-value": ValueRecipe}
+    kinds = {"demo": PipelineRecipe, "demo-dpo": DpoRecipe, "hh-harmless-value": ValueRecipe}
     assert "demo" in shipped_recipes()
     for name in shipped_recipes():
         load_recipe(kinds.get(name, PipelineRecipe), name)
