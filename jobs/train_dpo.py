@@ -17,6 +17,7 @@ from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray import cli
+from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import DpoRecipe
 from dvpo_ray.config.algorithms import DvpoGae
@@ -88,22 +89,8 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             _started(recipe, base, held_out, total, run) as learner,
             stop_on_signal(run),
         ):
-            run.phase("reading all answers with the reference, which is the policy before its first step")
-            reference, validation_reference = (_scores(learner, pairs) for pairs in (train, validation))
-            held_out.look(0, learner, run)
-
-            def learn(step: int, rows: np.ndarray) -> dict[str, float]:
-                pairs = [labelled(train[i]) for i in rows]
-                return learner.call("step", pairs, reference[rows], doing=f"DPO step {step}")[0]
-
-            def look(step: int) -> float | None:
-                return held_out.look(step, learner, run) if held_out.due(step) else None
-
             committer = Committer(store, learner, run, dpo.commit.every, total, copier)
-            train_on_pairs(steps, learn, learner, run, committer, commit, look)
-            held_out.look(total, learner, run)
-            run.phase("measuring pair accuracy on held-out prompts")
-            gained = _scores(learner, validation) - validation_reference
+            gained = _train(learner, steps, train, validation, held_out, run, committer, commit)
             run.phase("saving the policy")
             saved = (run.folder / POLICY).resolve()
             learner.save(str(saved), {"base_model": base.name, "steps": total, "data_sha256": fingerprint(train)})
@@ -129,6 +116,34 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
         return result
     finally:
         run.close()
+
+
+def _train(
+    learner: PolicyGang,
+    steps: Sequence[np.ndarray],
+    train: Sequence[EncodedPair],
+    validation: Sequence[EncodedPair],
+    held_out: HeldOut,
+    run: Run,
+    committer: Committer,
+    commit: Commit | None,
+) -> np.ndarray:
+    """Train, with evaluations before, meanwhile and after; returns what the log-probs of held-out pairs gained [P, 2]."""
+    run.phase("reading all answers with the reference, which is the policy before its first step")
+    reference, validation_reference = _scores(learner, train), _scores(learner, validation)
+    held_out.look(0, learner, run)
+
+    def learn(step: int, rows: np.ndarray) -> dict[str, float]:
+        pairs = [labelled(train[i]) for i in rows]
+        return learner.call("step", pairs, reference[rows], doing=f"DPO step {step}")[0]
+
+    def look(step: int) -> float | None:
+        return held_out.look(step, learner, run) if held_out.due(step) else None
+
+    train_on_pairs(steps, learn, learner, run, committer, commit, look)
+    held_out.look(len(steps), learner, run)
+    run.phase("measuring pair accuracy on held-out prompts")
+    return _scores(learner, validation) - validation_reference
 
 
 @contextmanager
