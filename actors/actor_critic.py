@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from actors.critic import CriticRank
-from actors.gang import GangWeights, PolicyLearner, StandingGang
+from actors.gang import StandingGang
+from actors.policy_gang import GangWeights, PolicyLearner
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining

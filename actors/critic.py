@@ -15,7 +15,7 @@ from actors.watchdog import watched
 from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
-from dvpo_ray.learning.batching import share_rows
+from dvpo_ray.learning.batching import SequenceBatch, share_rows
 from dvpo_ray.learning.critic_update import CriticBatch, critic_loss
 from dvpo_ray.learning.policy_update import mini_batch_units
 from dvpo_ray.learning.staleness import keep_fresh
@@ -63,11 +63,11 @@ class CriticRank(Rank):
         """The rows of a step with the critic's values in place of the frozen ones; ``learn`` trains on them next."""
         scored = ScoredBatch.concat(batches).in_order()
 
-        def read(rows: list[int]) -> list[np.ndarray]:
-            return Ragged(self._values(scored, rows).float().cpu().numpy(), scored.response_ids.lengths[rows] + 1).rows()
+        def read(batch: SequenceBatch) -> tuple[Tensor, np.ndarray]:
+            return self._read(batch), batch.response_lengths + 1
 
         with self.busy:
-            found = self.gathered(self.read_share(scored.prompt_ids.lengths + scored.response_ids.lengths, read))
+            found = self.gathered(self.read_share(*scored.sequences(range(len(scored))), read))
         scored = replace(scored, values=Ragged.of([found[i] for i in range(len(scored))], np.float32))
         fresh, _ = keep_fresh(scored, step, self.policy.off_policy)
         if len(fresh):
@@ -128,13 +128,13 @@ class CriticRank(Rank):
         groups = self.plan(mine, lengths)
         for number, group in enumerate(groups):
             chosen = group or [0]
-            loss = critic_loss(self._values(scored, chosen), batch, chosen, self.settings.critic.clip_range)
+            values = self._read(self.pad(*scored.sequences(chosen)))
+            loss = critic_loss(values, batch, chosen, self.settings.critic.clip_range)
             loss = loss if group else loss * 0.0
             self.engine.backward(loss / states, last=number == len(groups) - 1)
             summed += float(loss.detach())
         return summed
 
-    def _values(self, scored: ScoredBatch, rows: list[int]) -> Tensor:
-        """V(s_0)..V(s_T) of some rows, one after another."""
-        padded = self.pad(*scored.sequences(rows))
-        return self.engine.engine(padded.input_ids, padded.attention_mask, padded.with_prompt_end)
+    def _read(self, batch: SequenceBatch) -> Tensor:
+        """V(s_0)..V(s_T) of every row, one after another."""
+        return self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)

@@ -1,11 +1,10 @@
-"""Learner ranks that live and die together, and the policy's among them behind the driver's Protocol."""
+"""Learner ranks that live and die together."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -14,15 +13,11 @@ from actors.calls import get, mean_busy_seconds, stop_actors
 from actors.metrics import count
 from actors.nodes import leaving
 from actors.placement import actor_environment, nodes_for, start_actor
-from actors.policy_learner import PolicyLearnerRank
-from actors.rollout_pool import RolloutPool
 from actors.value_learner import ValueLearnerRank
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
-from dvpo_ray.config.sections import ClusterSection, ModelSection
+from dvpo_ray.config.sections import ClusterSection, LearnerSection, ModelSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError
 from dvpo_ray.monitoring import RESTARTS
-from dvpo_ray.rows import StepResult
-from dvpo_ray.stages import Handle
 
 LOOK_S = 5.0
 
@@ -105,7 +100,7 @@ class StandingGang(Gang):
     """Ranks of a policy run, which are started again when one is lost."""
 
     rank_class: type
-    # The beginning of its actors' names.
+    # What its actors' names begin with.
     name: str
 
     def __init__(
@@ -117,25 +112,16 @@ class StandingGang(Gang):
         seed: int,
     ) -> None:
         self._arguments = (model_folder, model, policy, seed)
-        self._nodes = nodes_for("learner", cluster)
         self._starts = 0
         super().__init__(cluster)
         self.actors = self._ranks()
 
     def _ranks(self) -> list[Any]:
-        model_folder, model, policy, seed = self._arguments
-        learner = policy.learner
-        environment = actor_environment(learner.cpu_threads, self.cluster.call_timeout_s)
-        share = learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
+        learner = self._arguments[2].learner
         self._starts += 1
         # The name of a dead actor is not free at once.
-        suffix = f"-start-{self._starts}" if self._starts > 1 else ""
-        return [
-            start_actor(self.rank_class, f"{self.name}-{i}{suffix}", environment, share, **self._nodes).remote(
-                i, learner.ranks, model_folder, model, policy, seed
-            )
-            for i in range(learner.ranks)
-        ]
+        name = f"{self.name}-start-{self._starts}" if self._starts > 1 else self.name
+        return start_ranks(self.rank_class, name, learner, self.cluster, gpu_share_of(learner), *self._arguments)
 
     def restart(self) -> None:
         """End all ranks, dead or not, and start new ones on the base model.
@@ -175,92 +161,26 @@ class StandingGang(Gang):
         self.actors, self._starting, self._notified = self._ranks(), [], False
 
 
-class PolicyLearner(StandingGang):
-    """The policy's learner ranks."""
-
-    rank_class = PolicyLearnerRank
-    name = "learner"
-
-    def __init__(
-        self,
-        model_folder: str,
-        model: ModelSection,
-        policy: PolicyTraining,
-        cluster: ClusterSection,
-        seed: int,
-    ) -> None:
-        self._backend = policy.transfer.backend
-        self._rollouts: RolloutPool | None = None
-        self._streaming = policy.streaming
-        super().__init__(model_folder, model, policy, cluster, seed)
-
-    def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
-        """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""
-        doing = f"training step {step}"
-        if not self._streaming:
-            return self.call("step", step, beta, *scored, doing=doing)[0]
-        given = []
-        for batch in scored:
-            with self.submitting:
-                given += [actor.accumulate.remote(step, beta, batch) for actor in self.actors]
-        # Should a rank fail while it accumulates, its error says more than that of a step it never began.
-        self.await_calls(given, doing)
-        return self.call("finish", step, beta, doing=doing)[0]
-
-    def connect(self, rollouts: RolloutPool) -> None:
-        """Give the engines their weights from now on."""
-        self._rollouts = rollouts
-        rollouts.source = self.weights
-
-    def weights(self, version: int | None = None) -> GangWeights:
-        """The current weights, for the engines, under their own version number or a given one."""
-        current, count = self.call("bucket_count", doing="counting buckets")[0]
-        if count == 0:
-            raise LearnerLostError("the learner has no weights yet: it is being started again")
-        return GangWeights(self, current if version is None else version, current, count)
-
-    def shares_memory(self) -> bool:
-        """Whether weights go through shared memory: when all engines are on the node of rank 0, unless the recipe says how."""
-        if self._backend == "auto" and self._rollouts is not None:
-            return self._rollouts.nodes() == {self._where[0]}
-        return self._backend != "object_store"
-
-    def save(self, folder: str, facts: dict[str, object]) -> None:
-        """Write the policy as a Hugging Face folder."""
-        self.call("save", folder, facts, doing="saving the policy")
+def gpu_share_of(learner: LearnerSection) -> float:
+    """What of a GPU each rank of a policy reserves: engines and scorers may be on the same."""
+    return learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
 
 
-@dataclass(frozen=True)
-class GangWeights:
-    """A version of the policy's weights, held by its learner ranks: what they call ``held`` is sent as ``version``."""
-
-    gang: PolicyLearner
-    version: int
-    held: int
-    count: int
-
-    def bucket(self, index: int) -> Handle:
-        """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
-        doing = f"gathering bucket {index} of weights {self.version}"
-        shared = self.gang.shares_memory()
-        with self.gang.submitting:
-            calls = [
-                actor.bucket.options(num_returns=2).remote(self.version, self.held, index, shared) for actor in self.gang.actors
-            ]
-        self.gang.await_calls([done for _, done in calls], doing)
-        return calls[0][0]
+def start_ranks(
+    kind: type, name: str, learner: LearnerSection, cluster: ClusterSection, gpu_share: float, *given: Any
+) -> list[Any]:
+    """The actors of a gang, rank 0 first."""
+    environment = actor_environment(learner.cpu_threads, cluster.call_timeout_s)
+    where = nodes_for("learner", cluster)
+    return [
+        start_actor(kind, f"{name}-{i}", environment, gpu_share, **where).remote(i, learner.ranks, *given)
+        for i in range(learner.ranks)
+    ]
 
 
 def value_gang(
     model_folder: str, model: ModelSection, value: ValueTraining, cluster: ClusterSection, seed: int, total_steps: int
 ) -> Gang:
-    """The value model's learner ranks."""
-    learner = value.learner
-    environment = actor_environment(learner.cpu_threads, cluster.call_timeout_s)
-    actors = [
-        start_actor(ValueLearnerRank, f"value-learner-{i}", environment, 1.0, **nodes_for("learner", cluster)).remote(
-            i, learner.ranks, model_folder, model, value, seed, total_steps
-        )
-        for i in range(learner.ranks)
-    ]
-    return Gang(cluster, actors)
+    """The value model's learner ranks, which have their GPUs to themselves."""
+    given = (model_folder, model, value, seed, total_steps)
+    return Gang(cluster, start_ranks(ValueLearnerRank, "value-learner", value.learner, cluster, 1.0, *given))

@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from actors.deepspeed_engine import TrainingEngine, all_reduce
-from actors.rank import Rank
+from actors.deepspeed_engine import all_reduce
+from actors.policy_rank import PolicyRank
 from actors.watchdog import watched
 from dvpo_ray.config.algorithms import P3o, Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
-from dvpo_ray.errors import WeightSyncError
 from dvpo_ray.learning.batching import share_rows
 from dvpo_ray.learning.policy_update import (
     NO_REWARDS,
@@ -33,14 +29,11 @@ from dvpo_ray.learning.policy_update import (
 from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_metrics
 from dvpo_ray.learning.streaming import OpenStep
 from dvpo_ray.learning.token_rewards import running_of, running_state
-from dvpo_ray.models.folder import weights_sha256
-from dvpo_ray.models.lora import ADAPTERS, add_adapters, set_dropout
-from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Adapters, Ragged, ScoredBatch, StepResult, TensorSpec, WeightBucket
-from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, spec_of, write_bucket
+from dvpo_ray.models.lora import set_dropout
+from dvpo_ray.rows import Ragged, ScoredBatch, StepResult
 
 
-class PolicyLearnerRank(Rank):
+class PolicyLearnerRank(PolicyRank):
     """One DeepSpeed rank that trains the policy. It holds no value model, no reference and no reward."""
 
     def __init__(
@@ -52,37 +45,18 @@ class PolicyLearnerRank(Rank):
         policy: PolicyTraining,
         seed: int,
     ) -> None:
-        super().__init__(rank, world, model_folder, model, policy.learner, seed)
+        super().__init__(rank, world, model_folder, model, policy.learner, policy.lora, policy.transfer, seed)
         self.policy = policy
-        self._memory = SharedBuffer()
-        self.version = 0
-        self._buckets: list[tuple[TensorSpec, ...]] = []
         self._open: OpenStep | None = None
         self._scale: Tensor | None = None
         self._running = NO_REWARDS
         # Steps in which only a critic learns.
         self._waits = policy.advantage.critic.warmup_steps if isinstance(policy.advantage, Ppo) else 0
-        self._adapters: Adapters | None = None
 
     def start(self, address: str, port: int) -> int:
         """Join the gang and load the policy; returns this process's id."""
-        pid = self.join(address, port)
-        section = self.model_section
-        folder, lora = Path(self.model_folder), self.policy.lora
-        model = load_policy(folder, self.dtype, section.attention, section.trust_remote_code)
-        if lora is not None:
-            add_adapters(model, lora, folder)
-            self.base_sha256 = weights_sha256(folder)
-            self._adapters = Adapters(lora.scale, self.base_sha256)
-        temperature = self.policy.rollout.temperature
-        reader = PolicyReader(model, temperature, share_prefix=self.share_prefix, packed=section.packed)
         updates = self.policy.steps * self.policy.ppo.inner_epochs * self.policy.ppo.mini_batches
-        self.engine = TrainingEngine(reader, self.config, updates)
-        # Gradient checkpointing has put the whole model into training mode.
-        set_dropout(model, False)
-        specs = [spec_of(name, tensor) for name, tensor in self.engine.weights().items()]
-        self._buckets = plan_buckets(specs, self.policy.transfer.bucket_mib * 2**20)
-        return pid
+        return self.load(address, port, updates, self.policy.rollout.temperature)
 
     @watched
     def step(self, step: int, beta: float, *batches: ScoredBatch) -> StepResult:
@@ -145,57 +119,16 @@ class PolicyLearnerRank(Rank):
         self._scale = prepared.moments
         return self._close(step, scored, dropped, metrics, opened.began)
 
-    @watched
-    def bucket_count(self) -> tuple[int, int]:
-        """The weights' version, which is the number of steps trained, and the buckets in which they travel."""
-        return self.version, len(self._buckets)
-
-    @watched
-    def bucket(self, version: int, held: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
-        """One bucket of the current weights, or adapters, in shared memory or as an array, and that it was made.
-
-        Rank 0 gives it, all take part in gathering. The memory is used again for the next bucket: engines must have loaded this
-        one before.
-
-        Raises:
-            WeightSyncError: the weights are no longer those of ``held`` trained steps.
-        """
-        if held != self.version:
-            raise WeightSyncError(f"weights of step {held} were asked for, the learner has gone on to {self.version}")
-        specs, weights = self._buckets[index], self.engine.weights()
-        with self.engine.whole([weights[spec.name] for spec in specs]):
-            if self.rank != 0:
-                return None, True
-            size = layout(specs)[1]
-            memory = self._memory.bytes(size) if shared else torch.empty(size, dtype=torch.uint8)
-            digest = write_bucket(memory, specs, weights)
-        where: dict[str, Any] = {"path": self._memory.path} if shared else {"data": memory.numpy()}
-        bucket = WeightBucket(version, index, len(self._buckets), specs, size, digest, adapters=self._adapters, **where)
-        return bucket, True
-
     def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
-        """As for every rank, with the weights' version and what is known of earlier advantages and rewards."""
-        kept = running_state(self._running) | ({} if self._scale is None else {"scale": self._scale})
-        super().begin_commit(folder, (more or {}) | {"version": torch.tensor(self.version)} | kept)
+        """As for every rank, with what is known of earlier advantages and rewards."""
+        scale = {} if self._scale is None else {"scale": self._scale}
+        super().begin_commit(folder, (more or {}) | running_state(self._running) | scale)
 
     def load_commit(self, folder: str) -> dict[str, Tensor]:
         """As for every rank."""
         more = super().load_commit(folder)
-        self.version = int(more["version"])
         self._scale, self._open, self._running = more.get("scale"), None, running_of(more)
         return more
-
-    @watched
-    def save(self, folder: str, facts: dict[str, object]) -> None:
-        """Write the policy as an ordinary Hugging Face folder with a manifest, and adapters beside it."""
-        target, trust = Path(folder), self.model_section.trust_remote_code
-        adapters = None if self.policy.lora is None else target.with_name(ADAPTERS)
-        self.engine.save_pretrained(target, Path(self.model_folder), trust, facts, adapters)
-
-    def stop(self) -> None:
-        """Leave the gang and give shared memory back."""
-        self._memory.close()
-        self.leave()
 
     def _add_up(self, opened: OpenStep, scored: ScoredBatch, beta: float, last: bool) -> None:
         """Add the gradients of some rows of an open step."""
@@ -280,7 +213,7 @@ class PolicyLearnerRank(Rank):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         rows = group or [0]
         batch = self.pad(*prepared.scored.sequences(rows))
-        log_probs, entropy = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+        log_probs, entropy = self.read_policy(batch)
         tokens = TokenBatch.of(prepared, rows, old, self.device)
         policy = self.policy
         total, parts = loss(log_probs, entropy, tokens, policy.advantage, policy.ppo, policy.kl, policy.off_policy, beta)
@@ -290,11 +223,5 @@ class PolicyLearnerRank(Rank):
 
     def _log_probs(self, scored: ScoredBatch) -> Ragged:
         """The current policy's log-probs of all rows, each rank computing its share."""
-
-        def read(rows: list[int]) -> list[np.ndarray]:
-            batch = self.pad(*scored.sequences(rows))
-            flat, _ = self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
-            return Ragged(flat.float().cpu().numpy(), batch.response_lengths).rows()
-
-        found = self.gathered(self.read_share(scored.prompt_ids.lengths + scored.response_ids.lengths, read))
+        found = self.gathered(self.token_log_probs(scored.prompt_ids.rows(), scored.response_ids.rows()))
         return Ragged.of([found[i] for i in range(len(scored))], np.float32)

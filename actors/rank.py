@@ -25,6 +25,8 @@ from actors.watchdog import watched
 from dvpo_ray.config.sections import LearnerSection, ModelSection
 from dvpo_ray.errors import CommitError, NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences, share_rows
+from dvpo_ray.learning.pairs import LabelledAnswer, Pair
+from dvpo_ray.rows import Ragged
 
 GROWTH_ALLOWED = 1.1
 STEPS_BETWEEN_TRIMS = 4
@@ -205,17 +207,6 @@ class Rank:
             groups += [[] for _ in range(most - len(groups))]
         return groups
 
-    def read_share(self, lengths: np.ndarray, read: Callable[[list[int]], list[np.ndarray]]) -> dict[int, np.ndarray]:
-        """What ``read`` finds in this rank's share of rows of so many tokens, without gradients, by row."""
-        mine = share_rows([int(length) for length in lengths], self.world)[self.rank]
-        found: dict[int, np.ndarray] = {}
-        for group in self.plan(mine, lengths):
-            with torch.no_grad():
-                parts = read(group or [0])
-            if group:
-                found |= dict(zip(group, parts, strict=True))
-        return found
-
     def gathered(self, found: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
         """What all ranks have found, by row."""
         if self.world == 1:
@@ -224,6 +215,35 @@ class Rank:
         dist.all_gather_object(parts, found)
         return {row: values for part in parts for row, values in part.items()}
 
+    def plan_pairs(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Micro-batches of this rank's share of pairs. A pair stays together, as two rows of its longer answer's length."""
+        sizes = [max(answer.tokens for answer in pair) for pair in pairs]
+        mine = share_rows(sizes, self.world)[self.rank]
+        return self.plan(mine, np.array([2 * size for size in sizes]))
+
     def pad(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> SequenceBatch:
         """Right-padded tensors on this rank's device."""
         return pad_sequences(prompts, responses, self.device)
+
+    def pad_answers(self, answers: Sequence[LabelledAnswer]) -> SequenceBatch:
+        """As ``pad``."""
+        return self.pad([answer.prompt_ids for answer in answers], [answer.response_ids for answer in answers])
+
+    def read_share(
+        self,
+        prompts: Sequence[np.ndarray],
+        responses: Sequence[np.ndarray],
+        read: Callable[[SequenceBatch], tuple[Tensor, np.ndarray]],
+    ) -> dict[int, np.ndarray]:
+        """What ``read`` gives for each row of this rank's share, by index, without gradients: numbers one row after the other,
+        and how many are each row's. A rank without rows left reads one for the sake of its peers."""
+        lengths = np.array([prompt.size + response.size for prompt, response in zip(prompts, responses, strict=True)])
+        mine = share_rows(lengths.tolist(), self.world)[self.rank]
+        found: dict[int, np.ndarray] = {}
+        for group in self.plan(mine, lengths):
+            rows = group or [0]
+            with torch.no_grad():
+                flat, counts = read(self.pad([prompts[i] for i in rows], [responses[i] for i in rows]))
+            if group:
+                found |= dict(zip(group, Ragged(flat.float().cpu().numpy(), counts).rows(), strict=True))
+        return found

@@ -19,7 +19,7 @@ from actors.busy import BusyClock
 from actors.metrics import busy_counter, count, show
 from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
-from dvpo_ray.config.sections import RolloutSection
+from dvpo_ray.config.sections import GenerationSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, RowDeadlineError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
@@ -41,7 +41,7 @@ class RolloutActor:
     succeeds.
     """
 
-    def __init__(self, model: str, config: RolloutSection, seed: int, trust_remote_code: bool = False) -> None:
+    def __init__(self, model: str, config: GenerationSection, seed: int, trust_remote_code: bool = False) -> None:
         self._model = model
         self._config = config
         self._seed = seed
@@ -306,7 +306,7 @@ def clear(traces: EngineTraces) -> None:
             (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
-def engine_arguments(model: str, config: RolloutSection, seed: int, trust_remote_code: bool = False) -> Any:
+def engine_arguments(model: str, config: GenerationSection, seed: int, trust_remote_code: bool = False) -> Any:
     """vLLM's arguments (``AsyncEngineArgs``) for an engine of ours."""
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -337,7 +337,7 @@ def engine_arguments(model: str, config: RolloutSection, seed: int, trust_remote
     )
 
 
-def sampling_params(config: RolloutSection, seed: int) -> Any:
+def sampling_params(config: GenerationSection, seed: int) -> Any:
     """vLLM's sampling parameters (``SamplingParams``) for one answer."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -353,7 +353,7 @@ def sampling_params(config: RolloutSection, seed: int) -> Any:
     )
 
 
-def thread_binding(config: RolloutSection) -> str:
+def thread_binding(config: GenerationSection) -> str:
     """vLLM's thread binding on CPU: the only engine gets a thread bound to each core, several are left to the system.
 
     Bound threads are not moved while others wait for them (32 answers of 40 tokens take 2.4 s instead of 2.6 to 3.5 on two

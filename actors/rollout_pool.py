@@ -17,7 +17,7 @@ from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
 from actors.metrics import count
 from actors.placement import engine_environment, nodes_for, start_actor
 from actors.rollout import RolloutActor
-from dvpo_ray.config.sections import ClusterSection, ModelSection, RolloutSection
+from dvpo_ray.config.sections import ClusterSection, GenerationSection, ModelSection
 from dvpo_ray.errors import (
     LOST,
     ActorDiedError,
@@ -60,7 +60,7 @@ class RolloutPool:
         self,
         model_folder: str,
         model: ModelSection,
-        rollout: RolloutSection,
+        rollout: GenerationSection,
         cluster: ClusterSection,
         seed: int,
         traces: Path | None = None,

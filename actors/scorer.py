@@ -1,4 +1,4 @@
-"""The scorer actor: frozen value model and frozen reference model, both read in one visit.
+"""The scorer actor: frozen value model, frozen reference model and the recipe's reward models, all read in one visit.
 
 It is stateless: the same answers give the same scores on any replica, so it may be killed, restarted and asked again.
 """
@@ -16,21 +16,20 @@ import torch
 from actors.busy import BusyClock
 from actors.metrics import busy_counter, count, show, started_again
 from actors.watchdog import watched
-from dvpo_ray.config.rewards import RewardConfig
+from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import ModelSection, ScorerSection
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
-from dvpo_ray.learning.score_cache import ScoreCache
+from dvpo_ray.learning.score_cache import Entry, ScoreCache
+from dvpo_ray.models.reward_model import RewardModel
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.monitoring import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
 from dvpo_ray.rewards import Rewards
 from dvpo_ray.rows import Answer, Ragged, ScoredBatch
 
-Scores = tuple[np.ndarray, np.ndarray]
-
 
 class ScorerActor:
-    """Holds the two frozen models; ``value_model`` None scores reference log-probs alone (values are 0)."""
+    """Holds the frozen models; ``value_model`` None reads no values (they are 0), ``rewards`` may name models besides."""
 
     def __init__(
         self,
@@ -50,13 +49,14 @@ class ScorerActor:
         self._cache: ScoreCache | None = None
         self._reward_configs = rewards or {}
         self._rewards: Rewards | None = None
+        self._reward_models: dict[str, RewardModel] = {}
         self._tokenizer: Any = None
         self._busy = BusyClock(busy_counter("scorer"))
         self._loaded = ""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def start(self) -> str:
-        """Load and verify both models; returns the value model's parameter hash."""
+        """Load and verify all models; returns their parameter hashes."""
         return self.parameter_hash()
 
     def pid(self) -> int:
@@ -69,9 +69,10 @@ class ScorerActor:
 
     @watched
     def parameter_hash(self) -> str:
-        """sha256 of the value model's parameters as they are in memory now."""
+        """sha256 of the value model's parameters (empty without one) and of each reward model's, joined by commas, as they are
+        in memory now."""
         self._load()
-        found = self._value_hash()
+        found = self._hashes()
         show(CHECKSUM_OK, found == self._loaded)
         return found
 
@@ -86,10 +87,10 @@ class ScorerActor:
         self._load()
         with self._busy:
             scores = self._scores(answers)
-            rewards = self._rewards_of(answers)
+            rewards = self._rewards_of(answers, [given for _, _, given in scores])
         count(SCORED_ROWS, len(answers))
         count(SCORED_TOKENS, sum(answer.response_ids.size for answer in answers))
-        values, ref_log_probs = zip(*scores, strict=True)
+        values, ref_log_probs, _ = zip(*scores, strict=True)
         return ScoredBatch(
             row_ids=tuple(a.row_id for a in answers),
             prompt_ids=Ragged.of([a.prompt_ids for a in answers], np.int32),
@@ -110,8 +111,8 @@ class ScorerActor:
         """Answers whose scores were known already."""
         return self._cache.hits if self._cache else 0
 
-    def _scores(self, answers: Sequence[Answer]) -> list[Scores]:
-        """(values, reference log-probs) of every answer; each sequence is computed once."""
+    def _scores(self, answers: Sequence[Answer]) -> list[Entry]:
+        """(values, reference log-probs, scores of reward models) of every answer; each sequence is computed once."""
         assert self._cache is not None
         keys = [self._cache.key(answer) for answer in answers]
         known = {key: found for key in keys if (found := self._cache.get(key)) is not None}
@@ -122,19 +123,20 @@ class ScorerActor:
             rows = [new[g] for g in group]
             for i, scores in zip(rows, self._score_group([answers[i] for i in rows]), strict=True):
                 known[keys[i]] = scores
-                self._cache.put(keys[i], *scores)
+                self._cache.put(keys[i], scores)
         return [known[key] for key in keys]
 
-    def _rewards_of(self, answers: Sequence[Answer]) -> np.ndarray:
-        """Scores of each answer by the rewards of the recipe [B, number of rewards]."""
+    def _rewards_of(self, answers: Sequence[Answer], given: Sequence[np.ndarray]) -> np.ndarray:
+        """Scores of each answer by the rewards of the recipe [B, number of rewards]; ``given`` are those of reward models."""
         if self._rewards is None:
             return np.zeros((len(answers), 0), dtype=np.float32)
         prompts = [self._tokenizer.decode(a.prompt_ids, skip_special_tokens=True) for a in answers]
         texts = [self._tokenizer.decode(a.response_ids, skip_special_tokens=True) for a in answers]
-        return self._rewards(prompts, texts)
+        columns = dict(zip(self._reward_models, np.stack(given, axis=1), strict=True))
+        return self._rewards(prompts, texts, columns)
 
     def _load(self) -> None:
-        """Load the models, unless they are there already; the value model's files are checked against its seal."""
+        """Load the models, unless they are there already; files of sealed ones are checked."""
         if self._reference is not None:
             return
         torch.set_num_threads(self._config.cpu_threads or os.cpu_count() or 1)
@@ -151,17 +153,22 @@ class ScorerActor:
 
             self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=self._model.trust_remote_code)
             self._rewards = Rewards(self._reward_configs)
-        self._loaded = self._value_hash()
+            self._reward_models = {
+                name: RewardModel(name, config, self._model, dtype, self._device)
+                for name, config in model_rewards(self._reward_configs).items()
+            }
+        self._loaded = self._hashes()
         show(CHECKSUM_OK, 1)
         self._cache = ScoreCache(self._config.cache_mib * 2**20, self._loaded)
         if started_again():
             count(RESTARTS, stage="scorer")
 
-    def _value_hash(self) -> str:
-        return parameter_hash(self._value) if self._value is not None else ""
+    def _hashes(self) -> str:
+        value = parameter_hash(self._value) if self._value is not None else ""
+        return ",".join([value, *(model.parameter_hash() for model in self._reward_models.values())])
 
-    def _score_group(self, answers: Sequence[Answer]) -> list[Scores]:
-        """One forward pass of both models."""
+    def _score_group(self, answers: Sequence[Answer]) -> list[Entry]:
+        """One forward pass of each model."""
         batch = pad_sequences([a.prompt_ids for a in answers], [a.response_ids for a in answers], self._device)
         log_probs, _ = self._reference(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
         if self._value is None:
@@ -169,4 +176,7 @@ class ScorerActor:
         else:
             flat = self._value(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
         values = Ragged(flat, batch.response_lengths + 1).rows()
-        return list(zip(values, Ragged(log_probs.cpu().numpy(), batch.response_lengths).rows(), strict=True))
+        ref_log_probs = Ragged(log_probs.cpu().numpy(), batch.response_lengths).rows()
+        given = [model(batch) for model in self._reward_models.values()]
+        by_answer = np.array(given, dtype=np.float32).reshape(len(given), len(answers)).T
+        return list(zip(values, ref_log_probs, by_answer, strict=True))

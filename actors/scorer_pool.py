@@ -86,7 +86,7 @@ class ScorerPool:
         self._keeper: threading.Thread | None = None
 
     def wait_ready(self) -> str:
-        """Wait for all scorers; returns the value model's parameter hash."""
+        """Wait for all scorers; returns the parameter hashes of their models."""
         starting = [replica.starting for replica in self._replicas]
         self._hash = self._same(get(starting, self._cluster.start_timeout_s, "a scorer", "loading its models"))
         if (self._config.max_actors or 0) > self._config.actors:
@@ -135,10 +135,10 @@ class ScorerPool:
         return get(list(handles), self._cluster.call_timeout_s, "a scorer", "scoring")
 
     def value_hash(self) -> str:
-        """Parameter hash of the frozen value model, as it is in memory now."""
+        """Parameter hashes of the frozen value model and of reward models (``ScorerActor.parameter_hash``)."""
         with self._all() as actors:
             calls = [actor.parameter_hash.remote() for actor in actors]
-            return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its value model"))
+            return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its models"))
 
     def busy_seconds(self) -> float:
         """Mean time in which a scorer scored, in seconds."""
@@ -231,5 +231,5 @@ class ScorerPool:
     @staticmethod
     def _same(hashes: Sequence[str]) -> str:
         if len(set(hashes)) != 1:
-            raise ActorFailedError(f"scorers hold different value models: {sorted({h[:16] for h in hashes})}")
+            raise ActorFailedError(f"scorers hold different value or reward models: {sorted(set(hashes))}")
         return hashes[0]

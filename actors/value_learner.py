@@ -17,11 +17,10 @@ from dvpo_ray.config.algorithms import TargetConfig
 from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning import value_update
-from dvpo_ray.learning.batching import SequenceBatch, share_rows
-from dvpo_ray.learning.value_update import LabelledAnswer
+from dvpo_ray.learning.batching import SequenceBatch
+from dvpo_ray.learning.pairs import LabelledAnswer, Pair
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import new_value_model
-from dvpo_ray.rows import Ragged
 
 
 class ValueLearnerRank(Rank):
@@ -44,13 +43,9 @@ class ValueLearnerRank(Rank):
         return pid
 
     @watched
-    def step(self, pairs: Sequence[tuple[LabelledAnswer, LabelledAnswer]], target: TargetConfig) -> dict[str, float]:
+    def step(self, pairs: Sequence[Pair], target: TargetConfig) -> dict[str, float]:
         """Train on one batch of pairs (every rank is given all, and takes its share); metrics are equal on all ranks."""
-        sizes = [max(_tokens(a) for a in pair) for pair in pairs]
-        mine = share_rows(sizes, self.world)[self.rank]
-        # A pair stays together in a micro-batch, so a row of the plan is two rows of the longer answer's length.
-        groups = self.plan(mine, np.array([2 * size for size in sizes]))
-        batches = [[answer for i in group for answer in pairs[i]] for group in groups]
+        batches = [[answer for i in group for answer in pairs[i]] for group in self.plan_pairs(pairs)]
         goals: list[Tensor | None] = [None] * len(batches)
         metrics: dict[str, float] = {}
         for _ in range(self.value.inner_epochs):
@@ -70,12 +65,10 @@ class ValueLearnerRank(Rank):
     def values(self, answers: Sequence[LabelledAnswer]) -> dict[int, np.ndarray]:
         """q_0..q_T of this rank's share of ``answers``, by index."""
 
-        def read(rows: list[int]) -> list[np.ndarray]:
-            batch = self._pad([answers[i] for i in rows])
-            flat = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end).float().cpu().numpy()
-            return Ragged(flat, batch.response_lengths + 1).rows()
+        def read(batch: SequenceBatch) -> tuple[Tensor, np.ndarray]:
+            return self._values(batch), batch.response_lengths + 1
 
-        return self.read_share(np.array([_tokens(answer) for answer in answers]), read)
+        return self.read_share([a.prompt_ids for a in answers], [a.response_ids for a in answers], read)
 
     @watched
     def save(self, folder: str) -> None:
@@ -90,19 +83,14 @@ class ValueLearnerRank(Rank):
         """Loss sum, the targets (made on the first pass, then held fixed) and the values, detached."""
         if not answers:
             example = LabelledAnswer(np.array([0]), np.array([0]), 1.0)
-            batch = self._pad([example, example])
-            values = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
+            values = self._values(self.pad_answers([example, example]))
             return values.sum() * 0.0, values.detach(), values.detach()
-        batch = self._pad(answers)
-        values = self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
+        batch = self.pad_answers(answers)
+        values = self._values(batch)
         if goals is None:
             labels = torch.tensor([answer.label for answer in answers], device=self.device)
             goals = value_update.targets(values, batch.response_lengths, labels, target)
         return value_update.loss(values, goals, batch.response_lengths, target), goals, values.detach()
 
-    def _pad(self, answers: Sequence[LabelledAnswer]) -> SequenceBatch:
-        return self.pad([a.prompt_ids for a in answers], [a.response_ids for a in answers])
-
-
-def _tokens(answer: LabelledAnswer) -> int:
-    return answer.prompt_ids.size + answer.response_ids.size
+    def _values(self, batch: SequenceBatch) -> Tensor:
+        return self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)

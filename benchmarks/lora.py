@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import ray
 
-from actors.gang import PolicyLearner
 from actors.placement import ray_session
+from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from benchmarks.common import table, write_section
 from benchmarks.overheads import scored_rows

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.gang import PolicyLearner
 from actors.placement import actor_environment, engine_environment, ray_session
+from actors.policy_gang import PolicyLearner
 from actors.rank import free_port
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool

@@ -13,8 +13,8 @@ from typing import Any
 
 import ray
 
-from actors.gang import PolicyLearner
 from actors.placement import ray_session
+from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from benchmarks.common import table, write_section

@@ -6,8 +6,8 @@ import os
 import statistics
 import time
 
-from actors.gang import PolicyLearner
 from actors.placement import ray_session
+from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from benchmarks.common import table, write_section
 from dvpo_ray.config import PipelineRecipe, load_recipe

@@ -14,11 +14,26 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from dvpo_ray.config import PipelineRecipe, PolicyRecipe, Recipe, ValueRecipe, dump_resolved, load_recipe
+from dvpo_ray.config import (
+    DpoRecipe,
+    PipelineRecipe,
+    PolicyRecipe,
+    Recipe,
+    RewardRecipe,
+    ValueRecipe,
+    dump_resolved,
+    load_recipe,
+)
 from dvpo_ray.errors import DvpoError, UserInputError
 
 R = TypeVar("R", bound=Recipe)
-KINDS: dict[str, type[Recipe]] = {"demo": PipelineRecipe, "value": ValueRecipe, "policy": PolicyRecipe}
+KINDS: dict[str, type[Recipe]] = {
+    "demo": PipelineRecipe,
+    "value": ValueRecipe,
+    "reward": RewardRecipe,
+    "policy": PolicyRecipe,
+    "dpo": DpoRecipe,
+}
 
 app = typer.Typer(
     help="RLHF with a frozen value model: DVPO on Ray, vLLM and DeepSpeed.",
@@ -27,12 +42,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 value_app = typer.Typer(help="The value model: train it, measure it.", no_args_is_help=True)
+reward_app = typer.Typer(help="A reward model: train it.", no_args_is_help=True)
 policy_app = typer.Typer(help="The policy: train it.", no_args_is_help=True)
+dpo_app = typer.Typer(help="Direct preference optimisation: train a policy on pairs.", no_args_is_help=True)
 debug_app = typer.Typer(help="When something went wrong: look at what a run kept.", no_args_is_help=True)
 k8s_app = typer.Typer(help="Kubernetes: render jobs from recipes, check manifests.", no_args_is_help=True)
 config_app = typer.Typer(help="Recipes: show, check, and describe their keys.", no_args_is_help=True)
 app.add_typer(value_app, name="value")
+app.add_typer(reward_app, name="reward")
 app.add_typer(policy_app, name="policy")
+app.add_typer(dpo_app, name="dpo")
 app.add_typer(config_app, name="config")
 app.add_typer(debug_app, name="debug")
 app.add_typer(k8s_app, name="k8s")
@@ -83,6 +102,17 @@ def value_eval(
     _guard(work, as_json)
 
 
+@reward_app.command("train")
+def reward_train(
+    recipe: RecipeArg,
+    overrides: SetOption = [],  # noqa: B006
+    resume: ResumeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a reward model on preference pairs and seal it; `dvpo value eval` measures it on others."""
+    _run_job("jobs.pretrain_value", "pretrain_value", RewardRecipe, recipe, _resumed(overrides, resume), as_json)
+
+
 @policy_app.command("train")
 def policy_train(
     recipe: RecipeArg,
@@ -92,6 +122,17 @@ def policy_train(
 ) -> None:
     """Train a policy under a frozen value model."""
     _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, _resumed(overrides, resume), as_json)
+
+
+@dpo_app.command("train")
+def dpo_train(
+    recipe: RecipeArg,
+    overrides: SetOption = [],  # noqa: B006
+    resume: ResumeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a policy on preference pairs alone (DPO, IPO), without generation, values or rewards."""
+    _run_job("jobs.train_dpo", "train_dpo", DpoRecipe, recipe, _resumed(overrides, resume), as_json)
 
 
 @app.command("eval")

@@ -68,7 +68,7 @@ class Driver:
         """Train from the start, or from a commit. Learner ranks that die are started again, on the newest commit.
 
         Raises:
-            FrozenValueChangedError: the value model is not bit for bit what it was at the start.
+            FrozenValueChangedError: the value model or a reward model is not bit for bit what it was at the start.
             CommitError: the commit was made under another value model.
             RunStoppedError: the run was asked to stop, and did after a commit.
         """
@@ -83,7 +83,7 @@ class Driver:
         found = self._stages.scorers.value_hash()
         if found != self._sealed:
             raise FrozenValueChangedError(
-                f"value model parameters changed during the run: {self._sealed[:16]}... became {found[:16]}..."
+                f"parameters of the frozen value or reward models changed during the run: {self._sealed} became {found}"
             )
 
     def _train_from(self, first: int) -> None:
@@ -177,7 +177,10 @@ class Driver:
         step = 0 if commit is None else commit.step
         if commit is not None:
             if commit.part("value_sha256", str) != self._sealed:
-                raise CommitError(f"commit '{commit.folder}' was made under another value model: name that one, or start anew")
+                raise CommitError(
+                    f"commit '{commit.folder}' was made under another value model or other reward models: name those of its run, "
+                    "or start anew"
+                )
             self._stages.learner.load_commit(str(commit.folder.resolve()))
         self._kl = KlControl(self._config.kl.control, self._config.rollout.rows_per_step)
         self._kl.beta = commit.part("kl_coefficient", NonNegativeFinite) if commit else self._kl.beta

@@ -1,4 +1,4 @@
-"""Rewards beside the frozen value: functions of whole answers, here or behind HTTP."""
+"""Rewards beside the frozen value: functions of whole answers, here or behind HTTP, and scores that models gave."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 import numpy as np
 
-from dvpo_ray.config.rewards import FunctionReward, HttpReward, RewardConfig
+from dvpo_ray.config.rewards import FunctionReward, HttpReward, ModelReward, RewardConfig
 from dvpo_ray.entry_points import load_entry_point
 from dvpo_ray.errors import ConfigError, RewardError
 
@@ -24,20 +25,26 @@ class Rewards:
 
     def __init__(self, configs: Mapping[str, RewardConfig]) -> None:
         """Raises ConfigError when a function cannot be imported or a token is missing."""
-        self._rewards = {name: make_reward(name, config) for name, config in configs.items()}
+        self._names = list(configs)
+        self._rewards = {
+            name: make_reward(name, config) for name, config in configs.items() if not isinstance(config, ModelReward)
+        }
 
-    def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        """Unweighted scores of each answer, float32 [B, number of rewards].
+    def __call__(
+        self, prompts: Sequence[str], answers: Sequence[str], given: Mapping[str, np.ndarray] = MappingProxyType({})
+    ) -> np.ndarray:
+        """Unweighted scores of each answer, float32 [B, number of rewards]; ``given`` are those of models, which read tokens.
 
         Raises:
             RewardError: one failed, or returned something other than a finite number for each answer.
         """
-        columns = [checked(name, reward(prompts, answers), len(answers)) for name, reward in self._rewards.items()]
+        found = {name: reward(prompts, answers) for name, reward in self._rewards.items()} | dict(given)
+        columns = [checked(name, found[name], len(answers)) for name in self._names]
         return np.array(columns, dtype=np.float32).T.reshape(len(answers), len(columns))
 
 
-def make_reward(name: str, config: RewardConfig) -> Reward:
-    """The reward that settings describe."""
+def make_reward(name: str, config: FunctionReward | HttpReward) -> Reward:
+    """The reward of texts that settings describe."""
     if isinstance(config, FunctionReward):
         return load_entry_point(config.function)
     return RemoteReward(name, config)

@@ -153,6 +153,14 @@ def seconds_of_work(folder: Path) -> float:
     return sum(line.get("seconds/step", 0.0) + line.get("eval/seconds", 0.0) for line in lines)
 
 
+def median_step_seconds(folder: Path) -> float:
+    """The median time of a run's steps."""
+    steps = [line["seconds/step"] for line in read_records(folder / METRICS) if "seconds/step" in line]
+    # The first step warms up allocators and kernels; it is no measure of the rest.
+    steady = steps[1:] or steps
+    return sorted(steady)[len(steady) // 2]
+
+
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not path.is_file():
         return

@@ -70,7 +70,7 @@ class Scorers(Protocol):
         ...
 
     def value_hash(self) -> str:
-        """Parameter hash of the frozen value model, the same on every replica."""
+        """Parameter hashes of the frozen value model and of reward models, the same on every replica."""
         ...
 
 

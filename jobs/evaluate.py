@@ -14,7 +14,7 @@ from actors.placement import ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe, dump_resolved
-from dvpo_ray.data import DeadLetters, load_pairs, template_hash, tokenizer_hash
+from dvpo_ray.data import DeadLetters, load_pairs
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluator
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
@@ -22,10 +22,10 @@ from dvpo_ray.learning.value_update import pair_accuracy, pair_wins
 from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.models.folder import check_model_folder
 from dvpo_ray.models.token_reader import ValueReader, freeze
-from dvpo_ray.models.value_model import check_fits, load_value_model, read_seal
+from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.rows import Ragged
 from dvpo_ray.run import CONFIG, RESULT, Event, Listener, prepare_folder, write_json
-from jobs.setup import base_model, read_evaluation_prompts, read_prompts
+from jobs.setup import base_model, fitting_value_model, read_evaluation_prompts, read_prompts
 
 TOKEN_BUDGET = 8192
 
@@ -71,8 +71,7 @@ def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listene
         raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
     began = time.time()
     base = base_model(recipe.model)
-    value_folder = Path(recipe.policy.value_model or "").resolve()
-    check_fits(read_seal(value_folder), tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
+    value_folder, _ = fitting_value_model(recipe.policy.value_model or "", base)
     model = str(base.folder if policy is None else check_model_folder(policy).resolve())
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-eval"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))

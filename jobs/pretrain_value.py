@@ -1,10 +1,9 @@
-"""Value pretraining as a Ray job: preference pairs in, a sealed, frozen value model out."""
+"""Value pretraining as a Ray job: preference pairs in, a sealed, frozen value model (or reward model) out."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,24 @@ import numpy as np
 
 from actors.gang import Gang, value_gang
 from actors.metrics import RayTracker
-from actors.nodes import leaving, this_node
 from actors.placement import keep_logs, ray_session
 from dvpo_ray import cli
-from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import ValueRecipe
-from dvpo_ray.config.algorithms import TargetConfig
+from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
 from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
-from dvpo_ray.errors import RunStoppedError
-from dvpo_ray.learning.value_update import LabelledAnswer, pair_accuracy, pair_wins, resolve_target
+from dvpo_ray.learning.pairs import batches, labelled
+from dvpo_ray.learning.value_update import pair_accuracy, pair_wins, resolve_target
 from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
+from jobs.offline import train_on_pairs
 from jobs.resume import VALUE_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_pairs
 
-VALUE_MODEL = "value-model"
-Pair = tuple[LabelledAnswer, LabelledAnswer]
+VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 
 
 def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
@@ -51,8 +48,8 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
     run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
-        total = value.epochs * -(-len(train) // value.pairs_per_step)
-        run.total_steps = total
+        steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
+        total = run.total_steps = len(steps)
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
@@ -67,23 +64,25 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
             try:
                 gang.wait_ready()
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
-                _train(gang, train, target, recipe, run, committer, commit)
+
+                def learn(step: int, rows: np.ndarray) -> dict[str, float]:
+                    pairs = [labelled(train[i]) for i in rows]
+                    return gang.call("step", pairs, target, doing=f"value step {step}")[0]
+
+                train_on_pairs(steps, learn, gang, run, committer, commit)
                 run.phase("measuring pair accuracy on held-out prompts")
-                accuracy = evaluate_pairs(gang, held_out)
-                run.phase("saving and sealing the value model")
-                target_folder = (folder / VALUE_MODEL).resolve()
-                gang.call("save", str(target_folder), doing="saving the value model")
+                accuracy = evaluate_pairs(gang, held_out, target)
+                run.phase("saving and sealing the model")
+                target_folder = (folder / (REWARD_MODEL if isinstance(target, RewardTarget) else VALUE_MODEL)).resolve()
+                gang.call("save", str(target_folder), doing="saving the model")
             finally:
                 gang.stop()
         _seal(target_folder, base, train, target, held_out, accuracy)
         result = {
-            "value_model": str(target_folder),
+            **_figures(target, target_folder, accuracy),
             "pairs": len(train),
             "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
             "held_out_pairs": len(held_out),
-            "gvm_pair_accuracy_mean": accuracy["mean"],
-            "gvm_pair_accuracy_last": accuracy["last"],
-            **{key: value for key, value in accuracy.items() if key.endswith("ci95")},
             "accuracy_by_aggregate": accuracy["by_aggregate"],
             "target": target.model_dump(),
             "seconds_total": run.seconds,
@@ -98,8 +97,21 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
         run.close()
 
 
-def evaluate_pairs(gang: Gang, pairs: list[EncodedPair]) -> dict[str, Any]:
-    """Pair accuracy by aggregate, with 95% intervals for mean and last value, and the calibration of token values."""
+def _figures(target: TargetConfig, folder: Path, accuracy: dict[str, Any]) -> dict[str, Any]:
+    """Where the model is and what counts of it: of a reward model the last value alone."""
+    if isinstance(target, RewardTarget):
+        return {
+            "reward_model": str(folder),
+            "reward_pair_accuracy": accuracy["last"],
+            "reward_pair_accuracy_ci95": accuracy["last_ci95"],
+        }
+    of_value = {f"gvm_pair_accuracy_{name}": accuracy[name] for name in ("mean", "last", "mean_ci95", "last_ci95")}
+    return {"value_model": str(folder)} | of_value
+
+
+def evaluate_pairs(gang: Gang, pairs: list[EncodedPair], target: TargetConfig) -> dict[str, Any]:
+    """Pair accuracy by aggregate, with 95% intervals for mean and last value, and the calibration of what was trained: token
+    values, or last values."""
     answers = [answer for pair in pairs for answer in labelled(pair)]
     found: dict[int, np.ndarray] = {}
     for part in gang.call("values", answers, doing="reading values of held-out pairs"):
@@ -108,67 +120,17 @@ def evaluate_pairs(gang: Gang, pairs: list[EncodedPair]) -> dict[str, Any]:
     chosen, rejected = values[0::2], values[1::2]
     keys = [pair.prompt_key for pair in pairs]
     by_aggregate = pair_accuracy(chosen, rejected)
-    tokens = np.concatenate([q[1:] for q in values])
+    first = -1 if isinstance(target, RewardTarget) else 1
+    trained = np.concatenate([q[first:] for q in values])
     return {
         "mean": by_aggregate["mean"],
         "last": by_aggregate["last"],
-        "gvm_pair_accuracy_mean_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "mean"), keys),
-        "gvm_pair_accuracy_last_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "last"), keys),
+        "mean_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "mean"), keys),
+        "last_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "last"), keys),
         "by_aggregate": by_aggregate,
-        "value_mean": float(tokens.mean()),
-        "value_std": float(tokens.std()),
+        "value_mean": float(trained.mean()),
+        "value_std": float(trained.std()),
     }
-
-
-def labelled(pair: EncodedPair) -> Pair:
-    """Both answers of a pair with their labels."""
-    prompt = np.asarray(pair.prompt_ids, dtype=np.int32)
-    return (
-        LabelledAnswer(prompt, np.asarray(pair.chosen_ids, dtype=np.int32), 1.0),
-        LabelledAnswer(prompt, np.asarray(pair.rejected_ids, dtype=np.int32), -1.0),
-    )
-
-
-def _train(
-    gang: Gang,
-    train: list[EncodedPair],
-    target: TargetConfig,
-    recipe: ValueRecipe,
-    run: Run,
-    committer: Committer,
-    commit: Commit | None,
-) -> None:
-    """All steps: every pair once an epoch, in a seeded order; those before a commit are passed over."""
-    size = recipe.value.pairs_per_step
-    step, done = 0, 0
-    if commit is not None:
-        done = commit.step
-        gang.load_commit(str(commit.folder.resolve()))
-        if run.in_place:
-            committer.store.abandon_after(commit.step)
-        run.go_on(commit)
-    for epoch in range(recipe.value.epochs):
-        order = np.random.default_rng((recipe.run.seed, epoch)).permutation(len(train))
-        for first in range(0, len(train), size):
-            if step < done:
-                step += 1
-                continue
-            began = time.time()
-            pairs = [labelled(train[i]) for i in order[first : first + size]]
-            metrics = gang.call("step", pairs, target, doing=f"value step {step}")[0]
-            run.timeline.add("value learn", began, time.time(), step=step)
-            run.log(step, metrics | {"seconds/step": time.time() - began})
-            step += 1
-            committer.finish()
-            # The ranks are not started again elsewhere: the run goes on there.
-            if gang.leaving() or leaving([this_node()]):
-                run.stopping = True
-            if committer.due(step) or run.stopping:
-                committer.begin(step, run.clocks())
-            if run.stopping and step < run.total_steps:
-                committer.finish()
-                raise RunStoppedError(f"stopped after step {step} of {run.total_steps}, as asked: --resume auto goes on")
-    committer.finish()
 
 
 def _seal(

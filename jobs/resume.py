@@ -19,20 +19,27 @@ from dvpo_ray.run_folder import COMMITS, CONFIG, check_same_run, run_folder
 
 # What decides which rows come and which numbers the optimizer's state belongs to: it must not change.
 _FIXED = ("run.seed", "model.path")
+_EVALUATION = ("evaluation.source", "evaluation.max_prompts", "evaluation.answers_per_prompt")
+_ADAPTERS = ("lora.rank", "lora.alpha", "lora.rslora", "lora.target_modules")
 POLICY_FIXED = (
     *_FIXED,
     "policy.data",
     "policy.rollout.prompts_per_step",
     "policy.rollout.answers_per_prompt",
-    "policy.evaluation.source",
-    "policy.evaluation.max_prompts",
-    "policy.evaluation.answers_per_prompt",
-    "policy.lora.rank",
-    "policy.lora.alpha",
-    "policy.lora.rslora",
-    "policy.lora.target_modules",
+    *(f"policy.{key}" for key in (*_EVALUATION, *_ADAPTERS)),
 )
 VALUE_FIXED = (*_FIXED, "value.data", "value.target", "value.pairs_per_step", "value.epochs")
+DPO_FIXED = (
+    *_FIXED,
+    "dpo.data",
+    "dpo.pairs_per_step",
+    "dpo.epochs",
+    "dpo.loss",
+    "dpo.beta",
+    "dpo.label_smoothing",
+    "dpo.average_log_probs",
+    *(f"dpo.{key}" for key in (*_EVALUATION, *_ADAPTERS)),
+)
 
 
 def store_of(folder: Path, config: CommitSection) -> CommitStore:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, PairsSection
 from dvpo_ray.data import (
     DeadLetters,
@@ -17,8 +19,12 @@ from dvpo_ray.data import (
     load_prompts,
     refuse_if_too_bad,
     split_by_prompt,
+    template_hash,
+    tokenizer_hash,
 )
 from dvpo_ray.models.packaged import resolve_model
+from dvpo_ray.models.reward_model import read_reward_seal
+from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
 
 DEAD_LETTERS = "dead_letters.jsonl"
 
@@ -39,6 +45,38 @@ def base_model(section: ModelSection) -> BaseModel:
     folder = resolve_model(section.path).resolve()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
     return BaseModel(section.path, folder, tokenizer)
+
+
+def fitting_value_model(folder: str, base: BaseModel) -> tuple[Path, ValueModelSeal]:
+    """The folder and seal of the value model that a policy recipe names, verified.
+
+    Raises:
+        ModelError: it is altered, made for another tokenizer or chat template, or a reward model.
+    """
+    path = Path(folder).resolve()
+    record = read_seal(path)
+    remedy = "name a folder of `dvpo value train`; a reward model goes into [policy.rewards.NAME] with type = 'model'"
+    refuse_reward_model(record, "policy.value_model", folder, remedy)
+    _check_fits(record, base, path)
+    return path, record
+
+
+def fitting_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> dict[str, RewardConfig]:
+    """A policy recipe's rewards; models among them are verified, and their folders named in full, as actors need them.
+
+    Raises:
+        ModelError: one is altered or made for another tokenizer or chat template, or a reward model's values were to be averaged.
+    """
+    found = dict(rewards)
+    for name, config in model_rewards(rewards).items():
+        folder = Path(config.folder).resolve()
+        _check_fits(read_reward_seal(name, config), base, folder)
+        found[name] = config.model_copy(update={"folder": str(folder)})
+    return found
+
+
+def _check_fits(record: ValueModelSeal, base: BaseModel, folder: Path) -> None:
+    check_fits(record, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), folder)
 
 
 def read_pairs(section: PairsSection, tokenizer: Any, folder: Path) -> tuple[list[EncodedPair], list[EncodedPair], LoadCounts]:
@@ -78,7 +116,7 @@ def read_prompts(section: DataSection, tokenizer: Any, folder: Path) -> list[Enc
 
 
 def read_evaluation_prompts(
-    section: EvaluationSection, data: DataSection, tokenizer: Any, folder: Path, trained_on: list[EncodedPrompt]
+    section: EvaluationSection, data: DataSection, tokenizer: Any, folder: Path, trained_on: Sequence[EncodedPrompt]
 ) -> list[EncodedPrompt]:
     """Held-out prompts, refused when any is among those trained on."""
     source = data.model_copy(update={"source": section.source, "split": section.split, "limit": section.max_prompts})

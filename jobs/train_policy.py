@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.actor_critic import ActorCriticLearner, make_learner
-from actors.gang import PolicyLearner
 from actors.metrics import RayTracker
 from actors.nodes import leaving, this_node
 from actors.placement import keep_logs, ray_session
+from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray import cli
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.data import template_hash, tokenizer_hash
+from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.driver import Driver
-from dvpo_ray.evaluation import Evaluation, Evaluator, compare, read_evaluations
+from dvpo_ray.evaluation import Evaluation, read_evaluations
 from dvpo_ray.json_files import read_records
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
-from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal
+from dvpo_ray.models.value_model import ValueModelSeal
 from dvpo_ray.run import RESULT, Listener, Run
-from dvpo_ray.run_folder import EVALUATIONS, METRICS, locked, run_folder
+from dvpo_ray.run_folder import EVALUATIONS, METRICS, locked, median_step_seconds, run_folder
+from jobs.held_out import evaluate, figures, make_evaluator
 from jobs.resume import (
     POLICY_FIXED,
     copier_of,
@@ -42,7 +42,7 @@ from jobs.resume import (
     stop_on_signal,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, read_evaluation_prompts, read_prompts
+from jobs.setup import BaseModel, base_model, fitting_rewards, fitting_value_model, read_prompts
 
 POLICY = "policy"
 ENGINES = "engines.json"
@@ -75,10 +75,8 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     policy = recipe.policy
     base = base_model(recipe.model)
-    value_folder = Path(policy.value_model).resolve() if policy.value_model else None
-    gvm = None if value_folder is None else read_seal(value_folder)
-    if gvm and value_folder:
-        check_fits(gvm, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), value_folder)
+    value_folder, gvm = fitting_value_model(policy.value_model, base) if policy.value_model else (None, None)
+    rewards = fitting_rewards(policy.rewards, base)
     store = store_of(run_folder(recipe), policy.commit)
     copier = copier_of(store, policy.commit)
     commit = find_commit(recipe, POLICY_FIXED, store, copier)
@@ -89,7 +87,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             run.rewind(commit.step)
             store.abandon_after(commit.step)
         prompts = read_prompts(policy.data, base.tokenizer, run.folder)
-        evaluator = _evaluator(recipe, base, run.folder, prompts)
+        section, advantage = policy.evaluation, policy.advantage
+        evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, prompts, recipe.run.seed)
         rollout = policy.rollout
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
         evaluations = {} if commit is None else read_evaluations(run.folder / EVALUATIONS, commit.step)
@@ -98,31 +97,31 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         with (
             MemoryMonitor(os.getpid()) as memory,
             copying(copier, run),
-            _stages(recipe, base, value_folder, run) as stages,
+            _stages(recipe, base, value_folder, rewards, run) as stages,
             stop_on_signal(run),
         ):
-            value_hash = stages.scorers.value_hash()
+            value_hash, *reward_hashes = stages.scorers.value_hash().split(",")
 
-            def evaluate(step: int) -> float | None:
+            def evaluate_after(step: int) -> float | None:
                 if evaluator is None:
                     return None
-                evaluations[step] = _evaluate(evaluator, step, stages, run)
+                evaluations[step] = evaluate(evaluator, step, stages.rollouts, stages.scorers, run)
                 return evaluations[step].score
 
             if 0 not in evaluations:
-                evaluate(0)
+                evaluate_after(0)
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
             committer = Committer(store, stages.learner, run, policy.commit.every, policy.steps, copier)
             loop_began, busy_before = time.time(), stages.busy_seconds()
-            Driver(policy, stages, ledger, run, committer, evaluate).train(commit)
+            Driver(policy, stages, ledger, run, committer, evaluate_after).train(commit)
             loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
             cache_hits = stages.scorers.cache_hits()
             if policy.steps not in evaluations:
-                evaluate(policy.steps)
+                evaluate_after(policy.steps)
             run.phase("saving the policy")
             saved = (run.folder / POLICY).resolve()
             stages.learner.save(str(saved), {"base_model": base.name, "steps": policy.steps, "gvm_parameters_sha256": value_hash})
-        result = _result(recipe, gvm, [evaluations[step] for step in sorted(evaluations)], run.folder, value_hash)
+        result = _result(recipe, gvm, evaluations, run.folder, value_hash)
         result |= {
             "policy": str(saved),
             "seconds_total": run.seconds,
@@ -135,6 +134,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             **copies(copier),
         }
+        if reward_hashes:
+            result["reward_parameters_sha256"] = dict(zip(model_rewards(policy.rewards), reward_hashes, strict=True))
         if policy.lora is not None:
             result["adapters"] = str(saved.with_name(ADAPTERS))
         run.write_json(RESULT, result)
@@ -144,7 +145,9 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
 
 
 @contextmanager
-def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, run: Run) -> Iterator[ActorStages]:
+def _stages(
+    recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, rewards: Mapping[str, RewardConfig], run: Run
+) -> Iterator[ActorStages]:
     """Start Ray and all actors at once, wait for them, and take everything down again."""
     policy, cluster, seed = recipe.policy, recipe.cluster, recipe.run.seed
     folder, model = str(base.folder), recipe.model
@@ -160,7 +163,7 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, ru
             rollout = policy.rollout.model_copy(update={"row_timeout_s": patience})
             started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed, run.folder / ENGINES))
             value, temperature = str(value_folder) if value_folder else None, policy.rollout.temperature
-            started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, policy.rewards))
+            started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, rewards))
             started.append(learner := make_learner(folder, model, policy, cluster, seed))
             learner.wait_ready()
             scorers.wait_ready()
@@ -172,39 +175,15 @@ def _stages(recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, ru
                 pool.stop()
 
 
-def _evaluator(recipe: PolicyRecipe, base: BaseModel, folder: Path, prompts: list[Any]) -> Evaluator | None:
-    section = recipe.policy.evaluation
-    if section is None:
-        return None
-    held_out = read_evaluation_prompts(section, recipe.policy.data, base.tokenizer, folder, prompts)
-    return Evaluator(held_out, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed)
-
-
-def _evaluate(evaluator: Evaluator, step: int, stages: ActorStages, run: Run) -> Evaluation:
-    run.phase(f"answering held-out prompts after {step} steps")
-    began = time.time()
-    evaluation = evaluator.run(step, stages.rollouts, stages.scorers)
-    ended = time.time()
-    run.timeline.add("evaluate", began, ended, step=step)
-    with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
-    summary = evaluation.summary() | {"seconds": ended - began}
-    run.log(step, {f"eval/{name}": value for name, value in summary.items()}, "evaluation")
-    return evaluation
-
-
 def _result(
-    recipe: PolicyRecipe, gvm: ValueModelSeal | None, evaluations: list[Evaluation], folder: Path, value_hash: str
+    recipe: PolicyRecipe, gvm: ValueModelSeal | None, evaluations: Mapping[int, Evaluation], folder: Path, value_hash: str
 ) -> dict[str, Any]:
-    lines = list(read_records(folder / METRICS))
-    steps = [line for line in lines if "seconds/step" in line]
-    # The first step warms up allocators and kernels; it is no measure of the rest.
-    steady = steps[1:] or steps
+    steps = [line for line in read_records(folder / METRICS) if "seconds/step" in line]
     result: dict[str, Any] = {
         "seed": recipe.run.seed,
         "steps": recipe.policy.steps,
         "algorithm": recipe.policy.advantage.type,
-        "seconds_per_step": sorted(line["seconds/step"] for line in steady)[len(steady) // 2],
+        "seconds_per_step": median_step_seconds(folder),
         "logprob_gap_mean": sum(line["gap/abs_log_prob"] for line in steps) / len(steps),
         "logprob_gap_kl_k3": sum(line["gap/kl_k3"] for line in steps) / len(steps),
     }
@@ -214,18 +193,7 @@ def _result(
             "gvm_pair_accuracy_last": gvm.held_out_accuracy["last"],
             "gvm_parameters_sha256": value_hash,
         }
-    if evaluations:
-        before, after = evaluations[0].summary(), evaluations[-1].summary()
-        result |= {"kl_per_token": after["kl_per_token"], "tokens_before": before["tokens"], "tokens_after": after["tokens"]}
-        if "gold" in after:
-            result |= {
-                "gold_before": before["gold"],
-                "gold_before_ci95": [before["gold_ci95_low"], before["gold_ci95_high"]],
-                "gold_after": after["gold"],
-                "gold_after_ci95": [after["gold_ci95_low"], after["gold_ci95_high"]],
-                **compare(evaluations[0], evaluations[-1]),
-            }
-    return result
+    return result | figures(evaluations)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dvpo_ray.config import PolicyRecipe, Recipe, ValueRecipe
+from dvpo_ray.config import DpoRecipe, PolicyRecipe, Recipe, ValueRecipe
 from dvpo_ray.config.loading import sections_of
 
 INTRODUCTION = """# Configuration reference
@@ -23,9 +23,11 @@ A recipe is a TOML file. Its sections are the tables below, and any key can be o
 `--set dotted.path=value`. Unknown keys are refused, and the nearest known one is named. `dvpo config show RECIPE` prints a
 recipe with every default filled in; `dvpo config check RECIPE` checks one without starting anything.
 
-- `dvpo value train` reads `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[value]`.
+- `dvpo value train` reads `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[value]`; so does `dvpo reward train`, whose
+  `value.target` is `reward`.
 - `dvpo policy train` and `dvpo eval` read `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[policy]`.
-- `dvpo demo` reads both; its `policy.value_model` is the one that it has just trained.
+- `dvpo dpo train` reads `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[dpo]`.
+- `dvpo demo` reads the sections of value and policy training; its `policy.value_model` is the one that it has just trained.
 """
 
 
@@ -34,7 +36,7 @@ def reference() -> str:
     parts = [INTRODUCTION]
     shared = set(Recipe.model_fields)
     parts += [_section(name, field) for name, field in Recipe.model_fields.items()]
-    for recipe in (ValueRecipe, PolicyRecipe):
+    for recipe in (ValueRecipe, PolicyRecipe, DpoRecipe):
         parts += [_section(name, field) for name, field in recipe.model_fields.items() if name not in shared]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip("\n") + "\n"
 

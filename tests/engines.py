@@ -10,7 +10,7 @@ import numpy as np
 import ray as ray_module
 import torch
 
-from actors.gang import PolicyLearner
+from actors.policy_gang import PolicyGang
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import DataSection, EngineSection, LearnerSection, ModelSection, RolloutSection, ScorerSection
@@ -102,7 +102,7 @@ def gap(answers: list[Answer], expected: list[np.ndarray]) -> float:
     return float(np.abs(np.concatenate([a.log_probs for a in answers]) - np.concatenate(expected)).max())
 
 
-def weights_in(gang: PolicyLearner) -> dict[str, torch.Tensor]:
+def weights_in(gang: PolicyGang) -> dict[str, torch.Tensor]:
     weights = gang.weights(0)
     found = {}
     for index in range(weights.count):

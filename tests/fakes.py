@@ -143,3 +143,8 @@ def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]
 def always_one(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     """A reward for tests: the same for every answer."""
     return [1.0] * len(answers)
+
+
+def answer_lengths(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """A reward for tests: letters of an answer."""
+    return [float(len(answer)) for answer in answers]

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from actors.placement import ray_session
-from dvpo_ray.config import PolicyRecipe, ValueRecipe
+from dvpo_ray.config import DpoRecipe, PolicyRecipe, ValueRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
 from jobs.pretrain_value import pretrain_value
@@ -66,8 +66,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return train, write_lines(folder / "test.jsonl", [{"prompt": f"tell {i}"} for i in range(8)])
 
 
-def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueRecipe:
-    tree = {
+def value_tree(model: Path, pairs: Path, folder: Path, **value: Any) -> dict[str, Any]:
+    return {
         "run": {"name": "value", "output_dir": str(folder)},
         "model": {"path": str(model), "attention": "eager"},
         "value": {
@@ -78,7 +78,24 @@ def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueR
         }
         | value,
     }
-    return build(ValueRecipe, tree)
+
+
+def value_recipe(model: Path, pairs: Path, folder: Path, **value: Any) -> ValueRecipe:
+    return build(ValueRecipe, value_tree(model, pairs, folder, **value))
+
+
+def dpo_recipe(model: Path, pairs: Path, folder: Path, name: str, **dpo: Any) -> DpoRecipe:
+    tree = {
+        "run": {"name": name, "output_dir": str(folder)},
+        "model": {"path": str(model), "attention": "eager"},
+        "dpo": {
+            "data": {"source": str(pairs), "max_prompt_tokens": 64, "max_answer_tokens": 32, "validation_share": 0.2},
+            "pairs_per_step": 16,
+            "learner": {"learning_rate": 1e-3, "dtype": "float32", "token_budget": 512},
+        }
+        | dpo,
+    }
+    return build(DpoRecipe, tree)
 
 
 class MakePolicyRecipe(Protocol):

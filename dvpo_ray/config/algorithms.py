@@ -296,6 +296,16 @@ class BtTarget(Section):
     coefficient: float = Field(1.0, gt=0, description="Weight of the Bradley-Terry term.")
 
 
+class RewardTarget(Section):
+    """Bradley-Terry on the pair's last values alone: a reward model, whose values of unfinished answers mean nothing."""
+
+    type: Literal["reward"] = Field("reward", description="Selects this kind.")
+
+
 TargetConfig = Annotated[
-    Annotated[TdTarget, Tag("td")] | Annotated[McTarget, Tag("mc")] | Annotated[BtTarget, Tag("bt")], kind_of("td")
+    Annotated[TdTarget, Tag("td")]
+    | Annotated[McTarget, Tag("mc")]
+    | Annotated[BtTarget, Tag("bt")]
+    | Annotated[RewardTarget, Tag("reward")],
+    kind_of("td"),
 ]

@@ -1,4 +1,4 @@
-"""The three recipes a user writes: value pretraining, policy training, and the demo that does both."""
+"""The recipes a user writes: training of value and reward models, policy training, and the demo. Those of DPO are in ``dpo``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dvpo_ray.config.algorithms import (
     P3o,
     Ppo,
     PpoUpdateSection,
+    RewardTarget,
     TargetConfig,
     TdTarget,
 )
@@ -49,24 +50,16 @@ class Recipe(Section):
     tracking: TrackingSection = Field(default_factory=lambda: TrackingSection(), description="Metric trackers.")
 
 
-class ValueTraining(Section):
-    """The sections of value pretraining."""
+class PairTraining(Section):
+    """What trainings on a fixed set of preference pairs share."""
 
     data: PairsSection = Field(description="Preference pairs.")
-    target: TargetConfig = Field(default_factory=TdTarget, description="What each position is trained towards.")
     epochs: int = Field(1, ge=1, description="Passes over the pairs.")
     pairs_per_step: int = Field(16, ge=1, description="Pairs of one optimizer step.")
-    inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
     commit: CommitSection = Field(
         default_factory=lambda: CommitSection(every=100), description="Commits, to go on after a failure."
     )
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
-
-    @model_validator(mode="after")
-    def _validate_commit(self) -> Self:
-        if self.commit.keep_best:
-            raise ValueError("commit.keep_best without effect: value pretraining is evaluated only at its end; leave it out")
-        return self
 
     @model_validator(mode="after")
     def _validate_sizes(self) -> Self:
@@ -81,6 +74,34 @@ class ValueTraining(Section):
             raise ValueError(
                 f"pairs_per_step ({self.pairs_per_step}) is smaller than learner.ranks ({self.learner.ranks}): "
                 "some ranks would have nothing to do"
+            )
+        return self
+
+
+class ValueTraining(PairTraining):
+    """The sections of value pretraining."""
+
+    target: TargetConfig = Field(default_factory=TdTarget, description="What each position is trained towards.")
+    inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
+
+    @model_validator(mode="after")
+    def _validate_commit(self) -> Self:
+        if self.commit.keep_best:
+            raise ValueError("commit.keep_best without effect: value pretraining is evaluated only at its end; leave it out")
+        return self
+
+
+class RewardTraining(ValueTraining):
+    """The sections of reward model training: value pretraining towards another target."""
+
+    target: TargetConfig = Field(default_factory=RewardTarget, description="What is trained; of a reward model `reward`.")
+
+    @model_validator(mode="after")
+    def _validate_target(self) -> Self:
+        if not isinstance(self.target, RewardTarget):
+            raise ValueError(
+                f"target.type = '{self.target.type}' trains a value model: leave value.target out for a reward model, or use "
+                "`dvpo value train`"
             )
         return self
 
@@ -213,6 +234,12 @@ class ValueRecipe(Recipe):
     value: ValueTraining = Field(description="Value pretraining.")
 
 
+class RewardRecipe(ValueRecipe):
+    """`dvpo reward train`: preference pairs in, a frozen reward model out."""
+
+    value: RewardTraining = Field(description="Reward model training.")
+
+
 class PolicyRecipe(Recipe):
     """`dvpo policy train`: prompts and a frozen value model in, an aligned policy out."""
 
@@ -243,6 +270,11 @@ class PipelineRecipe(Recipe):
     def _validate_value_model(self) -> Self:
         if self.policy.value_model is not None:
             raise ValueError("policy.value_model is made by this recipe's value training: leave it out")
+        if isinstance(self.value.target, RewardTarget):
+            raise ValueError(
+                "value.target.type = 'reward' makes a reward model, which is no value model: train it by `dvpo reward train`, "
+                "and name it in policy.rewards of a recipe for `dvpo policy train`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, Tag
@@ -46,7 +47,22 @@ class HttpReward(_Reward):
     pause_s: float = Field(20.0, gt=0, description="How long a failing service is left alone before it is tried, in seconds.")
 
 
+class ModelReward(_Reward):
+    """A sealed model in the scorers: a reward model (`dvpo reward train`), or a value model that scores whole answers."""
+
+    type: Literal["model"] = Field("model", description="Selects this kind.")
+    folder: str = Field(min_length=1, description="Folder of the sealed model (holds `gvm.json`).")
+    score: Literal["last", "mean"] = Field(
+        "last", description="What scores an answer: the value of its last token, or the mean over its tokens (value models only)."
+    )
+
+
 RewardConfig = Annotated[
-    Annotated[FunctionReward, Tag("function")] | Annotated[HttpReward, Tag("http")],
+    Annotated[FunctionReward, Tag("function")] | Annotated[HttpReward, Tag("http")] | Annotated[ModelReward, Tag("model")],
     kind_of("function"),
 ]
+
+
+def model_rewards(rewards: Mapping[str, RewardConfig]) -> dict[str, ModelReward]:
+    """Those of a recipe's rewards that are models, by name, in its order."""
+    return {name: config for name, config in rewards.items() if isinstance(config, ModelReward)}

@@ -124,12 +124,10 @@ class EngineSection(Section):
     prefix_caching: bool = Field(True, description="Reuse the KV cache of common prompt beginnings.")
 
 
-class RolloutSection(Section):
+class GenerationSection(Section):
     """How answers are generated."""
 
     actors: int = Field(1, ge=1, description="Rollout actors, one vLLM engine each.")
-    prompts_per_step: int = Field(32, ge=1, description="Prompts of one training step.")
-    answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
     max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass.")
@@ -145,6 +143,13 @@ class RolloutSection(Section):
         None, gt=0, le=1, description="GPU that an engine on one GPU reserves; none is `engine.gpu_memory_utilization`."
     )
     engine: EngineSection = Field(default_factory=lambda: EngineSection(), description="The vLLM engine.")
+
+
+class RolloutSection(GenerationSection):
+    """How answers are generated that are trained on."""
+
+    prompts_per_step: int = Field(32, ge=1, description="Prompts of one training step.")
+    answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
 
     @property
     def rows_per_step(self) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 
 from dvpo_ray.config import PipelineRecipe, Recipe
 from dvpo_ray.config.loading import build, recipe_tree, to_toml
+from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.kubernetes.manifests import ROLE, Tree, ray_object
 from dvpo_ray.kubernetes.operator_rules import QUEUE, name_is_a_short_label
@@ -229,6 +230,8 @@ def _refuse_local_paths(recipe: Recipe) -> None:
         "value.data.source": value and value.data.source,
         "value.data.validation_source": value and value.data.validation_source,
     }
+    if policy is not None:
+        named |= {f"policy.rewards.{name}.folder": reward.folder for name, reward in model_rewards(policy.rewards).items()}
     for key, text in named.items():
         if text and _is_local(key, text):
             raise UserInputError(
@@ -240,7 +243,7 @@ def _refuse_local_paths(recipe: Recipe) -> None:
 def _is_local(key: str, text: str) -> bool:
     if text.startswith((f"{RUNS}/", "package:")) or text == SMOLLM2:
         return False
-    is_folder = key in ("model.path", "policy.value_model")
+    is_folder = key in ("model.path", "policy.value_model") or key.endswith(".folder")
     return is_folder or text.endswith(DATA_FILES) or text.startswith(("/", ".", "~")) or Path(text).exists()
 
 

@@ -27,6 +27,7 @@ OBJECT_STORE_BUCKETS = 3
 SMALLEST_STORE_GIB = 1
 # What vLLM and NCCL keep in /dev/shm besides Ray's object store.
 ENGINE_SHM_GIB = 1
+MODELS = ("weights", "value model", "reference model", "reward models")
 HOST_NAMES = {"learner rank": "learner", "critic rank": "learner", "scorer": "scorer", "engine worker": "engine"}
 
 
@@ -65,7 +66,7 @@ def groups_of(recipe: Recipe, devices: str, gpus_per_node: int, model: Path | No
         UserInputError: the recipe has no policy training, does not fit the devices, or does not divide into nodes.
     """
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
-        raise UserInputError("value pretraining alone is not rendered: take a policy recipe, or both with --kind demo")
+        raise UserInputError("a training on pairs alone is not rendered: take a policy recipe, or both with --kind demo")
     policy, found = recipe.policy, parse_devices(devices)
     shape = ModelShape.from_folder(model or resolve_model(recipe.model.path))
     plan = make_plan(policy, shape, recipe.model.attention, found, Workload.of(policy))
@@ -96,7 +97,7 @@ def _gib(data: float, store: int) -> int:
 def _host_bytes(process: ProcessMemory, policy: PolicyTraining, shape: ModelShape) -> float:
     """Host memory of a process on a GPU: its libraries, and its models while they are loaded. A learner rank loads the whole
     model before it keeps its shard."""
-    models = sum(size for part, size in process.parts.items() if part in ("weights", "value model", "reference model"))
+    models = sum(size for part, size in process.parts.items() if part in MODELS)
     if HOST_NAMES[process.name] == "learner":
         models = shape.parameters * element_size(policy.learner.dtype)
     return CPU_BASE[HOST_NAMES[process.name]] + models

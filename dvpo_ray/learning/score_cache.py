@@ -9,19 +9,20 @@ import numpy as np
 
 from dvpo_ray.rows import Answer
 
+Entry = tuple[np.ndarray, np.ndarray, np.ndarray]
 ENTRY_BYTES = 400  # what Python and NumPy need beside the numbers
 
 
 class ScoreCache:
-    """Values and reference log-probs by sequence, the longest unused thrown out first.
+    """What frozen models said of a sequence (values, reference log-probs, scores), the longest unused thrown out first.
 
-    A key holds the seal (the value model's parameter hash): an entry is of no use with another model.
+    A key holds the seal (the models' parameter hashes): an entry is of no use with other models.
     """
 
     def __init__(self, limit_bytes: int, seal: str) -> None:
         self._limit = limit_bytes
         self._seal = seal
-        self._entries: OrderedDict[bytes, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._bytes = 0
         self.hits = 0
 
@@ -33,21 +34,26 @@ class ScoreCache:
         digest.update(response.data)
         return digest.digest()
 
-    def get(self, key: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-        """(values [T + 1], reference log-probs [T]), or None."""
+    def get(self, key: bytes) -> Entry | None:
+        """(values [T + 1], reference log-probs [T], scores of reward models [M]), or None."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
             self.hits += 1
         return entry
 
-    def put(self, key: bytes, values: np.ndarray, ref_log_probs: np.ndarray) -> None:
+    def put(self, key: bytes, entry: Entry) -> None:
         """Keep an answer's scores, and throw out old ones to make room."""
-        size = values.nbytes + ref_log_probs.nbytes + ENTRY_BYTES
+        size = _size(entry)
         if key in self._entries or size > self._limit:
             return
-        self._entries[key] = (values.copy(), ref_log_probs.copy())
+        values, ref_log_probs, scores = entry
+        self._entries[key] = values.copy(), ref_log_probs.copy(), scores.copy()
         self._bytes += size
         while self._bytes > self._limit:
-            _, (old_values, old_log_probs) = self._entries.popitem(last=False)
-            self._bytes -= old_values.nbytes + old_log_probs.nbytes + ENTRY_BYTES
+            _, old = self._entries.popitem(last=False)
+            self._bytes -= _size(old)
+
+
+def _size(entry: Entry) -> int:
+    return sum(array.nbytes for array in entry) + ENTRY_BYTES

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from dvpo_ray.config.algorithms import BtTarget, McTarget, TargetConfig, TdTarget
+from dvpo_ray.config.algorithms import BtTarget, McTarget, RewardTarget, TargetConfig, TdTarget
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.maths.losses import bradley_terry_loss, value_loss
-from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values
+from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values, wins
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
-
-
-@dataclass(frozen=True)
-class LabelledAnswer:
-    """One half of a pair: prompt and answer token ids, its label +1 or -1."""
-
-    prompt_ids: np.ndarray
-    response_ids: np.ndarray
-    label: float
 
 
 def resolve_target(target: TargetConfig, mean_answer_tokens: float) -> TargetConfig:
@@ -32,7 +23,9 @@ def resolve_target(target: TargetConfig, mean_answer_tokens: float) -> TargetCon
 
 
 def targets(values: Tensor, lengths: np.ndarray, labels: Tensor, target: TargetConfig) -> Tensor:
-    """Regression targets, flat [sum (T_i + 1)], from current values (flat, held fixed)."""
+    """Regression targets, flat [sum (T_i + 1)], from current values (flat, held fixed); none [0] when it is ``reward``."""
+    if isinstance(target, RewardTarget):
+        return values.new_empty(0)
     q_bt, mask_bt = to_padded(values.detach(), lengths + 1)
     if isinstance(target, McTarget):
         return to_flat(mc_targets(labels, mask_bt), mask_bt)
@@ -44,11 +37,15 @@ def loss(values: Tensor, goals: Tensor, lengths: np.ndarray, target: TargetConfi
     """Loss summed over answers, a scalar.
 
     Args:
-        values: flat [sum (T_i + 1)] with gradient; rows alternate chosen, rejected when the target is ``bt``.
+        values: flat [sum (T_i + 1)] with gradient; rows alternate chosen, rejected when the target is ``bt`` or ``reward``.
         goals: flat targets.
         lengths: T_i.
         target: resolved settings.
     """
+    if isinstance(target, RewardTarget):
+        last = values[torch.from_numpy(np.cumsum(lengths + 1) - 1).to(values.device)]
+        # Each answer counts its pair's loss, so that the mean over answers is that over pairs.
+        return 2 * bradley_terry_loss(last[0::2], last[1::2])
     q_bt, mask_bt = to_padded(values, lengths + 1)
     goal_bt, _ = to_padded(goals, lengths + 1)
     total = value_loss(q_bt, goal_bt, mask_bt)
@@ -62,14 +59,10 @@ def loss(values: Tensor, goals: Tensor, lengths: np.ndarray, target: TargetConfi
 
 def pair_accuracy(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray]) -> dict[str, float]:
     """Share of pairs whose chosen answer scores higher, by every aggregate of response values q_1..q_T; ties count half."""
-    result = {}
-    for how in AGGREGATES:
-        wins = pair_wins(chosen, rejected, how)
-        result[how] = float(np.mean(wins))
-    return result
+    return {how: float(np.mean(pair_wins(chosen, rejected, how))) for how in AGGREGATES}
 
 
 def pair_wins(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray], how: str) -> list[float]:
     """1 where the chosen answer scores higher, 0.5 for a tie, 0 otherwise. Each array holds q_0..q_T."""
-    scores = ((aggregate_values(c[1:], how), aggregate_values(r[1:], how)) for c, r in zip(chosen, rejected, strict=True))
-    return [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in scores]
+    scores, others = ([aggregate_values(values[1:], how) for values in answers] for answers in (chosen, rejected))
+    return wins(scores, others)

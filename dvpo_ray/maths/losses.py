@@ -1,4 +1,4 @@
-"""Losses of the policy and of the value model, as sums over active tokens so that they add up across micro-batches."""
+"""Losses of the policy and of the value model, as sums over active tokens or pairs so that they add up across micro-batches."""
 
 from __future__ import annotations
 
@@ -107,3 +107,24 @@ def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor
     """-log sigmoid(chosen - rejected), summed over pairs [P] (Bradley and Terry 1952)."""
     check_same_shape(chosen=chosen_scores, rejected=rejected_scores)
     return -F.logsigmoid(chosen_scores - rejected_scores).sum()
+
+
+def dpo_loss(margins: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """-(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h), summed over pairs, a scalar (Rafailov et al. 2023, arXiv 2305.18290,
+    eq. 7; with s > 0 the conservative form of Mitchell, "A note on DPO with noisy preferences", 2023).
+
+    Args:
+        margins: h = log pi(chosen) / pi_ref(chosen) - log pi(rejected) / pi_ref(rejected), in nats, with gradient [P].
+        beta: strength of the pull towards the reference.
+        label_smoothing: s, the probability that a label is wrong.
+    """
+    right, wrong = F.logsigmoid(beta * margins), F.logsigmoid(-beta * margins)
+    return -((1 - label_smoothing) * right + label_smoothing * wrong).sum()
+
+
+def ipo_loss(margins: Tensor, beta: float) -> Tensor:
+    """(h - 1 / (2 beta))^2, summed over pairs, a scalar (Azar et al. 2023, arXiv 2310.12036, eq. 17); margins as in ``dpo_loss``.
+
+    The margin is drawn to a finite value, so pairs that are always ranked right do not pull for ever.
+    """
+    return ((margins - 1 / (2 * beta)) ** 2).sum()

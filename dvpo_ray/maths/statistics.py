@@ -37,9 +37,14 @@ def bootstrap_ci95(
     return float(low), float(high)
 
 
-def win_rate(after: Sequence[float], before: Sequence[float]) -> float:
-    """Share of answers whose score beats its counterpart's; ties count half."""
-    a, b = np.asarray(after), np.asarray(before)
+def wins(scores: Sequence[float], others: Sequence[float]) -> list[float]:
+    """1 for each score that beats its counterpart among ``others``, 0.5 for a tie, 0 otherwise."""
+    a, b = np.asarray(scores), np.asarray(others)
     if a.shape != b.shape or a.size == 0:
         raise ValueError(f"need equally many scores, at least one; got {a.shape} and {b.shape}")
-    return float(((a > b) + 0.5 * (a == b)).mean())
+    return ((a > b) + 0.5 * (a == b)).tolist()
+
+
+def win_rate(after: Sequence[float], before: Sequence[float]) -> float:
+    """Share of answers whose score beats its counterpart's; ties count half."""
+    return float(np.mean(wins(after, before)))

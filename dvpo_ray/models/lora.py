@@ -67,7 +67,7 @@ def _targets(model: Any, wanted: str | Sequence[str]) -> list[str]:
         if not names:
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             raise ModelError(
-                f"policy.lora.target_modules names '{target}', which is no linear layer that can have an adapter: "
+                f"lora.target_modules names '{target}', which is no linear layer that can have an adapter: "
                 f"name some of {known}, or 'all-linear'"
             )
     return [name for name in linear if any(name in names for names in chosen.values())]

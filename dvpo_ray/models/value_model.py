@@ -29,11 +29,16 @@ class ValueModelSeal(BaseModel):
     data_sha256: str = Field(description="Fingerprint of the training pairs.")
     pairs: int = Field(description="Training pairs.")
     target: dict[str, Any] = Field(description="Target kind and its settings, lambda resolved.")
-    value_mean: float = Field(description="Mean of token values on held-out answers (calibration).")
-    value_std: float = Field(description="Standard deviation of token values on held-out answers (calibration).")
+    value_mean: float = Field(description="Mean of values on held-out answers: of all tokens, or a reward model's last ones.")
+    value_std: float = Field(description="Standard deviation of the same values (calibration).")
     held_out_pairs: int = Field(description="Pairs held out for the accuracies.")
     held_out_accuracy: dict[str, float] = Field(description="Share of held-out pairs ranked right, by aggregate of token values.")
     files: dict[str, str] = Field(description="sha256 of every other file in the folder.")
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether only the value at an answer's end was trained."""
+        return self.target.get("type") == "reward"
 
 
 def new_value_model(base: Path, attention: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -96,6 +101,14 @@ def check_fits(record: ValueModelSeal, tokenizer_sha256: str, chat_template_sha2
                 f"value model '{folder}' was trained with another {what} (sha256 {mine[:16]}...) than the policy has "
                 f"({theirs[:16]}...): its values would be meaningless; train it from this policy's base model"
             )
+
+
+def refuse_reward_model(record: ValueModelSeal, field: str, folder: str | Path, remedy: str) -> None:
+    """Refuse a reward model where a setting needs the values of all tokens."""
+    if record.is_reward_model:
+        raise ModelError(
+            f"{field}: '{folder}' is a reward model, whose values of unfinished answers were never trained: {remedy}"
+        )
 
 
 def load_value_model(folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool = False) -> Any:

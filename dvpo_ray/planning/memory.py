@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 
@@ -103,6 +104,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
     scoring = {
         "value model": shape.value_parameters * frozen if policy.advantage.reads_values else 0.0,
         "reference model": shape.parameters * frozen,
+        "reward models": len(model_rewards(policy.rewards)) * shape.value_parameters * frozen,
         "activations": scorer.token_budget * 4 * shape.intermediate * frozen,
         "logits": head_bytes(shape),
         "libraries": base["scorer"],

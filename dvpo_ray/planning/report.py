@@ -30,7 +30,7 @@ def describe(recipe: Recipe, devices: str, model: Path | None, run: Path | None,
         UserInputError: the recipe has no policy training, or devices, model or run are not what they should be.
     """
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
-        raise UserInputError("value pretraining has one stage: plan a policy recipe, or the demo with --kind demo")
+        raise UserInputError("a training on pairs has one stage: plan a policy recipe, or the demo with --kind demo")
     policy = recipe.policy
     group = parse_devices(devices)
     shape = ModelShape.from_folder(model or resolve_model(recipe.model.path))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 
@@ -75,11 +76,12 @@ def rollout_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, e
 
 
 def score_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
-    """Seconds to read a step's answers with the reference model, and the value model where it is asked for, on all scorers."""
+    """Seconds to read a step's answers with the reference model, reward models, and the value model where it is asked for, on all
+    scorers."""
     logits = work.rows * work.answer
-    flops = shape.forward_flops(work.tokens, work.context, logits)
-    if policy.advantage.reads_values:
-        flops += shape.forward_flops(work.tokens, work.context)
+    without_logits = len(model_rewards(policy.rewards)) + policy.advantage.reads_values
+    flops = without_logits * shape.forward_flops(work.tokens, work.context)
+    flops += shape.forward_flops(work.tokens, work.context, logits)
     return flops / policy.scorer.actors / (device.flops * efficiency.forward)
 
 

@@ -30,6 +30,11 @@ def all_charts(records: RunRecords) -> list[dict[str, str]]:
         ("Log-prob gap, engine to learner (mean absolute)", _lines(records.policy_steps, {"gap/abs_log_prob": "gap"})),
         ("Gradient norm before clipping", _lines(records.policy_steps, {"optimizer/grad_norm": "policy"})),
         ("Value pretraining loss", _lines(records.value_steps, {"loss/value": "loss"})),
+        ("DPO loss", _lines(records.dpo_steps, {"loss/dpo": "loss"})),
+        (
+            "DPO: beta times margin, and share ranked right",
+            _lines(records.dpo_steps, {"dpo/margin": "margin", "dpo/accuracy": "right"}),
+        ),
     ]
     return [{"title": title, "svg": _svg(draw)} for title, draw in charts if draw is not None]
 

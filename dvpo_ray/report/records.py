@@ -26,6 +26,7 @@ CURVES = (
 NEEDED = {
     "seconds/rollout": ("step", "seconds/step", *(f"seconds/{stage}" for stage in STAGES), *CURVES),
     "loss/value": ("step", "loss/value"),
+    "loss/dpo": ("step", "loss/dpo", "dpo/margin", "dpo/accuracy"),
     "eval/gold": ("step", "eval/gold", "eval/gold_ci95_low", "eval/gold_ci95_high"),
 }
 
@@ -70,6 +71,7 @@ class RunRecords:
     config_text: str
     value_steps: list[dict[str, Any]]
     policy_steps: list[dict[str, Any]]
+    dpo_steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     answers: list[dict[str, Any]]
 
@@ -97,6 +99,7 @@ class RunRecords:
             config_text=config.read_text(encoding="utf-8"),
             value_steps=[line for line in _metrics(value / "metrics.jsonl") if "loss/value" in line],
             policy_steps=[line for line in lines if "seconds/rollout" in line],
+            dpo_steps=[line for line in lines if "loss/dpo" in line],
             evaluations=[line for line in lines if any(key.startswith("eval/") for key in line)],
             answers=_answers(policy / "evaluations.jsonl"),
         )
@@ -121,8 +124,12 @@ def compare_answers(records: RunRecords, count: int) -> list[dict[str, Any]]:
 
 
 def colour_tokens(records: RunRecords, count: int) -> list[dict[str, Any]]:
-    """Answers whose tokens carry a colour for their value and one for their advantage: best and worst by last value."""
-    rows = sorted(records.answers_at(first=False), key=lambda row: row["values"][-1])
+    """Answers whose tokens carry a colour for their value and one for their advantage: best and worst by last value.
+
+    There are none when no value model read them: their values are 0.
+    """
+    read = [row for row in records.answers_at(first=False) if any(row["values"])]
+    rows = sorted(read, key=lambda row: row["values"][-1])
     if not rows:
         return []
     chosen = rows[: count // 2] + rows[-(count - count // 2) :]

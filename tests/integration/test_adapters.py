@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from actors.gang import PolicyLearner
+from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LoraSection

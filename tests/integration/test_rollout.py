@@ -14,7 +14,7 @@ import ray as ray_module
 import torch
 from safetensors.torch import load_file
 
-from actors.gang import PolicyLearner
+from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray.config.recipes import PolicyTraining

@@ -10,14 +10,14 @@ import pytest
 import typer.main
 
 from dvpo_ray.cli import app
-from dvpo_ray.config import PipelineRecipe
+from dvpo_ray.config import DpoRecipe, PipelineRecipe
 from dvpo_ray.config.loading import build, shipped_recipes, walk_fields
 from scripts.config_reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KEY = re.compile(r"`((?:run|cluster|model|tracking|value|policy)(?:\.[a-z_]+)+)(?:\s*=[^`]*)?`")
-COMMAND = re.compile(r"\bdvpo ((?:value |policy |config |k8s )?[a-z0-9]+)")
+KEY = re.compile(r"`((?:run|cluster|model|tracking|value|policy|dpo)(?:\.[a-z_]+)+)(?:\s*=[^`]*)?`")
+COMMAND = re.compile(r"\bdvpo ((?:value |reward |policy |dpo |config |k8s )?[a-z0-9]+)")
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:
@@ -33,7 +33,7 @@ def test_the_recipe_of_the_readme_is_valid() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_keys_exist(page: Path) -> None:
-    known = {path for path, _ in walk_fields(PipelineRecipe)}
+    known = {path for kind in (PipelineRecipe, DpoRecipe) for path, _ in walk_fields(kind)}
     sections = {path.partition(".")[2] for path in known}
     named = {key for key in KEY.findall(page.read_text()) if not key.startswith("model.layers")}
     assert {key for key in named if key not in known and key not in sections} == set()

@@ -203,7 +203,7 @@ def test_a_commit_of_another_value_model_is_refused(tmp_path: Path) -> None:
         run_once(config, ChainStages([""] * 15 + ["driver"]))
     other = ChainStages()
     other._hashes = iter(["other"] * 9)
-    with pytest.raises(CommitError, match="under another value model"):
+    with pytest.raises(CommitError, match="under another value model or other reward models"):
         run_once(config, other)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dvpo_ray.config import PipelineRecipe, PolicyRecipe, ValueRecipe, dump_resolved, load_recipe
+from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, RewardRecipe, ValueRecipe, dump_resolved, load_recipe
 from dvpo_ray.config.loading import shipped_recipes, walk_fields
 from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ConfigError
@@ -26,7 +26,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_every_shipped_recipe_loads() -> None:
-    kinds = {"demo": PipelineRecipe, "hh-harmless-value": ValueRecipe}
+    kinds = {"demo": PipelineRecipe, "demo-dpo": DpoRecipe, "hh-harmless-value": ValueRecipe}
     assert "demo" in shipped_recipes()
     for name in shipped_recipes():
         load_recipe(kinds.get(name, PipelineRecipe), name)
@@ -61,6 +61,39 @@ def test_adapters_are_asked_for_by_any_of_their_keys(recipe: Path) -> None:
     assert rooted is not None and rooted.scale == 32 / 8
 
 
+def test_a_reward_recipe_trains_a_reward_model_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[value.data]\nsource = "pairs.jsonl"\n')
+    assert load_recipe(RewardRecipe, path).value.target.type == "reward"
+    with pytest.raises(ConfigError, match=r"target\.type = 'mc' trains a value model: .* or use `dvpo value train`"):
+        load_recipe(RewardRecipe, path, ["value.target.type=mc"])
+    with pytest.raises(ConfigError, match="makes a reward model, which is no value model: .* `dvpo reward train`"):
+        load_recipe(PipelineRecipe, "demo", ["value.target.type=reward"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dpo.loss=hinge", r"dpo\.loss: .*'sigmoid' or 'ipo'; got 'hinge'"),
+        ("dpo.beta=0", r"dpo\.beta: .*greater than 0"),
+        ("dpo={loss='ipo', label_smoothing=0.1}", r"label_smoothing \(0\.1\) has no effect on loss = 'ipo': leave it out"),
+        ("dpo.commit.keep_best=1", r"keep_best needs scores of steps under way: set evaluation\.every"),
+        (
+            "dpo={evaluation={source='p'}, rollout={max_new_tokens=600}}",
+            r"= 1112 exceeds rollout\.engine\.max_model_len \(1024\)",
+        ),
+        ("dpo.learner.token_budget=100", r"learner\.token_budget \(100\) is smaller than the longest pair"),
+        ("dpo.rollout.prompts_per_step=4", r"dpo\.rollout\.prompts_per_step: unknown key"),
+    ],
+)
+def test_mistakes_of_dpo_recipes_are_named(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[dpo.data]\nsource = "pairs.jsonl"\n')
+    assert load_recipe(DpoRecipe, path).dpo.beta == 0.1
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(DpoRecipe, path, [override])
+
+
 def test_changing_a_type_drops_the_old_ones_settings() -> None:
     config = load_recipe(PipelineRecipe, "demo", ["policy.advantage.type=dvpo_static"])
     assert config.policy.advantage.type == "dvpo_static"
@@ -84,6 +117,8 @@ def test_changing_a_type_drops_the_old_ones_settings() -> None:
         ("policy.advantage={type='rloo'}", r"'rloo' compares the answers of a prompt: rollout\.answers_per_prompt \(1\)"),
         ("policy.rewards={x={type='function'}}", r"policy\.rewards\.x\.(function\.)?function: .*required"),
         ("policy.rewards={x={function='no path'}}", "package.module:function"),
+        ("policy.rewards={x={type='model'}}", r"policy\.rewards\.x\.(model\.)?folder: .*required"),
+        ("policy.rewards={x={type='model', folder='m', score='p10'}}", r"score: .*'last' or 'mean'; got 'p10'"),
         ("cluster.address='ray://head:10001'", "that of Ray Client, which cannot stream answers"),
         ("policy.lora.target_modules=[]", r"at least 1 item"),
         ("policy.lora.dropout=1.0", r"policy\.lora\.dropout: .*less than 1; got 1\.0"),
@@ -123,7 +158,7 @@ def test_configuration_is_frozen(recipe: Path) -> None:
         config.policy.steps = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", [ValueRecipe, PolicyRecipe, PipelineRecipe])
+@pytest.mark.parametrize("kind", [ValueRecipe, RewardRecipe, PolicyRecipe, DpoRecipe, PipelineRecipe])
 def test_every_field_is_described(kind: type) -> None:
     assert [path for path, field in walk_fields(kind) if not field.description] == []
 

@@ -105,6 +105,7 @@ def test_flavours() -> None:
         (["tracking.wandb_project=p", "tracking.wandb_api_key=k"], EIGHT_B, r"wandb_api_key would be readable.*--secret"),
         (["policy.data.source=prompts.jsonl"], EIGHT_B, r"policy\.data\.source = 'prompts\.jsonl'.*on this machine"),
         (["policy.value_model=runs/value"], EIGHT_B, r"policy\.value_model"),
+        (["policy.rewards={x={type='model', folder='runs/reward'}}"], EIGHT_B, r"policy\.rewards\.x\.folder"),
         (["run.name=My.run"], EIGHT_B, r"'My\.run'.*--name"),
         ([], Request("4xL4-24GB", IMAGE, model=MODEL), "does not fit"),
         (["policy.rollout.engine.tensor_parallel=4"], Request("40xH100-80GB", IMAGE, gpus_per_node=2, model=MODEL), "2 GPUs of"),
@@ -118,7 +119,7 @@ def test_what_cannot_run_on_a_cluster_is_refused(overrides: list[str], request_:
 def test_a_small_machine_and_value_training_alone_are_refused() -> None:
     with pytest.raises(UserInputError, match="name a machine with more memory"):
         render(PipelineRecipe, "demo", [], Request("cpu:2:10", IMAGE))
-    with pytest.raises(UserInputError, match="value pretraining alone"):
+    with pytest.raises(UserInputError, match="a training on pairs alone"):
         render(ValueRecipe, "hh-harmless-value", [], Request("cpu:2:16", IMAGE))
 
 

@@ -19,6 +19,7 @@ from dvpo_ray.config.algorithms import (
     McTarget,
     OffPolicySection,
     PpoUpdateSection,
+    RewardTarget,
     TdTarget,
 )
 from dvpo_ray.learning import policy_update, value_update
@@ -195,6 +196,19 @@ def test_value_targets_and_bt_loss_by_hand() -> None:
     assert float(found) == pytest.approx(bt, abs=1e-6)
     found.backward()
     assert values.grad is not None and values.grad.abs().sum() > 0
+
+
+def test_a_reward_model_learns_from_last_values_alone_and_from_zero() -> None:
+    """Last values .3 and -.2 differ by .5; each of the two answers counts -log sigmoid(.5). At equal values the gradient is
+    -+ 2 sigmoid(0) = -+1, so a head of zeros begins to move."""
+    lengths = np.array([2, 1])
+    values = torch.tensor([9.0, 9.0, 0.3, 9.0, -0.2])
+    goals = value_update.targets(values, lengths, torch.tensor([1.0, -1.0]), RewardTarget())
+    assert float(value_update.loss(values, goals, lengths, RewardTarget())) == pytest.approx(2 * np.log(1 + np.exp(-0.5)))
+    zeros = torch.zeros(5, requires_grad=True)
+    value_update.loss(zeros, goals, lengths, RewardTarget()).backward()
+    assert zeros.grad is not None
+    assert zeros.grad.tolist() == [0, 0, -1, 0, 1]
 
 
 def test_pair_accuracy_ignores_the_prompt_position() -> None:

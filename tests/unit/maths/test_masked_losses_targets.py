@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from dvpo_ray.maths.kl_control import next_coefficient
-from dvpo_ray.maths.losses import bradley_terry_loss, clipped_policy_loss, importance_weights, kl_k3, kl_rewards, value_loss
+from dvpo_ray.maths.losses import (
+    bradley_terry_loss,
+    clipped_policy_loss,
+    dpo_loss,
+    importance_weights,
+    ipo_loss,
+    kl_k3,
+    kl_rewards,
+    value_loss,
+)
 from dvpo_ray.maths.masked import masked_mean, moments, whiten
 from dvpo_ray.maths.statistics import aggregate_values, bootstrap_ci95, win_rate
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
@@ -117,6 +126,36 @@ def test_value_loss_weighs_answers_equally() -> None:
 def test_bradley_terry_by_hand() -> None:
     found = bradley_terry_loss(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
     assert float(found) == pytest.approx(-math.log(1 / (1 + math.exp(-1))) + math.log(2))
+
+
+def test_dpo_loss_by_hand() -> None:
+    # beta .5: margins 1, -2 become .5, -1;  -log sigmoid(x) = log(1 + e^-x)
+    margins = torch.tensor([1.0, -2.0])
+    right = math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(1))
+    wrong = math.log(1 + math.exp(0.5)) + math.log(1 + math.exp(-1))
+    assert float(dpo_loss(margins, 0.5)) == pytest.approx(right, abs=1e-6)
+    assert float(dpo_loss(margins, 0.5, label_smoothing=0.1)) == pytest.approx(0.9 * right + 0.1 * wrong, abs=1e-6)
+
+
+def test_without_a_margin_dpo_costs_log_2_and_pulls_by_half_of_beta() -> None:
+    margins = torch.zeros(3, requires_grad=True)
+    total = dpo_loss(margins, 0.1)
+    assert float(total.detach()) == pytest.approx(3 * math.log(2), abs=1e-6)
+    total.backward()
+    assert margins.grad is not None and margins.grad.tolist() == pytest.approx([-0.05] * 3)
+
+
+def test_smoothed_labels_draw_the_margin_to_their_log_odds() -> None:
+    """With s = .2 the loss is least where sigmoid(beta h) = .8, that is beta h = log 4."""
+    margins = torch.tensor([math.log(4) / 0.5], requires_grad=True)
+    dpo_loss(margins, 0.5, label_smoothing=0.2).backward()
+    assert margins.grad is not None and float(margins.grad) == pytest.approx(0, abs=1e-6)
+
+
+def test_ipo_loss_by_hand() -> None:
+    # beta .25 draws margins to 2: (1 - 2)^2 + (-2 - 2)^2
+    assert float(ipo_loss(torch.tensor([1.0, -2.0]), 0.25)) == 17
+    assert float(ipo_loss(torch.zeros(2), 0.1)) == pytest.approx(2 * 25)
 
 
 def test_kl_control_by_hand() -> None:

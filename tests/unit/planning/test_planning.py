@@ -49,6 +49,17 @@ def training(**policy: Any) -> PolicyTraining:
     return build(PolicyRecipe, {"policy": tree}).policy
 
 
+def test_reward_models_are_counted_in_the_scorer() -> None:
+    shape, device = ModelShape.of(SMOLLM2_135M), parse_devices("1xH100-80GB").device
+    bytes_of, seconds_of = [], []
+    for rewards in ({}, {"taste": {"type": "model", "folder": "m"}, "own": {"function": "a:b"}}):
+        policy = training(rewards=rewards)
+        bytes_of.append(next(p for p in processes(policy, shape, "sdpa", device) if p.name == "scorer").total)
+        seconds_of.append(stage_seconds(policy, shape, device, Efficiency(), Workload.of(policy))["score"])
+    assert bytes_of[1] - bytes_of[0] == 2 * shape.value_parameters, "one more model in bfloat16"
+    assert seconds_of[1] > 1.3 * seconds_of[0], "a third forward pass, without logits"
+
+
 def eight_gpus(**policy: Any) -> PolicyTraining:
     return training(
         rollout={"actors": 3, "prompts_per_step": 128, "max_new_tokens": 512},

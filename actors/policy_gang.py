@@ -1,0 +1,118 @@
+"""Learner ranks that train a policy, which engines serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.dpo_learner import DpoLearnerRank
+from actors.gang import Gang, StandingGang, gpu_share_of, start_ranks
+from actors.policy_learner import PolicyLearnerRank
+from actors.rollout_pool import RolloutPool
+from dvpo_ray.config.dpo import DpoTraining
+from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.sections import ClusterSection, ModelSection, TransferSection
+from dvpo_ray.errors import LearnerLostError
+from dvpo_ray.rows import StepResult
+from dvpo_ray.stages import Handle
+
+
+class ServingGang(Gang):
+    """Ranks whose weights go to engines by ``transfer``."""
+
+    transfer: TransferSection
+    _rollouts: RolloutPool | None = None
+
+    def connect(self, rollouts: RolloutPool) -> None:
+        """Give the engines their weights from now on."""
+        self._rollouts = rollouts
+        rollouts.source = self.weights
+
+    def weights(self, version: int | None = None) -> GangWeights:
+        """The current weights, for the engines, under their own version number or a given one."""
+        current, count = self.call("bucket_count", doing="counting buckets")[0]
+        if count == 0:
+            raise LearnerLostError("the learner has no weights yet: it is being started again")
+        return GangWeights(self, current if version is None else version, current, count)
+
+    def shares_memory(self) -> bool:
+        """Whether weights go through shared memory: when all engines are on the node of rank 0, unless the recipe says how."""
+        backend = self.transfer.backend
+        if backend == "auto" and self._rollouts is not None:
+            return self._rollouts.nodes() == {self._where[0]}
+        return backend != "object_store"
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Write the policy as a Hugging Face folder."""
+        self.call("save", folder, facts, doing="saving the policy")
+
+
+class PolicyGang(ServingGang):
+    """Ranks that train a policy and are not started again."""
+
+    def __init__(self, cluster: ClusterSection, transfer: TransferSection, actors: Sequence[Any] = ()) -> None:
+        self.transfer = transfer
+        super().__init__(cluster, actors)
+
+
+class PolicyLearner(ServingGang, StandingGang):
+    """The policy's learner ranks behind the driver's Protocol."""
+
+    rank_class = PolicyLearnerRank
+    name = "learner"
+
+    def __init__(
+        self,
+        model_folder: str,
+        model: ModelSection,
+        policy: PolicyTraining,
+        cluster: ClusterSection,
+        seed: int,
+    ) -> None:
+        self.transfer = policy.transfer
+        self._streaming = policy.streaming
+        super().__init__(model_folder, model, policy, cluster, seed)
+
+    def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
+        """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""
+        doing = f"training step {step}"
+        if not self._streaming:
+            return self.call("step", step, beta, *scored, doing=doing)[0]
+        given = []
+        for batch in scored:
+            with self.submitting:
+                given += [actor.accumulate.remote(step, beta, batch) for actor in self.actors]
+        # Should a rank fail while it accumulates, its error says more than that of a step it never began.
+        self.await_calls(given, doing)
+        return self.call("finish", step, beta, doing=doing)[0]
+
+
+@dataclass(frozen=True)
+class GangWeights:
+    """A version of the policy's weights, held by its learner ranks: what they call ``held`` is sent as ``version``."""
+
+    gang: ServingGang
+    version: int
+    held: int
+    count: int
+
+    def bucket(self, index: int) -> Handle:
+        """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
+        doing = f"gathering bucket {index} of weights {self.version}"
+        shared = self.gang.shares_memory()
+        with self.gang.submitting:
+            calls = [
+                actor.bucket.options(num_returns=2).remote(self.version, self.held, index, shared) for actor in self.gang.actors
+            ]
+        self.gang.await_calls([done for _, done in calls], doing)
+        return calls[0][0]
+
+
+def dpo_gang(
+    model_folder: str, model: ModelSection, dpo: DpoTraining, cluster: ClusterSection, seed: int, total_steps: int
+) -> PolicyGang:
+    """The learner ranks of a policy that is trained on pairs."""
+    given = (model_folder, model, dpo, seed, total_steps)
+    ranks = start_ranks(DpoLearnerRank, "dpo-learner", dpo.learner, cluster, gpu_share_of(dpo.learner), *given)
+    return PolicyGang(cluster, dpo.transfer, ranks)

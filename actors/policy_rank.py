@@ -1,0 +1,125 @@
+"""What learner ranks share that train a policy: its model, the weights that engines are given, commits and the saved folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.deepspeed_engine import TrainingEngine
+from actors.rank import Rank
+from actors.watchdog import watched
+from dvpo_ray.config.sections import LearnerSection, LoraSection, ModelSection, TransferSection
+from dvpo_ray.errors import WeightSyncError
+from dvpo_ray.learning.batching import SequenceBatch
+from dvpo_ray.models.folder import weights_sha256
+from dvpo_ray.models.lora import ADAPTERS, add_adapters, set_dropout
+from dvpo_ray.models.token_reader import PolicyReader, load_policy
+from dvpo_ray.rows import Adapters, TensorSpec, WeightBucket
+from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, spec_of, write_bucket
+
+
+class PolicyRank(Rank):
+    """One DeepSpeed rank that holds a policy. ``version`` is the number of steps it was trained."""
+
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        model_folder: str,
+        model: ModelSection,
+        learner: LearnerSection,
+        lora: LoraSection | None,
+        transfer: TransferSection,
+        seed: int,
+    ) -> None:
+        super().__init__(rank, world, model_folder, model, learner, seed)
+        self.lora = lora
+        self.version = 0
+        self._bucket_bytes = transfer.bucket_mib * 2**20
+        self._memory = SharedBuffer()
+        self._buckets: list[tuple[TensorSpec, ...]] = []
+        self._adapters: Adapters | None = None
+
+    def load(self, address: str, port: int, updates: int, temperature: float = 1.0, with_entropy: bool = True) -> int:
+        """Join the gang and load the policy, which will be given ``updates`` optimizer steps; returns this process's id."""
+        pid = self.join(address, port)
+        section, folder = self.model_section, Path(self.model_folder)
+        model = load_policy(folder, self.dtype, section.attention, section.trust_remote_code)
+        if self.lora is not None:
+            add_adapters(model, self.lora, folder)
+            self.base_sha256 = weights_sha256(folder)
+            self._adapters = Adapters(self.lora.scale, self.base_sha256)
+        reader = PolicyReader(model, temperature, with_entropy, share_prefix=self.share_prefix, packed=section.packed)
+        self.engine = TrainingEngine(reader, self.config, updates)
+        # Gradient checkpointing has put the whole model into training mode.
+        set_dropout(model, False)
+        specs = [spec_of(name, tensor) for name, tensor in self.engine.weights().items()]
+        self._buckets = plan_buckets(specs, self._bucket_bytes)
+        return pid
+
+    @watched
+    def bucket_count(self) -> tuple[int, int]:
+        """The weights' version, which is the number of steps trained, and the buckets in which they travel."""
+        return self.version, len(self._buckets)
+
+    @watched
+    def bucket(self, version: int, held: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
+        """One bucket of the current weights, or adapters, in shared memory or as an array, and that it was made.
+
+        Rank 0 gives it, all take part in gathering. The memory is used again for the next bucket: engines must have loaded this
+        one before.
+
+        Raises:
+            WeightSyncError: the weights are no longer those of ``held`` trained steps.
+        """
+        if held != self.version:
+            raise WeightSyncError(f"weights of step {held} were asked for, the learner has gone on to {self.version}")
+        specs, weights = self._buckets[index], self.engine.weights()
+        with self.engine.whole([weights[spec.name] for spec in specs]):
+            if self.rank != 0:
+                return None, True
+            size = layout(specs)[1]
+            memory = self._memory.bytes(size) if shared else torch.empty(size, dtype=torch.uint8)
+            digest = write_bucket(memory, specs, weights)
+        where: dict[str, Any] = {"path": self._memory.path} if shared else {"data": memory.numpy()}
+        bucket = WeightBucket(version, index, len(self._buckets), specs, size, digest, adapters=self._adapters, **where)
+        return bucket, True
+
+    def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
+        """As for every rank, with the weights' version."""
+        super().begin_commit(folder, (more or {}) | {"version": torch.tensor(self.version)})
+
+    def load_commit(self, folder: str) -> dict[str, Tensor]:
+        """As for every rank."""
+        more = super().load_commit(folder)
+        self.version = int(more["version"])
+        return more
+
+    @watched
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Write the policy as an ordinary Hugging Face folder with a manifest, and adapters beside it."""
+        target, trust = Path(folder), self.model_section.trust_remote_code
+        adapters = None if self.lora is None else target.with_name(ADAPTERS)
+        self.engine.save_pretrained(target, Path(self.model_folder), trust, facts, adapters)
+
+    def stop(self) -> None:
+        """Leave the gang and give shared memory back."""
+        self._memory.close()
+        self.leave()
+
+    def token_log_probs(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+        """The current policy's log-probs of the tokens of this rank's share of responses, by index."""
+
+        def read(batch: SequenceBatch) -> tuple[Tensor, np.ndarray]:
+            return self.read_policy(batch)[0], batch.response_lengths
+
+        return self.read_share(prompts, responses, read)
+
+    def read_policy(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Log-probs of the response tokens, and entropies [N]."""
+        return self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)

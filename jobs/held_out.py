@@ -1,0 +1,70 @@
+"""Held-out evaluations of a run: who answers what, what is recorded, and what its result says of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dvpo_ray.config.algorithms import AdvantageConfig
+from dvpo_ray.config.sections import DataSection, EvaluationSection
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.evaluation import Evaluation, Evaluator, compare
+from dvpo_ray.run import Run
+from dvpo_ray.run_folder import EVALUATIONS
+from dvpo_ray.stages import Rollouts, Scorers
+from jobs.setup import BaseModel, read_evaluation_prompts
+
+
+def make_evaluator(
+    section: EvaluationSection | None,
+    data: DataSection,
+    advantage: AdvantageConfig,
+    base: BaseModel,
+    folder: Path,
+    trained_on: Sequence[EncodedPrompt],
+    seed: int,
+) -> Evaluator | None:
+    """Who answers the prompts of a recipe's evaluation; None when it has none.
+
+    Raises:
+        DataError: a held-out prompt is trained on.
+    """
+    if section is None:
+        return None
+    held_out = read_evaluation_prompts(section, data, base.tokenizer, folder, trained_on)
+    return Evaluator(held_out, section.answers_per_prompt, section.gold, advantage, base.tokenizer, seed)
+
+
+def evaluate(evaluator: Evaluator, step: int, rollouts: Rollouts, scorers: Scorers, run: Run) -> Evaluation:
+    """Answer all held-out prompts with the weights the engines serve now, and record it as that of ``step`` trained steps."""
+    run.phase(f"answering held-out prompts after {step} steps")
+    began = time.time()
+    evaluation = evaluator.run(step, rollouts, scorers)
+    ended = time.time()
+    run.timeline.add("evaluate", began, ended, step=step)
+    with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
+    summary = evaluation.summary() | {"seconds": ended - began}
+    run.log(step, {f"eval/{name}": value for name, value in summary.items()}, "evaluation")
+    return evaluation
+
+
+def figures(evaluations: Mapping[int, Evaluation]) -> dict[str, Any]:
+    """What a result says of the first and the last of a run's evaluations, by trained steps."""
+    if not evaluations:
+        return {}
+    first, last = evaluations[min(evaluations)], evaluations[max(evaluations)]
+    before, after = first.summary(), last.summary()
+    found = {"kl_per_token": after["kl_per_token"], "tokens_before": before["tokens"], "tokens_after": after["tokens"]}
+    if "gold" not in after:
+        return found
+    return found | {
+        "gold_before": before["gold"],
+        "gold_before_ci95": [before["gold_ci95_low"], before["gold_ci95_high"]],
+        "gold_after": after["gold"],
+        "gold_after_ci95": [after["gold_ci95_low"], after["gold_ci95_high"]],
+        **compare(first, last),
+    }

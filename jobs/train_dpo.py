@@ -1,0 +1,203 @@
+"""Direct preference optimisation as a Ray job: preference pairs in, an aligned policy out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.metrics import RayTracker
+from actors.placement import keep_logs, ray_session
+from actors.policy_gang import PolicyGang, dpo_gang
+from actors.rollout_pool import RolloutPool
+from actors.scorer_pool import ScorerPool
+from dvpo_ray import cli
+from dvpo_ray.commits import Commit
+from dvpo_ray.committer import Committer
+from dvpo_ray.config import DpoRecipe
+from dvpo_ray.config.algorithms import DvpoGae
+from dvpo_ray.data import EncodedPair, fingerprint
+from dvpo_ray.evaluation import Evaluation, Evaluator, read_evaluations
+from dvpo_ray.learning.pairs import batches, labelled
+from dvpo_ray.maths.statistics import bootstrap_ci95, wins
+from dvpo_ray.memory import MemoryMonitor
+from dvpo_ray.models.lora import ADAPTERS
+from dvpo_ray.run import RESULT, Listener, Run
+from dvpo_ray.run_folder import EVALUATIONS, locked, median_step_seconds, run_folder
+from jobs.held_out import evaluate, figures, make_evaluator
+from jobs.offline import train_on_pairs
+from jobs.resume import DPO_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
+from jobs.setup import BaseModel, base_model, read_pairs
+from jobs.train_policy import ENGINES, POLICY
+
+PAIRS_PER_CALL = 256
+
+
+@dataclass
+class HeldOut:
+    """Held-out evaluations by trained steps, and who makes them; without an evaluator there are none."""
+
+    evaluator: Evaluator | None
+    every: int
+    done: dict[int, Evaluation]
+    rollouts: RolloutPool | None = None
+    scorers: ScorerPool | None = None
+
+    def look(self, step: int, learner: PolicyGang, run: Run) -> float | None:
+        """Evaluate the policy of ``step`` trained steps, and return its score, unless that is done or nobody asks for it."""
+        if self.evaluator is None or self.rollouts is None or self.scorers is None or step in self.done:
+            return None
+        if step:
+            self.rollouts.sync(learner.weights(step))
+        self.done[step] = evaluate(self.evaluator, step, self.rollouts, self.scorers, run)
+        return self.done[step].score
+
+    def due(self, step: int) -> bool:
+        """Whether so many trained steps are evaluated while training goes on."""
+        return bool(self.every) and step % self.every == 0
+
+
+def train_dpo(recipe: DpoRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
+    """Evaluate, train, evaluate again, save; returns what ``result.json`` holds."""
+    with locked(run_folder(recipe)):
+        return _train_dpo(recipe, listener)
+
+
+def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
+    dpo, base = recipe.dpo, base_model(recipe.model)
+    store = store_of(run_folder(recipe), dpo.commit)
+    copier = copier_of(store, dpo.commit)
+    commit = find_commit(recipe, DPO_FIXED, store, copier)
+    run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit), trackers=[RayTracker(recipe.run.name)])
+    try:
+        train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder)
+        steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
+        total = run.total_steps = len(steps)
+        # There is no value model: values, and advantages of whatever kind, are 0.
+        evaluator = make_evaluator(dpo.evaluation, dpo.data, DvpoGae(), base, run.folder, train, recipe.run.seed)
+        done = {} if commit is None else read_evaluations(run.folder / EVALUATIONS, commit.step)
+        held_out = HeldOut(evaluator, dpo.evaluation.every if dpo.evaluation else 0, done)
+        run.phase(f"{len(train)} pairs to train on, {len(validation)} held out; starting {dpo.learner.ranks} learner rank(s)")
+        with (
+            MemoryMonitor(os.getpid()) as memory,
+            copying(copier, run),
+            _started(recipe, base, held_out, total, run) as learner,
+            stop_on_signal(run),
+        ):
+            committer = Committer(store, learner, run, dpo.commit.every, total, copier)
+            gained = _train(learner, steps, train, validation, held_out, run, committer, commit)
+            run.phase("saving the policy")
+            saved = (run.folder / POLICY).resolve()
+            learner.save(str(saved), {"base_model": base.name, "steps": total, "data_sha256": fingerprint(train)})
+        result = {
+            "seed": recipe.run.seed,
+            "steps": total,
+            "algorithm": "dpo",
+            "pairs": len(train),
+            "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
+            "held_out_pairs": len(validation),
+            **_accuracy(gained, validation),
+            **figures(held_out.done),
+            "policy": str(saved),
+            "seconds_per_step": median_step_seconds(run.folder),
+            "seconds_total": run.seconds,
+            "peak_memory_gb": memory.peak_gb,
+            "peak_memory_by_process_gb": memory.peak_by_process_gb,
+            **copies(copier),
+        }
+        if dpo.lora is not None:
+            result["adapters"] = str(saved.with_name(ADAPTERS))
+        run.write_json(RESULT, result)
+        return result
+    finally:
+        run.close()
+
+
+def _train(
+    learner: PolicyGang,
+    steps: Sequence[np.ndarray],
+    train: Sequence[EncodedPair],
+    validation: Sequence[EncodedPair],
+    held_out: HeldOut,
+    run: Run,
+    committer: Committer,
+    commit: Commit | None,
+) -> np.ndarray:
+    """Train, with evaluations before, meanwhile and after; returns what the log-probs of held-out pairs gained [P, 2]."""
+    run.phase("reading all answers with the reference, which is the policy before its first step")
+    reference, validation_reference = _scores(learner, train), _scores(learner, validation)
+    held_out.look(0, learner, run)
+
+    def learn(step: int, rows: np.ndarray) -> dict[str, float]:
+        pairs = [labelled(train[i]) for i in rows]
+        return learner.call("step", pairs, reference[rows], doing=f"DPO step {step}")[0]
+
+    def look(step: int) -> float | None:
+        return held_out.look(step, learner, run) if held_out.due(step) else None
+
+    train_on_pairs(steps, learn, learner, run, committer, commit, look)
+    held_out.look(len(steps), learner, run)
+    run.phase("measuring pair accuracy on held-out prompts")
+    return _scores(learner, validation) - validation_reference
+
+
+@contextmanager
+def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, run: Run) -> Iterator[PolicyGang]:
+    """Start Ray, the learner, and engines and scorers when there is an evaluation; take everything down again."""
+    dpo, cluster, model, folder = recipe.dpo, recipe.cluster, recipe.model, str(base.folder)
+    with ray_session(cluster), run.failures(keep_logs):
+        started: list[Any] = []
+        try:
+            started.append(learner := dpo_gang(folder, model, dpo, cluster, recipe.run.seed, total))
+            learner.begin_start()
+            if held_out.evaluator is not None:
+                rollouts = RolloutPool(folder, model, dpo.rollout, cluster, recipe.run.seed, run.folder / ENGINES)
+                started.append(rollouts)
+                started.append(scorers := ScorerPool(folder, None, model, dpo.scorer, dpo.rollout.temperature, cluster))
+                held_out.rollouts, held_out.scorers = rollouts, scorers
+                scorers.wait_ready()
+                rollouts.wait_ready()
+            learner.wait_ready()
+            if held_out.rollouts is not None:
+                learner.connect(held_out.rollouts)
+            yield learner
+        finally:
+            for pool in started:
+                pool.stop()
+
+
+def _scores(learner: PolicyGang, pairs: Sequence[EncodedPair]) -> np.ndarray:
+    """Log-probs of chosen and rejected answers under the current policy, float64 [P, 2]."""
+    parts = []
+    # One call for all would pass any deadline when there are many.
+    for first in range(0, len(pairs), PAIRS_PER_CALL):
+        answers = [answer for pair in pairs[first : first + PAIRS_PER_CALL] for answer in labelled(pair)]
+        found: dict[int, float] = {}
+        for share in learner.call("scores", answers, doing="reading answers"):
+            found |= share
+        parts.append(np.array([found[i] for i in range(len(answers))]).reshape(-1, 2))
+    return np.concatenate(parts)
+
+
+def _accuracy(gained: np.ndarray, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
+    """Share of held-out pairs whose chosen answer gained more than the rejected one on the reference [P, 2]; ties count half."""
+    right = wins(gained[:, 0].tolist(), gained[:, 1].tolist())
+    return {
+        "dpo_pair_accuracy": float(np.mean(right)),
+        "dpo_pair_accuracy_ci95": bootstrap_ci95(right, [pair.prompt_key for pair in pairs]),
+    }
+
+
+def main() -> None:
+    """Entry point of a Ray job: ``python -m jobs.train_dpo RECIPE [--set KEY=VALUE]``."""
+    sys.argv[1:1] = ["dpo", "train"]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

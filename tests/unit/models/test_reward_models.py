@@ -1,0 +1,142 @@
+"""Reward models: what scores an answer, what is refused, and that nothing is loaded that no recipe names."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors.scorer import ScorerActor
+from dvpo_ray.config.rewards import FunctionReward, ModelReward, RewardConfig
+from dvpo_ray.config.sections import ModelSection, ScorerSection
+from dvpo_ray.data import template_hash, tokenizer_hash
+from dvpo_ray.errors import ModelError
+from dvpo_ray.learning.batching import pad_sequences
+from dvpo_ray.models.reward_model import read_reward_seal
+from dvpo_ray.models.token_reader import ValueReader, freeze
+from dvpo_ray.models.value_model import load_value_model, new_value_model, seal
+from dvpo_ray.rows import Answer, ScoredBatch
+from jobs.setup import base_model, fitting_rewards, fitting_value_model
+
+PROMPTS = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
+RESPONSES = [np.array([9, 10], np.int32), np.array([11, 12, 13], np.int32)]
+SECTION = ModelSection(attention="eager")
+
+
+def sealed_as(kind: str, folder: Path, base: Path, tokenizer: Any, seed: int) -> Path:
+    """A sealed model with a random head."""
+    model = new_value_model(base, "eager", torch.float32)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(seed))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    seal(
+        folder,
+        base_model="tiny",
+        tokenizer_sha256=tokenizer_hash(tokenizer),
+        chat_template_sha256=template_hash(tokenizer),
+        data_sha256="0",
+        pairs=2,
+        target={"type": kind},
+        value_mean=0.0,
+        value_std=1.0,
+        held_out_pairs=1,
+        held_out_accuracy={"mean": 1.0, "last": 1.0},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tokenizer: Any) -> Path:
+    return sealed_as("reward", tmp_path_factory.mktemp("reward"), tiny_model, tokenizer, seed=0)
+
+
+@pytest.fixture(scope="module")
+def value_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tokenizer: Any) -> Path:
+    return sealed_as("td", tmp_path_factory.mktemp("value"), tiny_model, tokenizer, seed=1)
+
+
+def scorer_of(base: Path, rewards: dict[str, RewardConfig], value: Path | None = None) -> ScorerActor:
+    folder = None if value is None else str(value)
+    return ScorerActor(str(base), folder, SECTION, ScorerSection(dtype="float32"), 1.0, rewards)
+
+
+def scored(scorer: ScorerActor) -> ScoredBatch:
+    rows = enumerate(zip(PROMPTS, RESPONSES, strict=True))
+    answers = [Answer(f"r{i}", p, r, np.zeros(r.size, np.float32), np.zeros(r.size, np.int32), "stop") for i, (p, r) in rows]
+    return scorer.score(*answers)
+
+
+def token_values(folder: Path) -> list[np.ndarray]:
+    """q_1..q_T of each answer, from a reader of the test's own."""
+    reader = freeze(ValueReader(load_value_model(folder, torch.float32, "eager")))
+    batch = pad_sequences(PROMPTS, RESPONSES)
+    flat = reader(batch.input_ids, batch.attention_mask, batch.with_prompt_end).numpy()
+    return [flat[1:3], flat[4:7]]
+
+
+def test_models_score_whole_answers_in_the_columns_of_the_recipe(
+    tiny_model: Path, reward_folder: Path, value_folder: Path
+) -> None:
+    rewards: dict[str, RewardConfig] = {
+        "taste": ModelReward(folder=str(reward_folder)),
+        "length": FunctionReward(function="tests.fakes:answer_lengths"),
+        "gvm": ModelReward(folder=str(value_folder), score="mean"),
+    }
+    scorer = scorer_of(tiny_model, rewards)
+    found = scored(scorer).rewards.flat.reshape(2, 3)
+    assert found[:, 0] == pytest.approx([q[-1] for q in token_values(reward_folder)], abs=1e-5)
+    assert found[:, 2] == pytest.approx([q.mean() for q in token_values(value_folder)], abs=1e-5)
+    assert np.array_equal(scored(scorer).rewards.flat.reshape(2, 3), found), "from the cache"
+    assert scorer.cache_hits() == 2
+
+
+def test_the_hash_covers_every_frozen_model_that_scores(tiny_model: Path, reward_folder: Path, value_folder: Path) -> None:
+    scorer = scorer_of(tiny_model, {"taste": ModelReward(folder=str(reward_folder))}, value_folder)
+    value, reward = scorer.parameter_hash().split(",")
+    assert len({value, reward}) == 2
+    with torch.no_grad():
+        scorer._reward_models["taste"]._reader.model.score.weight[0, 0] += 1
+    assert scorer.parameter_hash().split(",")[0] == value
+    assert scorer.parameter_hash().split(",")[1] != reward
+
+
+def test_no_model_is_loaded_that_no_reward_names(tiny_model: Path) -> None:
+    from transformers import LlamaForTokenClassification
+
+    before = [found for found in gc.get_objects() if isinstance(found, LlamaForTokenClassification)]
+    scorer = scorer_of(tiny_model, {"length": FunctionReward(function="tests.fakes:answer_lengths")})
+    assert scorer.start() == ""
+    after = [found for found in gc.get_objects() if isinstance(found, LlamaForTokenClassification)]
+    assert [found for found in after if all(found is not known for known in before)] == []
+
+
+def test_values_of_a_reward_model_are_not_averaged(reward_folder: Path, value_folder: Path) -> None:
+    assert read_reward_seal("x", ModelReward(folder=str(value_folder), score="mean")).target == {"type": "td"}
+    with pytest.raises(ModelError, match=r"policy\.rewards\.x: .* is a reward model, .* take score = 'last'"):
+        read_reward_seal("x", ModelReward(folder=str(reward_folder), score="mean"))
+
+
+def test_a_reward_model_is_no_value_model(tiny_model: Path, reward_folder: Path, value_folder: Path) -> None:
+    base = base_model(ModelSection(path=str(tiny_model)))
+    folder, record = fitting_value_model(str(value_folder), base)
+    assert folder == value_folder and not record.is_reward_model
+    with pytest.raises(ModelError, match=r"policy\.value_model: .* of unfinished answers .* \[policy\.rewards\.NAME\]"):
+        fitting_value_model(str(reward_folder), base)
+
+
+def test_reward_models_of_a_recipe_are_checked_and_named_in_full(
+    tiny_model: Path, reward_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    base = base_model(ModelSection(path=str(tiny_model)))
+    monkeypatch.chdir(reward_folder.parent)
+    found = fitting_rewards({"taste": ModelReward(folder=reward_folder.name)}, base)["taste"]
+    assert isinstance(found, ModelReward) and found.folder == str(reward_folder)
+    base.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(ModelError, match="another tokenizer"):
+        fitting_rewards({"taste": ModelReward(folder=str(reward_folder))}, base)
+    with pytest.raises(ModelError, match=r"has no gvm\.json"):
+        fitting_rewards({"taste": ModelReward(folder=str(tmp_path))}, base)
