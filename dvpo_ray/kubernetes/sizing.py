@@ -131,8 +131,8 @@ def _stage_groups(policy: PolicyTraining, host: dict[str, float], gpus_per_node:
     per_pod = min(ranks, gpus_per_node)
     if ranks % per_pod:
         raise UserInputError(
-            f"learner.ranks ({ranks}, a critic's included) do not fill nodes of {gpus_per_node} GPUs: take a multiple, or "
-            "another --gpus-per-node"
+            f"learner.ranks ({policy.learner.ranks}{', and as many of the critic' if policy.trained_models > 1 else ''}) do not "
+            f"fill nodes of {gpus_per_node} GPUs: take a multiple, or another --gpus-per-node"
         )
     engine = host["engine worker"] * shards + CPU_BASE["engine front"]
     pods = ranks // per_pod
