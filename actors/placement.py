@@ -34,6 +34,7 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
         yield
         return
     if cluster.address:
+        protect_token()
         try:
             ray.init(address=cluster.address, log_to_driver=False)
         except ConnectionError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import string
 import tomllib
 import types
 import typing
@@ -21,6 +22,7 @@ from dvpo_ray.errors import ConfigError
 R = TypeVar("R", bound=Recipe)
 REDACTED = "**redacted**"
 SHOWN = 200
+PATH_LETTERS = string.ascii_letters + string.digits + "._-"
 DEEPEST = 20
 # A password in a URL, or a key among its parameters.
 CREDENTIALS = re.compile(
@@ -157,13 +159,15 @@ def _odd_leaves(tree: Any, path: str = "", levels: int = DEEPEST) -> Iterator[tu
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"override '{text}' is not of the form dotted.path=value")
+        # What follows a path that was not ended by `=` may be a secret.
+        path = text[: len(text) - len(text.lstrip(PATH_LETTERS))]
+        raise ConfigError(f"override '{path}' is not of the form dotted.path=value")
     for candidate in (value.strip(), json.dumps(value.strip())):
         try:
             return _parse_toml(f"{key.strip()} = {candidate}")
         except ValueError:
             continue
-    raise ConfigError(f"override: '{key.strip()[:SHOWN]}' is not a dotted path of plain names")
+    raise ConfigError(f"override '{key.strip()[:SHOWN]}=...' does not begin with a dotted path of plain names")
 
 
 def _merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:

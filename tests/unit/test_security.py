@@ -18,7 +18,7 @@ import torch
 from actors.learner_state import file_name, find_pieces
 from dvpo_ray import cluster_token
 from dvpo_ray.commits import CommitStore
-from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config import PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.dumps import read_dump
@@ -198,6 +198,14 @@ def test_a_secret_is_in_no_file_of_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert {"config.json", "result.json", "manifest.json"} <= {path.name for path in files}
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     assert SECRET not in repr(recipe)
+
+
+@pytest.mark.parametrize("mistake", [" ", ":", " = = ", "="])
+def test_a_secret_given_in_the_wrong_way_is_not_repeated(mistake: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[tracking]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(PolicyRecipe, tmp_path / "r.toml", [f"tracking.wandb_api_key{mistake}{SECRET}", f"tracking.key={SECRET}"])
+    assert SECRET not in str(caught.value)
 
 
 def test_rays_token_file_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
