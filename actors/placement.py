@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from actors.watchdog import LATE_AFTER
+from dvpo_ray.cluster_token import protect_token
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import RunError
 
 EMBEDDED_FOLDER = "DVPO_EMBEDDED_RAY"
 LATE_SHARE = 0.9
-TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 
 
 @contextmanager
@@ -33,12 +34,18 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
         yield
         return
     if cluster.address:
+        protect_token()
         try:
             ray.init(address=cluster.address, log_to_driver=False)
         except ConnectionError as error:
             raise RunError(
                 f"no Ray cluster at '{cluster.address}': {error}; start one with `ray start --head`, or leave cluster.address "
                 "out for an embedded one"
+            ) from error
+        except AuthenticationError as error:
+            raise RunError(
+                f"the Ray cluster at '{cluster.address}' asks for its token: put it into the environment as RAY_AUTH_TOKEN, or "
+                "name its file in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
             ) from error
         try:
             yield
@@ -73,9 +80,7 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
         _node_ip_address="127.0.0.1",
         configure_logging=False,
     )
-    if TOKEN_FILE.exists():
-        # Ray writes the cluster's token readable for everyone on the machine.
-        TOKEN_FILE.chmod(0o600)
+    protect_token()
 
 
 def keep_logs(target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 good, 2 bad input, 1 failure. Heavy packages are imported by the commands that need them."""
+"""The command line. Heavy packages are imported by the commands that need them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from dvpo_ray import job_commands
+from dvpo_ray.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
 from dvpo_ray.config import (
     DpoRecipe,
     PipelineRecipe,
@@ -55,11 +57,9 @@ app.add_typer(dpo_app, name="dpo")
 app.add_typer(config_app, name="config")
 app.add_typer(debug_app, name="debug")
 app.add_typer(k8s_app, name="k8s")
+app.add_typer(job_commands.jobs_app, name="jobs")
+app.command()(job_commands.submit)
 
-RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
-ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a commit's folder (run.resume).")]
-SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines instead of text for people.")]
 KindArg = Annotated[str, typer.Option("--kind", help=f"What the recipe is for: {', '.join(KINDS)}.")]
 
 
@@ -71,7 +71,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Align a small language model on this machine, from preference pairs to a report."""
-    _run_job("jobs.demo", "run_pipeline", PipelineRecipe, recipe, _resumed(overrides, resume), as_json)
+    _run_job("jobs.demo", "run_pipeline", PipelineRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @value_app.command("train")
@@ -82,7 +82,7 @@ def value_train(
     as_json: JsonOption = False,
 ) -> None:
     """Pretrain a value model on preference pairs and seal it."""
-    _run_job("jobs.pretrain_value", "pretrain_value", ValueRecipe, recipe, _resumed(overrides, resume), as_json)
+    _run_job("jobs.pretrain_value", "pretrain_value", ValueRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @value_app.command("eval")
@@ -99,7 +99,7 @@ def value_eval(
         evaluate = importlib.import_module("jobs.evaluate").evaluate_value
         return evaluate(folder, data, max_prompt_tokens, max_answer_tokens)
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @reward_app.command("train")
@@ -110,7 +110,7 @@ def reward_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a reward model on preference pairs and seal it; `dvpo value eval` measures it on others."""
-    _run_job("jobs.pretrain_value", "pretrain_value", RewardRecipe, recipe, _resumed(overrides, resume), as_json)
+    _run_job("jobs.pretrain_value", "pretrain_value", RewardRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @policy_app.command("train")
@@ -121,7 +121,7 @@ def policy_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy under a frozen value model."""
-    _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, _resumed(overrides, resume), as_json)
+    _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @dpo_app.command("train")
@@ -132,7 +132,7 @@ def dpo_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy on preference pairs alone (DPO, IPO), without generation, values or rewards."""
-    _run_job("jobs.train_dpo", "train_dpo", DpoRecipe, recipe, _resumed(overrides, resume), as_json)
+    _run_job("jobs.train_dpo", "train_dpo", DpoRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @app.command("eval")
@@ -150,7 +150,7 @@ def evaluate(
         with importlib.import_module("dvpo_ray.console").progress(as_json, settings.run.name) as listener:
             return job(settings, policy, listener)
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @app.command()
@@ -159,7 +159,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's report: one self-contained HTML page."""
-    _guard(lambda: {"report": str(importlib.import_module("dvpo_ray.report").write_report(run))}, as_json)
+    guard(lambda: {"report": str(importlib.import_module("dvpo_ray.report").write_report(run))}, as_json)
 
 
 @app.command()
@@ -184,7 +184,7 @@ def plan(
             raise UserInputError("this recipe does not fit: " + "; ".join(found["problems"]))
         return found if as_json else {}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @app.command()
@@ -199,7 +199,7 @@ def doctor(as_json: JsonOption = False) -> None:
             raise DvpoError(f"{len(failed)} check(s) failed: {', '.join(failed)}")
         return {"checks": checks} if as_json else {}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @debug_app.command("replay")
@@ -218,7 +218,7 @@ def debug_replay(
             importlib.import_module("dvpo_ray.console").show_replay(found)
         return found if as_json else {}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @k8s_app.command("render")
@@ -244,7 +244,7 @@ def k8s_render(
         typer.echo(jobs.render(_kind(kind), recipe, overrides, request), nl=False)
         return {}
 
-    _guard(work, as_json=False)
+    guard(work, as_json=False)
 
 
 @k8s_app.command("check")
@@ -262,13 +262,13 @@ def k8s_check(
             raise UserInputError(f"{len(found)} rule(s) broken\n" + "\n".join(f"  {finding}" for finding in found))
         return {"documents": len(documents), "findings": 0}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @config_app.command("show")
 def config_show(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption = []) -> None:  # noqa: B006
     """Print a recipe with all defaults filled in, secrets redacted."""
-    _guard(lambda: json.loads(dump_resolved(load_recipe(_kind(kind), recipe, overrides))), as_json=True, indent=2)
+    guard(lambda: json.loads(dump_resolved(load_recipe(_kind(kind), recipe, overrides))), as_json=True, indent=2)
 
 
 @config_app.command("check")
@@ -279,17 +279,13 @@ def config_check(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption
         load_recipe(_kind(kind), recipe, overrides)
         return {"recipe": recipe, "kind": kind, "valid": True}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @config_app.command("schema")
 def config_schema(kind: KindArg = "demo") -> None:
     """Print the JSON schema of a recipe."""
-    _guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
-
-
-def _resumed(overrides: list[str], resume: str | None) -> list[str]:
-    return overrides if resume is None else [*overrides, f"run.resume={resume}"]
+    guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
 
 
 def _kind(name: str) -> type[Recipe]:
@@ -306,29 +302,7 @@ def _run_job(module: str, function: str, kind: type[R], recipe: str, overrides: 
         with console.progress(as_json, settings.run.name) as listener:
             return job(settings, listener)
 
-    _guard(work, as_json)
-
-
-def _guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None = None) -> None:
-    """Run a command, print its result, and turn errors into exit codes."""
-    try:
-        result = work()
-    except UserInputError as error:
-        _fail(error, as_json, 2)
-    except DvpoError as error:
-        _fail(error, as_json, 1)
-    if as_json:
-        typer.echo(json.dumps(result, indent=indent, default=str))
-    elif result:
-        importlib.import_module("dvpo_ray.console").show_result(result)
-
-
-def _fail(error: Exception, as_json: bool, code: int) -> NoReturn:
-    if as_json:
-        typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
-    else:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-    raise typer.Exit(code)
+    guard(work, as_json)
 
 
 def quiet_libraries() -> None:

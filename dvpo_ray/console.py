@@ -104,6 +104,15 @@ def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
     Console().print(table)
 
 
+def show_jobs(jobs: list[dict[str, Any]]) -> None:
+    """A cluster's jobs, one a line."""
+    names = ("job", "status", "run", "recipe", "started", "ended")
+    table = Table(*names, box=None, padding=(0, 2, 0, 0))
+    for job in jobs:
+        table.add_row(*(job[name] or "" for name in names))
+    Console(soft_wrap=True, markup=False).print(table)
+
+
 def show_replay(found: dict[str, Any]) -> None:
     """Rows of a withheld update, the bad ones first."""
     table = Table("row", "tokens", "loss", "gradient norm", "not finite", box=None, padding=(0, 2, 0, 0))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from actors.placement import ray_session
+from dvpo_ray import cli
 from dvpo_ray.config import PipelineRecipe, dump_resolved
 from dvpo_ray.errors import DataError
 from dvpo_ray.json_files import REMEDY, check_numbers, read_object
@@ -62,3 +64,13 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener) -> dict[str, Any]:
     write_json(folder / RESULT, result)
     result["report"] = str(Path(write_report(folder)).resolve())
     return result
+
+
+def main() -> None:
+    """Entry point of a Ray job: ``python -m jobs.demo RECIPE [--set KEY=VALUE]``."""
+    sys.argv[1:1] = ["demo"]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+import string
 import tomllib
 import types
 import typing
@@ -20,7 +22,12 @@ from dvpo_ray.errors import ConfigError
 R = TypeVar("R", bound=Recipe)
 REDACTED = "**redacted**"
 SHOWN = 200
+PATH_LETTERS = string.ascii_letters + string.digits + "._-"
 DEEPEST = 20
+# A password in a URL, or a key among its parameters.
+CREDENTIALS = re.compile(
+    r"://(?:[^/@\s]*:[^/@\s]+@|\S*[?&][^=&\s]*(?:token|key|secret|password|signature)[^=&\s]*=)", re.IGNORECASE
+)
 TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
 
@@ -142,18 +149,25 @@ def _odd_leaves(tree: Any, path: str = "", levels: int = DEEPEST) -> Iterator[tu
         yield path, f"an integer of {tree.bit_length()} bits; TOML has 64"
     elif isinstance(tree, str) and "\0" in tree:
         yield path, f"text with a NUL character: {_shown(tree)}"
+    elif isinstance(tree, str) and CREDENTIALS.search(tree):
+        yield (
+            path,
+            "a URL that holds a password or a key, and would be written into the run's folder; put it into the environment",
+        )
 
 
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"override '{text}' is not of the form dotted.path=value")
+        # What follows a path that was not ended by `=` may be a secret.
+        path = text[: len(text) - len(text.lstrip(PATH_LETTERS))]
+        raise ConfigError(f"override '{path}' is not of the form dotted.path=value")
     for candidate in (value.strip(), json.dumps(value.strip())):
         try:
             return _parse_toml(f"{key.strip()} = {candidate}")
         except ValueError:
             continue
-    raise ConfigError(f"override {_shown(text)}: '{key.strip()[:SHOWN]}' is not a dotted path of plain names")
+    raise ConfigError(f"override '{key.strip()[:SHOWN]}=...' does not begin with a dotted path of plain names")
 
 
 def _merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:

@@ -41,6 +41,8 @@ def iter_raw_rows(source: str, split: str | None = None) -> Iterator[RawRow]:
     """
     if source.startswith(PACKAGE_PREFIX):
         package, _, inner = source.removeprefix(PACKAGE_PREFIX).partition("/")
+        if inner.startswith("/") or ".." in Path(inner).parts:
+            raise DataError(f"'{source}' leads out of package '{package}'; name a file inside it, or give the file's own path")
         try:
             path = Path(str(resources.files(package) / inner))
         except (ImportError, ValueError, TypeError) as error:
@@ -48,6 +50,11 @@ def iter_raw_rows(source: str, split: str | None = None) -> Iterator[RawRow]:
     else:
         path = Path(source)
     yield from _path_rows(path, source, split)
+
+
+def names_a_path(source: str) -> bool:
+    """Whether a source that is not there was meant as a file or folder, not as the name of a Hugging Face dataset."""
+    return bool(Path(source).suffix) or source.startswith((".", "/", "~", PACKAGE_PREFIX))
 
 
 def _path_rows(path: Path, source: str, split: str | None) -> Iterator[RawRow]:
@@ -61,7 +68,7 @@ def _path_rows(path: Path, source: str, split: str | None) -> Iterator[RawRow]:
         yield from _file_rows(path)
     elif path.is_dir():
         yield from _folder_rows(path, split)
-    elif path.suffix or source.startswith((".", "/", "~", PACKAGE_PREFIX)):
+    elif names_a_path(source):
         raise DataError(f"'{source}' does not exist; give a file, a folder or a dataset name")
     else:
         yield from _dataset_rows(_load_named(source, split), source)
@@ -174,7 +181,11 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[RawRow]:
 
 
 def _check_inside(path: Path) -> None:
-    """Refuse a saved dataset whose record of its files leads out of its folder."""
+    """Refuse a saved dataset whose records of its splits and files lead out of its folder."""
+    record = path / "dataset_dict.json"
+    for split in read_object(record)["splits"] if record.is_file() else ():
+        if Path(split).name != split or split == "..":
+            raise DataError(f"{record}: splits: '{split}' points outside the folder; it is not trusted")
     for state in (*path.glob("state.json"), *path.glob("*/state.json")):
         for entry in read_object(state)["_data_files"]:
             if Path(entry["filename"]).name != entry["filename"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, SecretStr
 
 from dvpo_ray.config import PipelineRecipe, Recipe
 from dvpo_ray.config.loading import build, recipe_tree, to_toml
-from dvpo_ray.config.rewards import model_rewards
+from dvpo_ray.config.references import data_sources, models, secrets
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.kubernetes.manifests import ROLE, Tree, ray_object
 from dvpo_ray.kubernetes.operator_rules import QUEUE, name_is_a_short_label
@@ -203,37 +202,17 @@ def _disruption_budget(job: str, groups: list[Group]) -> Tree:
 
 
 def _refuse_secrets(recipe: Recipe) -> None:
-    for path in _secrets(recipe, ""):
+    for path in secrets(recipe):
         raise UserInputError(
             f"{path} would be readable in a ConfigMap: leave it out, put it into a Secret as an environment variable, and name "
             "that Secret with --secret"
         )
 
 
-def _secrets(section: BaseModel, prefix: str) -> Iterator[str]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, SecretStr):
-            yield f"{prefix}{name}"
-        elif isinstance(value, BaseModel):
-            yield from _secrets(value, f"{prefix}{name}.")
-
-
 def _refuse_local_paths(recipe: Recipe) -> None:
     """What pods read must be in the image, on the volume, or on a hub."""
-    policy, value = getattr(recipe, "policy", None), getattr(recipe, "value", None)
-    named = {
-        "model.path": recipe.model.path,
-        "policy.value_model": policy and policy.value_model,
-        "policy.data.source": policy and policy.data.source,
-        "policy.evaluation.source": policy and policy.evaluation and policy.evaluation.source,
-        "value.data.source": value and value.data.source,
-        "value.data.validation_source": value and value.data.validation_source,
-    }
-    if policy is not None:
-        named |= {f"policy.rewards.{name}.folder": reward.folder for name, reward in model_rewards(policy.rewards).items()}
-    for key, text in named.items():
-        if text and _is_local(key, text):
+    for key, text in (models(recipe) | data_sources(recipe)).items():
+        if _is_local(key, text):
             raise UserInputError(
                 f"{key} = '{text}' is on this machine, pods see the image and the volume: copy it to the volume and name it "
                 f"as {RUNS}/..."

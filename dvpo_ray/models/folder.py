@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from dvpo_ray.errors import DataError, ModelError
 from dvpo_ray.json_files import read_object
 
 MANIFEST = "manifest.json"
+ADAPTER = "adapter_config.json"
 
 
 def sha256_file(path: Path) -> str:
@@ -74,6 +75,31 @@ def check_files(folder: Path, expected: dict[str, str], manifest: str) -> None:
             )
 
 
+def check_weights(folder: Path) -> None:
+    """Refuse weights that are no safetensors, whatever their name, or that would be taken from outside the folder.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    if (folder / ADAPTER).exists():
+        raise ModelError(f"'{folder}' holds {ADAPTER}, which changes the model or names another one: merge the adapters first")
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            shards = read_object(index).get("weight_map")
+        except DataError as error:
+            raise ModelError(str(error)) from error
+        if not isinstance(shards, dict) or not all(isinstance(name, str) and _is_plain(name) for name in shards.values()):
+            raise ModelError(f"{index}: weight_map points outside the folder or names no files; it is not trusted")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{file} is no safetensors file ({error}): it was not loaded; save it with save_pretrained"
+            ) from error
+
+
 def _is_plain(name: str) -> bool:
     """Whether a name is one of a file directly in a folder, and not too long for one."""
     return Path(name).name == name not in ("", "..") and len(name.encode(errors="replace")) <= 255
@@ -122,6 +148,7 @@ def check_model_folder(path: str | Path) -> Path:
     manifest = folder / MANIFEST
     if manifest.is_file():
         check_files(folder, _manifest_files(manifest), MANIFEST)
+    check_weights(folder)
     return folder
 
 

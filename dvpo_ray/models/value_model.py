@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from dvpo_ray.errors import ModelError
-from dvpo_ray.models.folder import check_files, hash_files
+from dvpo_ray.models.folder import check_files, check_weights, hash_files
 
 SEAL = "gvm.json"
 
@@ -87,6 +87,7 @@ def read_seal(folder: str | Path) -> ValueModelSeal:
     if not any(name.endswith(".safetensors") for name in record.files):
         raise ModelError(f"{path}: names no safetensors file; the seal is damaged")
     check_files(path.parent, record.files, SEAL)
+    check_weights(path.parent)
     return record
 
 

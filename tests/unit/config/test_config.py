@@ -163,7 +163,7 @@ def test_every_field_is_described(kind: type) -> None:
     assert [path for path, field in walk_fields(kind) if not field.description] == []
 
 
-LIGHT = ("config", "data", "cli", "rows", "errors", "monitoring", "kubernetes")
+LIGHT = ("config", "data", "cli", "rows", "errors", "monitoring", "kubernetes", "submission")
 
 
 @pytest.mark.parametrize("module", [f"dvpo_ray.{name}" for name in LIGHT])

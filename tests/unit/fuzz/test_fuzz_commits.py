@@ -200,7 +200,7 @@ def test_pieces_of_any_bytes_and_names(content: bytes, data: st.DataObject) -> N
 
 def write_seal(folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"weights")
+    write_tensors(folder / "model.safetensors", {"w": torch.ones(2)}, {})
     digests = dict.fromkeys(("tokenizer_sha256", "chat_template_sha256", "data_sha256"), "s")
     numbers = {"pairs": 3, "value_mean": 0.1, "value_std": 0.2, "held_out_pairs": 2}
     seal(folder, base_model="b", target={"type": "td"}, held_out_accuracy={"mean": 0.5, "last": 0.5}, **digests, **numbers)

@@ -1,0 +1,176 @@
+"""Ray's job server: submit a run, look at it, follow it, stop it. Errors say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import psutil
+import requests
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
+
+from dvpo_ray.config.sections import RUN_NAME
+from dvpo_ray.errors import ConfigError, RunError, UserInputError
+from dvpo_ray.submission import Submission
+
+# A package passes through the dashboard and into the store of the cluster's state: the smaller of their limits holds.
+UPLOAD_LIMIT = min(DASHBOARD_CLIENT_MAX_SIZE, GCS_STORAGE_MAX_SIZE)
+URL = re.compile(r"https?://[^@\s]+")
+TIMEOUT_S = 60.0
+
+
+class _PatientClient(JobSubmissionClient):
+    """Ray's client, which by itself waits for a reply for ever."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, **({"timeout": TIMEOUT_S} | options))
+
+
+class JobClient:
+    """The job server of one cluster. The token comes from the environment or a file (``dvpo_ray.cluster_token``)."""
+
+    def __init__(self, address: str | None) -> None:
+        """``address``: the dashboard's URL; none takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine.
+
+        Raises:
+            ConfigError: the address is no URL.
+            RunError: no cluster answers there, or it refuses.
+        """
+        if address is not None:
+            if not URL.fullmatch(address):
+                shown = address.rpartition("@")[2]
+                raise ConfigError(f"--address '{shown}': give the dashboard's URL without a password: http://127.0.0.1:8265")
+            os.environ["RAY_API_SERVER_ADDRESS"] = address  # what is asked for goes before RAY_ADDRESS
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+        self._where = address or "the address in RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or on this machine"
+        with self._explained():
+            self._client = _PatientClient(address)
+            self.address: str = self._client.get_address()
+
+    def is_here(self) -> bool:
+        """Whether the cluster's head is this machine."""
+        with self._explained():
+            heads = [node.node_ip for node in list_nodes(self.address, filters=[("is_head_node", "=", "True")])]
+        mine = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+        return bool(mine & set(heads))
+
+    def submit(self, submission: Submission, job: str) -> None:
+        """Upload the package and start the job under a name.
+
+        Raises:
+            ConfigError: the name cannot be one.
+            UserInputError: there is a job of that name.
+            RunError: the cluster refuses.
+        """
+        if not re.fullmatch(RUN_NAME.removesuffix("$"), job):
+            raise ConfigError(
+                f"--job-id '{job}': letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
+            )
+        with self._explained():
+            self._client.submit_job(
+                entrypoint=submission.command,
+                submission_id=job,
+                runtime_env={"working_dir": str(submission.package), "env_vars": submission.environment},
+                metadata=submission.metadata,
+            )
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Submitted jobs, the newest first."""
+        with self._explained():
+            found = [summary(job) for job in self._client.list_jobs() if job.type is JobType.SUBMISSION]
+        return sorted(found, key=lambda job: job["started"] or "", reverse=True)
+
+    def job(self, job: str) -> dict[str, Any]:
+        """What is known of a job."""
+        with self._explained(job):
+            return summary(self._client.get_job_info(job))
+
+    def logs(self, job: str) -> str:
+        """What a job has printed."""
+        with self._explained(job):
+            return self._client.get_job_logs(job)
+
+    def follow(self, job: str, write: Callable[[str], None]) -> dict[str, Any]:
+        """Write what a job prints, from its beginning until it ends; returns what is known of it then.
+
+        Raises:
+            RunError: the connection was lost; the job goes on.
+        """
+
+        async def tail() -> None:
+            async for text in self._client.tail_job_logs(job):
+                write(text)
+
+        found = self.job(job)
+        with self._explained(job):
+            asyncio.run(tail())
+            found = self.job(job)
+        if not JobStatus(found["status"]).is_terminal():
+            raise RunError(
+                f"the connection to job '{job}' ended before the job did, which goes on: `dvpo jobs logs {job} --follow`"
+            )
+        return found
+
+    def stop(self, job: str) -> bool:
+        """Ask a job to commit and end; False when it had ended."""
+        with self._explained(job):
+            return self._client.stop_job(job)
+
+    @contextmanager
+    def _explained(self, job: str | None = None) -> Iterator[None]:
+        """Turn Ray's errors, and those of the libraries under it, into ours."""
+        try:
+            yield
+        except AuthenticationError as error:
+            raise RunError(self._refusal(str(error).partition("\n")[0])) from error
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status in (401, 403):
+                raise RunError(self._refusal(error.message)) from error
+            raise RunError(f"the cluster at {self._where} does not send the log of '{job}': {error.message}") from error
+        except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
+            raise RunError(
+                f"no Ray dashboard answers at {self._where}: {error}; start one with `ray start --head`, forward its port, or "
+                "correct --address"
+            ) from error
+        except (RuntimeError, RayStateApiException) as error:
+            if "status code 404" in str(error) and job is not None:
+                raise UserInputError(f"no job '{job}' on this cluster; `dvpo jobs list` shows those that are") from error
+            if "already exists" in str(error):
+                raise UserInputError("there is a job of that name on this cluster: take another --job-id") from error
+            raise RunError(f"the cluster at {self._where} refuses: {error}") from error
+
+    def _refusal(self, what: str) -> str:
+        return (
+            f"the cluster at {self._where} asks for its token ({what}): put it into the environment as RAY_AUTH_TOKEN, or name "
+            "its file in RAY_AUTH_TOKEN_PATH; never on a command line, which others can read"
+        )
+
+
+def summary(job: JobDetails) -> dict[str, Any]:
+    """What people and programs are shown of a job. Its environment is not among it."""
+    metadata = job.metadata or {}
+    return {
+        "job": job.submission_id,
+        "status": job.status.value,
+        **{name: metadata.get(name) for name in ("run", "recipe", "command", "git_commit")},
+        "started": _time(job.start_time),
+        "ended": _time(job.end_time),
+        "exit_code": job.driver_exit_code,
+        "message": (job.message or "").partition("\n")[0],
+    }
+
+
+def _time(milliseconds: int | None) -> str | None:
+    return None if not milliseconds else datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

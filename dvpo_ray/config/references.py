@@ -1,0 +1,68 @@
+"""What a recipe names outside itself: data, models, functions, and secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+from dvpo_ray.config.recipes import Recipe
+from dvpo_ray.config.rewards import FunctionReward, model_rewards
+
+
+def data_sources(recipe: Recipe) -> dict[str, str]:
+    """Datasets, by dotted path."""
+    return settings_at(
+        recipe,
+        (
+            "policy.data.source",
+            "policy.evaluation.source",
+            "value.data.source",
+            "value.data.validation_source",
+            "dpo.data.source",
+            "dpo.data.validation_source",
+            "dpo.evaluation.source",
+        ),
+    )
+
+
+def models(recipe: Recipe) -> dict[str, str]:
+    """Folders of models, or names of packaged ones, by dotted path."""
+    found = settings_at(recipe, ("model.path", "policy.value_model", "policy.advantage.critic.initial"))
+    policy = getattr(recipe, "policy", None)
+    if policy is not None:
+        found |= {f"policy.rewards.{name}.folder": reward.folder for name, reward in model_rewards(policy.rewards).items()}
+    return found
+
+
+def functions(recipe: Recipe) -> dict[str, str]:
+    """Functions of the user's own as ``package.module:name``, by dotted path."""
+    found = settings_at(recipe, ("policy.evaluation.gold", "dpo.evaluation.gold"))
+    policy = getattr(recipe, "policy", None)
+    for name, reward in (policy.rewards if policy else {}).items():
+        if isinstance(reward, FunctionReward):
+            found[f"policy.rewards.{name}.function"] = reward.function
+    return found
+
+
+def secrets(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of the secrets that are set."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, SecretStr):
+            yield f"{prefix}{name}"
+        elif isinstance(value, BaseModel):
+            yield from secrets(value, f"{prefix}{name}.")
+
+
+def settings_at(recipe: Recipe, paths: Sequence[str]) -> dict[str, str]:
+    """The settings at dotted paths as text; those that are none, or that this kind of recipe does not have, are left out."""
+    found = {}
+    for path in paths:
+        value: Any = recipe
+        for part in path.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            found[path] = str(value)
+    return found

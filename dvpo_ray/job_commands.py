@@ -1,0 +1,150 @@
+"""Commands that run recipes as jobs of a Ray cluster: `dvpo submit` and `dvpo jobs`."""
+
+from __future__ import annotations
+
+import importlib
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dvpo_ray.cluster_token import use_token
+from dvpo_ray.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
+from dvpo_ray.errors import RunError, UserInputError
+
+INTERRUPTED = 130
+
+jobs_app = typer.Typer(help="Jobs of a Ray cluster: list, look at, stop.", no_args_is_help=True)
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine."
+    ),
+]
+JobArg = Annotated[str, typer.Argument(help="The job's name, as `dvpo jobs list` shows it.")]
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Print what the job prints, and end as it ends.")]
+
+
+def submit(
+    recipe: RecipeArg,
+    overrides: SetOption = [],  # noqa: B006
+    resume: ResumeOption = None,
+    address: AddressOption = None,
+    follow: FollowOption = False,
+    job_id: Annotated[str | None, typer.Option(help="Name of the job; default: the run's, with a random end.")] = None,
+    image: Annotated[
+        bool, typer.Option("--image", help="The cluster's image holds the code: send recipe and data alone.")
+    ] = False,
+    include: Annotated[list[Path], typer.Option(help="File or folder that goes along, as a module of your own.")] = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe as a job of a Ray cluster; its sections say which training."""
+
+    def work() -> dict[str, Any]:
+        submission = importlib.import_module("dvpo_ray.submission")
+        asked = submission.read(recipe, resumed(overrides, resume))
+        client = _connect(address)
+        job = job_id or f"{asked.recipe.run.name[:56]}-{secrets.token_hex(3)}"
+        limit = importlib.import_module("actors.job_client").UPLOAD_LIMIT
+        options = submission.Options(limit, client.is_here(), image, tuple(include), as_json)
+        with tempfile.TemporaryDirectory(prefix="dvpo-submit-") as folder:
+            prepared = submission.pack(asked, options, Path(folder) / "package.zip")
+            client.submit(prepared, job)
+        if follow:
+            typer.echo(f"job '{job}' at {client.address}, its run in {prepared.run_folder}", err=True)
+            ended = _follow(client, job)
+            return ended if as_json else {}
+        return {"job": job, "run_folder": prepared.run_folder, "dashboard": client.address}
+
+    guard(work, as_json)
+
+
+@jobs_app.command("list")
+def jobs_list(address: AddressOption = None, as_json: JsonOption = False) -> None:
+    """Jobs of a cluster, the newest first."""
+
+    def work() -> dict[str, Any]:
+        found = _connect(address).jobs()
+        if not as_json:
+            importlib.import_module("dvpo_ray.console").show_jobs(found)
+        return {"jobs": found} if as_json else {}
+
+    guard(work, as_json)
+
+
+@jobs_app.command("status")
+def jobs_status(job: JobArg, address: AddressOption = None, as_json: JsonOption = False) -> None:
+    """What is known of a job."""
+
+    def work() -> dict[str, Any]:
+        found: dict[str, Any] = _connect(address).job(job)
+        return found if as_json else {name: value for name, value in found.items() if value not in (None, "")}
+
+    guard(work, as_json)
+
+
+@jobs_app.command("logs")
+def jobs_logs(job: JobArg, follow: FollowOption = False, address: AddressOption = None) -> None:
+    """What a job has printed."""
+
+    def work() -> dict[str, Any]:
+        client = _connect(address)
+        if follow:
+            _follow(client, job)
+        else:
+            typer.echo(client.logs(job), nl=False)
+        return {}
+
+    guard(work, as_json=False)
+
+
+@jobs_app.command("stop")
+def jobs_stop(
+    job: JobArg,
+    wait: Annotated[bool, typer.Option(help="Wait until the job has committed and ended.")] = True,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a job to commit what it has done and end; `--resume auto` goes on with its run."""
+
+    def work() -> dict[str, Any]:
+        client = _connect(address)
+        if not client.stop(job):
+            found: dict[str, Any] = client.job(job)
+            raise UserInputError(f"job '{job}' has ended already: {found['status']}")
+        if not wait:
+            return {"job": job, "status": "STOPPING"}
+        typer.echo("waiting for the job to commit and end", err=True)
+        ended = _until_its_end(client, job, lambda text: None, f"job '{job}' is still being stopped: `dvpo jobs status {job}`")
+        return {"job": job, "status": ended["status"]}
+
+    guard(work, as_json)
+
+
+def _connect(address: str | None) -> Any:
+    use_token()
+    return importlib.import_module("actors.job_client").JobClient(address)
+
+
+def _follow(client: Any, job: str) -> dict[str, Any]:
+    """Print what a job prints until it ends, and end as it does."""
+    goes_on = f"job '{job}' goes on: `dvpo jobs logs {job} --follow` follows it again, `dvpo jobs stop {job}` stops it"
+    ended = _until_its_end(client, job, lambda text: typer.echo(text, nl=False), goes_on)
+    if ended["status"] == "STOPPED":
+        raise RunError(f"job '{job}' was stopped: submit the recipe again with --resume auto to go on with its run")
+    if ended["status"] == "FAILED":
+        code = ended["exit_code"]
+        why = ended["message"] if code is None else f"exit code {code}, and what it printed says why"
+        raise (UserInputError if code == 2 else RunError)(f"job '{job}' failed: {why}")
+    return ended
+
+
+def _until_its_end(client: Any, job: str, write: Callable[[str], None], interrupted: str) -> dict[str, Any]:
+    try:
+        return dict(client.follow(job, write))
+    except KeyboardInterrupt:
+        typer.echo(f"\n{interrupted}", err=True)
+        raise typer.Exit(INTERRUPTED) from None

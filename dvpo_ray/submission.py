@@ -1,0 +1,206 @@
+"""A recipe made ready to run as a Ray job: one package of code, recipe and data, a command, and what the job server shows of it.
+
+Whoever may look at a cluster may read all of it, so nothing secret goes along.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvpo_ray.archive import Archive
+from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, Recipe, ValueRecipe
+from dvpo_ray.config.loading import build, recipe_tree, to_toml
+from dvpo_ray.config.references import data_sources, functions, models, secrets, settings_at
+from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.models.packaged import SMOLLM2
+
+RECIPE = "recipe.toml"
+CODE = ("dvpo_ray", "actors", "jobs")
+ROOT = Path(__file__).resolve().parents[1]
+# Ray's job server sends SIGTERM, and SIGKILL so many seconds later; it reads this from the job's own environment.
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+COMMANDS: dict[type[Recipe], tuple[str, str]] = {
+    PipelineRecipe: ("jobs.demo", "demo"),
+    ValueRecipe: ("jobs.pretrain_value", "value train"),
+    PolicyRecipe: ("jobs.train_policy", "policy train"),
+    DpoRecipe: ("jobs.train_dpo", "dpo train"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a recipe is submitted.
+
+    ``limit``: most bytes the cluster takes. ``here``: the cluster's head is this machine. ``image``: the cluster's image holds
+    the code. ``include``: files and folders below the current one that go along. ``as_json``: the job prints JSON lines.
+    """
+
+    limit: int
+    here: bool
+    image: bool = False
+    include: tuple[Path, ...] = ()
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the job server is given, and the folder of the run it starts."""
+
+    run_folder: str
+    command: str
+    package: Path
+    environment: dict[str, str]
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A recipe that may be submitted: what it says, overrides applied, and which training it is for."""
+
+    name: str
+    overrides: tuple[str, ...]
+    kind: type[Recipe]
+    recipe: Recipe
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> Asked:
+    """Check a recipe, whose sections say which training it is for.
+
+    Raises:
+        ConfigError: it is not valid, belongs to another cluster, or holds a secret.
+    """
+    tree, origin = recipe_tree(name, overrides)
+    kind = _kind_of(tree, origin)
+    recipe = build(kind, tree, origin)
+    for path in secrets(recipe):
+        raise ConfigError(
+            f"{path} would be readable in the job's package: leave it out of the recipe, and set the environment variable that "
+            "its service reads where the cluster is started"
+        )
+    if recipe.cluster.address not in (None, "auto"):
+        raise ConfigError(
+            f"cluster.address = '{recipe.cluster.address}': a job runs on the cluster it is submitted to; leave it out, and name "
+            "that cluster with --address"
+        )
+    return Asked(name, tuple(overrides), kind, recipe)
+
+
+def pack(asked: Asked, options: Options, package: Path) -> Submission:
+    """Write the package and say how to start it.
+
+    Raises:
+        ConfigError: the job would not find what the recipe names, or the package is larger than the cluster takes.
+    """
+    module, command = COMMANDS[asked.kind]
+    tree, origin = recipe_tree(asked.name, [*asked.overrides, *_on_the_cluster(asked.recipe, options.here)])
+    recipe = build(asked.kind, tree, f"{origin}, for the cluster")
+    included = [*_data(recipe), *map(_inside, map(str, options.include))]
+    _check_functions(recipe, included)
+    with Archive(package, options.limit) as archive:
+        archive.add_text(RECIPE, to_toml(tree).lstrip())
+        for name in () if options.image else CODE:
+            archive.add(name, ROOT / name)
+        for path in dict.fromkeys(included):
+            archive.add(path.as_posix(), path)
+    start = f"dvpo {command}" if options.image else f"python -m {module}"
+    metadata = {"run": recipe.run.name, "recipe": Path(asked.name).name, "command": f"dvpo {command}"}
+    commit = None if options.image else git_commit(ROOT)
+    return Submission(
+        run_folder=str(recipe.run.output_dir / recipe.run.name),
+        command=f"{start} {RECIPE}{' --json' if options.as_json else ''}",
+        package=package,
+        environment={STOP_WAIT: str(_stop_wait_s(recipe))},
+        metadata=metadata if commit is None else metadata | {"git_commit": commit},
+    )
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that a checkout is at, marked `-dirty` when files differ from it; None for what is no checkout."""
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or a repository that it does not trust: nothing depends on it
+        return None
+
+
+def _kind_of(tree: dict[str, Any], origin: str) -> type[Recipe]:
+    kinds: dict[tuple[str, ...], type[Recipe]] = {
+        ("policy", "value"): PipelineRecipe,
+        ("value",): ValueRecipe,
+        ("policy",): PolicyRecipe,
+        ("dpo",): DpoRecipe,
+    }
+    found = tuple(name for name in ("dpo", "policy", "value") if name in tree)
+    if found not in kinds:
+        raise ConfigError(
+            f"{origin}: needs [value], [policy], both, or [dpo], and has {list(found) or 'none of them'}: name what to train, "
+            "`dvpo config show demo` is an example"
+        )
+    return kinds[found]
+
+
+def _on_the_cluster(recipe: Recipe, here: bool) -> Iterator[str]:
+    """Overrides for a process that starts in a folder of its own, which goes with the job."""
+    yield "cluster.address=auto"
+    lasting = settings_at(recipe, ("run.output_dir",)) | models(recipe)
+    if recipe.run.resume not in ("auto", "never"):
+        lasting["run.resume"] = recipe.run.resume
+    for key, text in lasting.items():
+        if text == SMOLLM2 or Path(text).is_absolute():
+            continue
+        if not here:
+            raise ConfigError(
+                f"{key} = '{text}' is relative to a folder of this machine, and the cluster is elsewhere: name a folder that all "
+                f"its machines see by its absolute path: --set {key}=/..."
+            )
+        yield f"{key}={json.dumps(str(Path(text).resolve()), ensure_ascii=False)}"
+
+
+def _data(recipe: Recipe) -> Iterator[Path]:
+    """Files and folders of data that lie here and go along. Absolute paths are those of the cluster."""
+    for key, text in data_sources(recipe).items():
+        if text.startswith(PACKAGE_PREFIX) or Path(text).is_absolute():
+            continue
+        if Path(text).exists():
+            yield _inside(text, key)
+        elif names_a_path(text):
+            raise ConfigError(
+                f"{key} = '{text}' does not exist in {Path.cwd()}: submit from the folder that holds it, or copy it to where the "
+                "cluster sees it and give its absolute path"
+            )
+
+
+def _inside(text: str, key: str = "--include") -> Path:
+    """A path below the current folder, where the job finds it below its own."""
+    path = Path(text)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ConfigError(f"{key} = '{text}' is not below {Path.cwd()}: only what is goes along; submit from a folder above it")
+    if not path.exists():
+        raise ConfigError(f"{key} = '{text}' does not exist in {Path.cwd()}: correct the name")
+    return path
+
+
+def _check_functions(recipe: Recipe, included: Sequence[Path]) -> None:
+    """Refuse a function of a module that lies here and was left behind. Others must be installed on the cluster."""
+    for key, text in functions(recipe).items():
+        package = text.partition(":")[0].partition(".")[0]
+        for path in (Path(package), Path(f"{package}.py")):
+            if path.exists() and not any(path == one or path in one.parents for one in included):
+                raise ConfigError(f"{key} = '{text}': '{path}' lies in {Path.cwd()} and would stay there: add --include {path}")
+
+
+def _stop_wait_s(recipe: Recipe) -> int:
+    """Time for a job that is asked to stop: to end its stage, commit, and wait for its last copies."""
+    found = (getattr(recipe, name, None) for name in ("value", "policy", "dpo"))
+    parts = [part for part in found if part is not None]
+    copies = [part.commit.copy_wait_s for part in parts if part.commit.copy_to is not None]
+    return math.ceil(recipe.cluster.call_timeout_s + max(copies, default=0.0))

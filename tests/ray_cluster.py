@@ -1,0 +1,128 @@
+"""A Ray cluster of this machine for tests, started and ended as a person would: `ray start --head`, asking for a token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
+PORTS += ("runtime-env-agent-port", "node-manager-port", "object-manager-port")
+END_S = 30.0
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """``folder`` holds what Ray writes, ``token`` opens it; ``port`` is that of its state, ``url`` is its dashboard's."""
+
+    folder: Path
+    port: int
+    url: str
+    token: str
+
+    def environment(self, token: str | None, **more: str) -> dict[str, str]:
+        """Variables of a process that has this token, or none; its home holds no other."""
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "DVPO_", "WANDB_"))}
+        kept |= {"HOME": str(self.folder / "home"), "PYTHONPATH": str(ROOT)} | more
+        return kept if token is None else kept | {"RAY_AUTH_TOKEN": token}
+
+    def dvpo(self, *words: str) -> list[str]:
+        """A command line of ours, for this cluster."""
+        return [sys.executable, "-m", "dvpo_ray.cli", *words, "--address", self.url]
+
+
+@contextmanager
+def ray_cluster(cpus: int) -> Iterator[RayCluster]:
+    """A head on loopback with free ports and files of its own. Afterwards all its processes have ended.
+
+    Raises:
+        RuntimeError: it did not start, or something outlived it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dvpo-e2e-"))  # sockets below it: its name must be short
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    (folder / "home").mkdir()
+    cluster = RayCluster(folder, ports["port"], f"http://127.0.0.1:{ports['dashboard-port']}", secrets.token_hex(32))
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(cluster.token)
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        f"--num-cpus={cpus}",
+        "--disable-usage-stats",
+    ]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
+    command += ["--object-store-memory=268435456", "--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    before = set(Path("/dev/shm").iterdir())
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "DVPO_", "PYTHONPATH"))}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    head = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        said = started(head)
+        if head.poll() is not None:
+            raise RuntimeError(f"Ray did not start: {said}")
+        yield cluster
+    finally:
+        end(head)
+        shutil.rmtree(folder)
+    left = set(Path("/dev/shm").iterdir()) - before
+    if left:
+        raise RuntimeError(f"shared memory left behind: {left}")
+
+
+def started(head: subprocess.Popen[str]) -> str:
+    """What Ray says until it has started, or has failed to."""
+    said = ""
+    assert head.stdout
+    for line in head.stdout:
+        said += line
+        if "Ray runtime started" in line:
+            break
+    return said
+
+
+def end(head: subprocess.Popen[str]) -> None:
+    """End a head and all that it started.
+
+    Raises:
+        RuntimeError: something outlived it.
+    """
+    family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else []
+    head.send_signal(signal.SIGTERM)
+    head.communicate(timeout=END_S)
+    _, alive = psutil.wait_procs(family, timeout=END_S)
+    for process in alive:
+        process.kill()
+    _, immortal = psutil.wait_procs(alive, timeout=END_S)
+    if alive:
+        raise RuntimeError(f"outlived their cluster: {alive}, {immortal}")
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports that nothing listens on at this moment."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def run(command: Sequence[str], folder: Path, environment: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """A command to its end, whatever that is."""
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False)

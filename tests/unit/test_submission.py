@@ -1,0 +1,191 @@
+"""A recipe made ready for a Ray job: what goes along, what is refused, and that nothing secret does. No Ray is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.submission import CODE, RECIPE, ROOT, STOP_WAIT, Options, Submission, git_commit, pack, read
+from tests.real import write_lines
+
+MIB = 2**20
+HERE = Options(limit=100 * MIB, here=True)
+AWAY = Options(limit=100 * MIB, here=False)
+PAIRS = 'data = {source = "pairs.jsonl"}'
+VALUE = f'[run]\nname = "mine"\n[value]\n{PAIRS}\n'
+POLICY = (
+    '[policy]\nvalue_model = "runs/value/value-model"\ndata = {source = "package:dvpo_ray/demo/data/train_prompts.jsonl.gz"}\n'
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to submit from, with a recipe and its data."""
+    inner = tmp_path / "project"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    write_lines(inner / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    (inner / "mine.toml").write_text(VALUE)
+    return inner
+
+
+def packed(folder: Path, options: Options = HERE, *overrides: str, recipe: str = "mine.toml") -> Submission:
+    return pack(read(recipe, overrides), options, folder.parent / "package.zip")
+
+
+def names(submission: Submission) -> set[str]:
+    with zipfile.ZipFile(submission.package) as archive:
+        return set(archive.namelist())
+
+
+def settings(submission: Submission) -> dict[str, Any]:
+    with zipfile.ZipFile(submission.package) as archive:
+        return tomllib.loads(archive.read(RECIPE).decode())
+
+
+def test_the_package_holds_the_code_the_recipe_and_its_data(folder: Path) -> None:
+    submission = packed(folder, HERE, "value.epochs=3")
+    wanted = {
+        str(path.relative_to(ROOT))
+        for name in CODE
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names(submission) == wanted | {RECIPE, "pairs.jsonl"}
+    found = settings(submission)
+    assert found["value"] == {"data": {"source": "pairs.jsonl"}, "epochs": 3}
+    assert found["cluster"] == {"address": "auto"}
+    assert submission.command == f"python -m jobs.pretrain_value {RECIPE}"
+    assert submission.run_folder == str(folder / "runs" / "mine")
+    assert submission.metadata["run"] == "mine" and submission.metadata["recipe"] == "mine.toml"
+    assert submission.metadata.get("git_commit") == git_commit(ROOT)
+
+
+def test_the_sections_say_which_training(folder: Path) -> None:
+    (folder / "policy.toml").write_text(POLICY)
+    (folder / "neither.toml").write_text("[run]\n")
+    assert packed(folder, recipe="policy.toml").command == f"python -m jobs.train_policy {RECIPE}"
+    assert packed(folder, recipe="demo").command == f"python -m jobs.demo {RECIPE}"
+    with pytest.raises(ConfigError, match=r"neither\.toml: has neither \[value\] nor \[policy\]"):
+        read("neither.toml")
+
+
+def test_with_the_code_in_the_image_only_recipe_and_data_go_along(folder: Path) -> None:
+    submission = packed(folder, Options(limit=MIB, here=True, image=True, as_json=True))
+    assert names(submission) == {RECIPE, "pairs.jsonl"}
+    assert submission.command == f"dvpo value train {RECIPE} --json"
+    assert "git_commit" not in submission.metadata
+
+
+def test_the_same_content_makes_the_same_package(folder: Path) -> None:
+    first = packed(folder).package.read_bytes()
+    (folder / "pairs.jsonl").touch()
+    assert packed(folder).package.read_bytes() == first
+
+
+def test_hidden_files_and_compiled_ones_stay(folder: Path) -> None:
+    for name in ("mine/scores.py", "mine/.env", "mine/.git/config", "mine/__pycache__/scores.pyc"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("TOKEN=hunter2")
+    submission = packed(folder, Options(limit=100 * MIB, here=True, include=(Path("mine"), Path("pairs.jsonl"))))
+    assert {name for name in names(submission) if name.startswith("mine")} == {"mine/scores.py"}
+
+
+def test_a_package_larger_than_the_cluster_takes_is_refused_by_its_largest_file(folder: Path) -> None:
+    write_lines(folder / "pairs.jsonl", [{"prompt": "x" * 5000, "chosen": str(i), "rejected": "c"} for i in range(9)])
+    with pytest.raises(ConfigError, match=r"larger than the 0\.0 MiB that the cluster takes.*absolute path"):
+        packed(folder, Options(limit=1000, here=True))
+    (folder / "noise.jsonl").write_bytes(bytes(range(256)) * 8000)
+    options = Options(limit=3 * MIB, here=True, include=(Path("noise.jsonl"),))
+    assert "noise.jsonl" in names(packed(folder, options)), "what packs well may be large"
+    (folder / "noise.jsonl").write_bytes(os.urandom(4 * MIB))
+    with pytest.raises(ConfigError, match=r"larger than the 3\.0 MiB .* most of it is 'noise\.jsonl'"):
+        packed(folder, options)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("value.data.source=other.jsonl", r"value\.data\.source = 'other\.jsonl' does not exist in "),
+        ("value.data.source=../package.zip", r"value\.data\.source = '\.\./package\.zip' is not below "),
+        ("value.data.source=a/../../package.zip", r"is not below |does not exist"),
+        ("value.data.validation_source=~/x", r"validation_source = '~/x' does not exist"),
+    ],
+)
+def test_data_that_would_not_be_there_is_refused(folder: Path, override: str, message: str) -> None:
+    (folder.parent / "package.zip").touch()
+    (folder / "a").mkdir()
+    with pytest.raises(ConfigError, match=message):
+        packed(folder, HERE, override)
+
+
+def test_data_of_the_cluster_stays_where_it_is(folder: Path) -> None:
+    submission = packed(folder, AWAY, "run.output_dir=/runs", "model.path=/models/m", "value.data.source=/data/pairs.jsonl")
+    assert "pairs.jsonl" not in names(submission)
+    assert settings(submission)["value"]["data"] == {"source": "/data/pairs.jsonl"}
+    assert submission.run_folder == "/runs/mine"
+
+
+def test_what_a_run_keeps_or_reads_in_a_folder_is_named_for_the_cluster(folder: Path) -> None:
+    (folder / "policy.toml").write_text(POLICY)
+    found = settings(packed(folder, HERE, "run.resume=runs/x/commits/step-00000001", recipe="policy.toml"))
+    assert found["run"] == {"resume": str(folder / "runs/x/commits/step-00000001"), "output_dir": str(folder / "runs")}
+    assert found["policy"]["value_model"] == str(folder / "runs/value/value-model")
+    assert "model" not in found, "the packaged model has the same name everywhere"
+    for override in ("run.name=a", "run.output_dir=/runs"):
+        with pytest.raises(ConfigError, match=r"is relative to a folder of this machine, .* --set [a-z_.]+=/"):
+            packed(folder, AWAY, override, recipe="policy.toml")
+
+
+def test_a_function_of_ones_own_must_go_along(folder: Path) -> None:
+    (folder / "policy.toml").write_text(POLICY)
+    (folder / "scores.py").write_text("")
+    reward = 'policy.rewards.mine={function = "scores:good"}'
+    with pytest.raises(ConfigError, match=r"policy\.rewards\.mine\.function = 'scores:good'.* add --include scores\.py"):
+        packed(folder, HERE, reward, recipe="policy.toml")
+    options = Options(limit=100 * MIB, here=True, include=(Path("scores.py"),))
+    assert "scores.py" in names(packed(folder, options, reward, recipe="policy.toml"))
+
+
+@pytest.mark.parametrize("path", ["../package.zip", "/etc/passwd", ".", "nowhere"])
+def test_only_what_is_below_the_folder_goes_along(folder: Path, path: str) -> None:
+    (folder.parent / "package.zip").touch()
+    with pytest.raises(ConfigError, match=f"--include = '{path}'"):
+        packed(folder, Options(limit=MIB, here=True, include=(Path(path),)))
+
+
+def test_nothing_of_the_package_is_replaced(folder: Path) -> None:
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "demo.py").write_text("")
+    with pytest.raises(ConfigError, match=r"'jobs/demo\.py' would be in the job's package twice"):
+        packed(folder, Options(limit=100 * MIB, here=True, include=(Path("jobs"),)))
+
+
+def test_a_job_that_is_stopped_gets_the_time_it_needs(folder: Path) -> None:
+    assert packed(folder, HERE, "cluster.call_timeout_s=90.5").environment == {STOP_WAIT: "91"}
+    copies = ("value.commit.copy_to=file:///away", "value.commit.copy_wait_s=30.0", "cluster.call_timeout_s=90.0")
+    assert packed(folder, HERE, *copies).environment == {STOP_WAIT: "120"}
+
+
+def test_secrets_do_not_go_along(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.wandb_api_key would be readable") as caught:
+        read("mine.toml", ["tracking.wandb_api_key=hunter2"])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_recipe_of_another_cluster_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.address = 'head:6379'.*--address"):
+        read("mine.toml", ["cluster.address=head:6379"])
+
+
+def test_what_is_shown_of_a_job_is_text(folder: Path) -> None:
+    submission = packed(folder)
+    assert json.loads(json.dumps(submission.metadata)) == submission.metadata
+    assert all(isinstance(value, str) for value in (submission.metadata | submission.environment).values())
