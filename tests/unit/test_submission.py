@@ -73,7 +73,10 @@ def test_the_sections_say_which_training(folder: Path) -> None:
     (folder / "neither.toml").write_text("[run]\n")
     assert packed(folder, recipe="policy.toml").command == f"python -m jobs.train_policy {RECIPE}"
     assert packed(folder, recipe="demo").command == f"python -m jobs.demo {RECIPE}"
-    with pytest.raises(ConfigError, match=r"neither\.toml: has neither \[value\] nor \[policy\]"):
+    (folder / "dpo.toml").write_text('[dpo.data]\nsource = "pairs.jsonl"\n')
+    pairs = packed(folder, recipe="dpo.toml")
+    assert pairs.command == f"python -m jobs.train_dpo {RECIPE}" and "pairs.jsonl" in names(pairs)
+    with pytest.raises(ConfigError, match=r"neither\.toml: needs \[value\], \[policy\], both, or \[dpo\], and has none of them"):
         read("neither.toml")
 
 
