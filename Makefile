@@ -32,8 +32,8 @@ lint:  ## Ruff and mypy
 format:  ## Format and mend what ruff can
 	@$(RUN) ruff check --fix . && ruff format .
 
-bench:  ## Benchmarks: seeds, ablation, peers (hours; resumable)
-	@$(RUN) for name in seeds ablation staleness step_time overheads whole_step weight_sync lora failures recovery planner control_plane; do python -m benchmarks.$$name; done
+bench:  ## Benchmarks: seeds, ablation, rivals, peers (hours; resumable)
+	@$(RUN) for name in seeds ablation algorithms critics robustness staleness step_time overheads whole_step weight_sync lora failures recovery planner control_plane; do python -m benchmarks.$$name; done
 
 docs:  ## Regenerate the configuration reference
 	@$(RUN) python -m scripts.config_reference > docs/configuration.md
