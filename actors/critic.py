@@ -30,6 +30,7 @@ class CriticRank(Rank):
     """One DeepSpeed rank that trains the critic of ``ppo``."""
 
     role = "critic"
+    rate_key = "policy.advantage.critic.learning_rate"
 
     def __init__(self, rank: int, world: int, model_folder: str, model: ModelSection, policy: PolicyTraining, seed: int) -> None:
         assert isinstance(policy.advantage, Ppo)
@@ -99,7 +100,7 @@ class CriticRank(Rank):
                     update = self.apply_update(finite=math.isfinite(total))
                 metrics |= {"critic/loss": total, "critic/grad_norm": update["optimizer/grad_norm"]}
         self.release_free_memory()
-        return metrics
+        return metrics | {"critic/skipped_updates": float(self.skipped)}
 
     def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """As for every rank, with what is known of earlier rewards."""

@@ -215,8 +215,8 @@ class StateWriter:
         assert self._thread is None, "the last commit was not collected"
 
         def write() -> None:
-            yield_to_training()
             try:
+                yield_to_training()
                 self._digest = write_tensors(path, tensors, facts)
             except BaseException as error:
                 self._error = error

@@ -55,7 +55,7 @@ class PolicyLearnerRank(PolicyRank):
 
     def start(self, address: str, port: int) -> int:
         """Join the gang and load the policy; returns this process's id."""
-        updates = self.policy.steps * self.policy.ppo.inner_epochs * self.policy.ppo.mini_batches
+        updates = (self.policy.steps - self._waits) * self.policy.ppo.inner_epochs * self.policy.ppo.mini_batches
         return self.load(address, port, updates, self.policy.rollout.temperature)
 
     @watched
@@ -82,7 +82,8 @@ class PolicyLearnerRank(PolicyRank):
                 part = [together[i] for i in chosen]
                 sums = self._backward(prepared, part, old, beta, last=True)
                 tokens = int(sum(scored.response_ids.lengths[unit].sum() for unit in part))
-                metrics |= self._take_step(sums, tokens, waits=step < self._waits)
+                terms = sum(map(len, part)) if isinstance(self.policy.advantage, P3o) else tokens
+                metrics |= self._take_step(sums, tokens, terms, waits=step < self._waits)
         return self._close(step, scored, dropped, metrics, began)
 
     @watched
@@ -115,7 +116,7 @@ class PolicyLearnerRank(PolicyRank):
         self._add_up(opened, rest, beta, last=True)
         scored = opened.rows().in_order()
         prepared, metrics = self._prepare(scored, step, beta)
-        metrics |= self._take_step(opened.sums, scored.tokens)
+        metrics |= self._take_step(opened.sums, scored.tokens, scored.tokens)
         self._scale = prepared.moments
         return self._close(step, scored, dropped, metrics, opened.began)
 
@@ -184,11 +185,12 @@ class PolicyLearnerRank(PolicyRank):
             return float(scored.response_ids.lengths[rows].sum())
         return self.policy.rollout.rows_per_step * self.policy.rollout.max_new_tokens / self.policy.ppo.mini_batches
 
-    def _take_step(self, sums: dict[str, float], tokens: int, waits: bool = False) -> dict[str, float]:
+    def _take_step(self, sums: dict[str, float], tokens: int, loss_terms: int, waits: bool = False) -> dict[str, float]:
         """The optimizer step on the gradients added up, or none while the policy ``waits`` for its critic; returns its metrics,
-        equal on all ranks but for the seconds."""
+        equal on all ranks but for the seconds: means over tokens, and the loss over its terms."""
         seconds = {name: value for name, value in sums.items() if name.startswith("seconds/")}
         metrics = mean_metrics(all_reduce({name: value for name, value in sums.items() if name not in seconds}), tokens)
+        metrics["loss/policy"] *= tokens / loss_terms
         began = time.monotonic()
         with self.busy:
             if waits:
@@ -211,7 +213,8 @@ class PolicyLearnerRank(PolicyRank):
     def _micro_loss(
         self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = group or [0]
+        # A rank without rows left reads some for the sake of its peers: a row twice is a pair whose ratio is 1.
+        rows = group or [0, 0]
         batch = self.pad(*prepared.scored.sequences(rows))
         log_probs, entropy = self.read_policy(batch)
         tokens = TokenBatch.of(prepared, rows, old, self.device)

@@ -44,6 +44,8 @@ class Rank:
 
     # What its files in a commit are called after.
     role = LEARNER
+    # The setting of its learning rate.
+    rate_key = "learner.learning_rate"
 
     def __init__(self, rank: int, world: int, model_folder: str, model: ModelSection, learner: LearnerSection, seed: int) -> None:
         self.rank = rank
@@ -168,7 +170,7 @@ class Rank:
         if self.skipped > self.config.max_skipped_updates:
             raise NonFiniteUpdateError(
                 f"{self.skipped} updates in a row had a loss or gradient that was not finite and were withheld; "
-                "lower learner.learning_rate or look at the rows in metrics.jsonl"
+                f"lower {self.rate_key}"
             )
         return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
 

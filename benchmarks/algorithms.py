@@ -44,7 +44,7 @@ def reward_model(seed: int) -> str:
         train("reward", tree, folder, seed)
     result = finished(folder)
     assert result is not None
-    return str(result["value_model"])
+    return str(result["reward_model"])
 
 
 def arm(kind: str, seed: int) -> Path:
@@ -79,7 +79,9 @@ def dpo(folder: Path, tree: dict[str, Any], seed: int) -> Path:
         "data": value["data"],
         "pairs_per_step": 16,
         "learner": policy["learner"] | {"token_budget": value["learner"]["token_budget"]},
-        "rollout": policy["rollout"],
+        "rollout": {
+            key: value for key, value in policy["rollout"].items() if key not in ("prompts_per_step", "answers_per_prompt")
+        },
         "evaluation": policy["evaluation"],
         "commit": {"every": 0},
     }

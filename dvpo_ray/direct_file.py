@@ -12,7 +12,6 @@ from typing import Self
 
 # A multiple of every block size that disks ask for.
 BUFFER = 16 * 2**20
-BLOCK = 4096
 DIRECT = getattr(os, "O_DIRECT", 0)
 
 
@@ -62,12 +61,10 @@ class DirectFile:
         with memoryview(self._buffer) as buffer:
             done = 0
             while done < self._used:
-                if (self._used - done) % BLOCK or done % BLOCK:
-                    # The file's last block is not a whole one, or the disk took less than it was given.
-                    self._write_as_usual()
                 try:
                     done += os.write(self._file, buffer[done : self._used])
                 except OSError as error:
+                    # The file system takes no direct writes, or not this one: a file's last block is hardly ever a whole one.
                     if error.errno != errno.EINVAL or not self._is_direct():
                         raise
                     self._write_as_usual()

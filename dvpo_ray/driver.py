@@ -36,6 +36,8 @@ from dvpo_ray.run import Run
 from dvpo_ray.run_folder import DUMPS
 from dvpo_ray.stages import Handle, Stages
 
+# Counts of updates withheld in a row, and of which model.
+SKIPPED = {"loss/skipped_updates": "policy", "critic/skipped_updates": "critic"}
 NonNegativeFinite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -100,8 +102,12 @@ class Driver:
                 ledger.dead_letter_rows([*result.dropped_ids, *feed.given_up(step)])
                 self._kl.observe(result.metrics["kl/per_answer"])
                 record.close(result, ledger.check(), served)
-                if result.metrics.get("loss/skipped_updates"):
-                    run.warn(step, f"the update was not finite and was withheld; its rows: {self._dump(step, given)}")
+                withheld = [name for name in SKIPPED if result.metrics.get(name)]
+                if withheld:
+                    what = " and ".join(SKIPPED[name] for name in withheld)
+                    run.warn(
+                        step, f"the update of the {what} was not finite and was withheld; its rows: {self._dump(step, given)}"
+                    )
                 for alarm in self._watch.look(result.metrics):
                     run.warn(step, alarm)
                 committer.finish()

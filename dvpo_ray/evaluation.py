@@ -22,6 +22,7 @@ from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.statistics import bootstrap_ci95, win_rate
 from dvpo_ray.rows import GenerationRequest, ScoredBatch
+from dvpo_ray.run_folder import keep_records
 from dvpo_ray.stages import ATTEMPTS, Rollouts, Scorers
 
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -126,6 +127,17 @@ class Evaluator:
             for i, p in enumerate(prompts)
             for n in range(answers_per_prompt)
         ]
+
+    def known(self, path: Path, last_step: int) -> dict[int, Evaluation]:
+        """The evaluations of this evaluator in a run's records, after at most ``last_step`` steps, by step.
+
+        One that was cut short, because its run was killed while it was written, is taken back: it is made again.
+        """
+        found = read_evaluations(path, last_step)
+        whole = {step: evaluation for step, evaluation in found.items() if len(evaluation.answers) == len(self._requests)}
+        if len(whole) < len(found):
+            keep_records(path, lambda row: row["step"] in whole)
+        return whole
 
     def run(self, step: int, rollouts: Rollouts, scorers: Scorers) -> Evaluation:
         """Generate, score and judge all answers with the weights the engines serve now; those lost with a node are made again."""

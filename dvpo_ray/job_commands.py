@@ -38,6 +38,7 @@ def submit(
     image: Annotated[
         bool, typer.Option("--image", help="The cluster's image holds the code: send recipe and data alone.")
     ] = False,
+    reward: Annotated[bool, typer.Option("--reward", help="Train a reward model, as `dvpo reward train` does.")] = False,
     include: Annotated[list[Path], typer.Option(help="File or folder that goes along, as a module of your own.")] = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
@@ -45,7 +46,7 @@ def submit(
 
     def work() -> dict[str, Any]:
         submission = importlib.import_module("dvpo_ray.submission")
-        asked = submission.read(recipe, resumed(overrides, resume))
+        asked = submission.read(recipe, resumed(overrides, resume), reward)
         client = _connect(address)
         job = job_id or f"{asked.recipe.run.name[:56]}-{secrets.token_hex(3)}"
         limit = importlib.import_module("actors.job_client").UPLOAD_LIMIT

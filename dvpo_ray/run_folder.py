@@ -123,8 +123,8 @@ def rewind(folder: Path, step: int) -> None:
 
     A last line that was cut short goes too; other lines that cannot be read go with a warning.
     """
-    _keep_lines(folder / METRICS, lambda row: row["step"] < step or (row["step"] == step and "seconds/step" not in row))
-    _keep_lines(folder / EVALUATIONS, lambda row: row["step"] <= step)
+    keep_records(folder / METRICS, lambda row: row["step"] < step or (row["step"] == step and "seconds/step" not in row))
+    keep_records(folder / EVALUATIONS, lambda row: row["step"] <= step)
 
 
 def save_records(run: Path, commit: Path) -> dict[str, str]:
@@ -161,7 +161,8 @@ def median_step_seconds(folder: Path) -> float:
     return sorted(steady)[len(steady) // 2]
 
 
-def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Leave only such records in a JSON lines file; those that cannot be read go as well, and that is said."""
     if not path.is_file():
         return
     kept, lost, last = [], [], 0

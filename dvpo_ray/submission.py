@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.archive import Archive
-from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, Recipe, ValueRecipe
+from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, Recipe, RewardRecipe, ValueRecipe
 from dvpo_ray.config.loading import build, recipe_tree, to_toml
 from dvpo_ray.config.references import data_sources, functions, models, secrets, settings_at
 from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
@@ -31,6 +31,7 @@ COMMANDS: dict[type[Recipe], tuple[str, str]] = {
     ValueRecipe: ("jobs.pretrain_value", "value train"),
     PolicyRecipe: ("jobs.train_policy", "policy train"),
     DpoRecipe: ("jobs.train_dpo", "dpo train"),
+    RewardRecipe: ("jobs.train_reward", "reward train"),
 }
 
 
@@ -70,14 +71,17 @@ class Asked:
     recipe: Recipe
 
 
-def read(name: str, overrides: Sequence[str] = ()) -> Asked:
-    """Check a recipe, whose sections say which training it is for.
+def read(name: str, overrides: Sequence[str] = (), reward: bool = False) -> Asked:
+    """Check a recipe, whose sections say which training it is for; ``reward``: value training's are to make a reward model.
 
     Raises:
         ConfigError: it is not valid, belongs to another cluster, or holds a secret.
     """
     tree, origin = recipe_tree(name, overrides)
     kind = _kind_of(tree, origin)
+    if reward and kind is not ValueRecipe:
+        raise ConfigError(f"{origin}: --reward takes a recipe with [value] alone, whose pairs a reward model is trained on")
+    kind = RewardRecipe if reward else kind
     recipe = build(kind, tree, origin)
     for path in secrets(recipe):
         raise ConfigError(
@@ -192,9 +196,9 @@ def _inside(text: str, key: str = "--include") -> Path:
 def _check_functions(recipe: Recipe, included: Sequence[Path]) -> None:
     """Refuse a function of a module that lies here and was left behind. Others must be installed on the cluster."""
     for key, text in functions(recipe).items():
-        package = text.partition(":")[0].partition(".")[0]
-        for path in (Path(package), Path(f"{package}.py")):
-            if path.exists() and not any(path == one or path in one.parents for one in included):
+        module = Path(*text.partition(":")[0].split("."))
+        for path in (module.with_suffix(".py"), module / "__init__.py"):
+            if path.exists() and not any(path == one or one in path.parents for one in included):
                 raise ConfigError(f"{key} = '{text}': '{path}' lies in {Path.cwd()} and would stay there: add --include {path}")
 
 

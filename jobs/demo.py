@@ -16,7 +16,7 @@ from dvpo_ray.report import write_report
 from dvpo_ray.run import CONFIG, RESULT, Listener, prepare_folder, write_json
 from dvpo_ray.run_folder import locked, run_folder
 from jobs.pretrain_value import pretrain_value
-from jobs.setup import base_model, fitting_rewards
+from jobs.setup import base_model, fitting_advantage, fitting_rewards
 from jobs.train_policy import train_policy
 
 
@@ -41,8 +41,10 @@ def _finished_value(result: Path) -> dict[str, Any]:
 
 def _run_pipeline(recipe: PipelineRecipe, listener: Listener) -> dict[str, Any]:
     began = time.time()
-    # What is wrong with a reward model shows before the first half is trained, not after it.
-    fitting_rewards(recipe.policy.rewards, base_model(recipe.model))
+    # What is wrong with another model shows before the first half is trained, not after it.
+    base = base_model(recipe.model)
+    fitting_rewards(recipe.policy.rewards, base)
+    fitting_advantage(recipe.policy.advantage, base)
     resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
     folder = run_folder(recipe) if resuming else prepare_folder(recipe)
     (folder / CONFIG).write_text(dump_resolved(recipe))

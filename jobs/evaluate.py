@@ -71,7 +71,8 @@ def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listene
         raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
     began = time.time()
     base = base_model(recipe.model)
-    value_folder, _ = fitting_value_model(recipe.policy.value_model or "", base)
+    named = recipe.policy.value_model if recipe.policy.advantage.reads_values else None
+    value_folder = str(fitting_value_model(named, base)[0]) if named else None
     model = str(base.folder if policy is None else check_model_folder(policy).resolve())
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-eval"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
@@ -86,7 +87,7 @@ def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listene
         listener(Event("phase", f"starting the engine on {model}"))
         rollouts = RolloutPool(model, recipe.model, rollout, recipe.cluster, recipe.run.seed)
         scorers = ScorerPool(
-            str(base.folder), str(value_folder), recipe.model, recipe.policy.scorer, rollout.temperature, recipe.cluster
+            str(base.folder), value_folder, recipe.model, recipe.policy.scorer, rollout.temperature, recipe.cluster
         )
         try:
             scorers.wait_ready()

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.algorithms import P3o
+from dvpo_ray.config.algorithms import P3o, Ppo
 from dvpo_ray.dumps import read_dump
+from dvpo_ray.errors import ConfigError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
@@ -23,6 +24,11 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
     """Forward and backward passes of every row alone, on a policy folder (default: the recipe's model)."""
     scored, step, beta = read_dump(dump)
     settings = recipe.policy
+    if isinstance(settings.advantage, Ppo):
+        raise ConfigError(
+            "advantage.type = 'ppo': a dump does not hold the critic's values and the rewards before it, so its step cannot be "
+            "computed again; look at the rows themselves"
+        )
     folder = policy or base_model(recipe.model).folder
     dtype = getattr(torch, settings.learner.dtype)
     model = load_policy(folder, dtype, recipe.model.attention, recipe.model.trust_remote_code)

@@ -24,6 +24,7 @@ _ADAPTERS = ("lora.rank", "lora.alpha", "lora.rslora", "lora.target_modules")
 POLICY_FIXED = (
     *_FIXED,
     "policy.data",
+    "policy.advantage.type",
     "policy.rollout.prompts_per_step",
     "policy.rollout.answers_per_prompt",
     *(f"policy.{key}" for key in (*_EVALUATION, *_ADAPTERS)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, PairsSection
 from dvpo_ray.data import (
@@ -22,6 +23,7 @@ from dvpo_ray.data import (
     template_hash,
     tokenizer_hash,
 )
+from dvpo_ray.errors import ModelError
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
@@ -73,6 +75,22 @@ def fitting_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> dic
         _check_fits(read_reward_seal(name, config), base, folder)
         found[name] = config.model_copy(update={"folder": str(folder)})
     return found
+
+
+def fitting_advantage(advantage: AdvantageConfig, base: BaseModel) -> AdvantageConfig:
+    """A policy recipe's estimator; the model that its critic starts from is verified, and its folder named in full.
+
+    Raises:
+        ModelError: that model is altered or made for another tokenizer or chat template.
+    """
+    if not isinstance(advantage, Ppo) or advantage.critic.initial is None:
+        return advantage
+    folder = Path(advantage.critic.initial).resolve()
+    try:
+        _check_fits(read_seal(folder), base, folder)
+    except ModelError as error:
+        raise ModelError(f"policy.advantage.critic.initial: {error}") from error
+    return advantage.model_copy(update={"critic": advantage.critic.model_copy(update={"initial": str(folder)})})
 
 
 def _check_fits(record: ValueModelSeal, base: BaseModel, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,10 @@ from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import DpoRecipe
 from dvpo_ray.config.algorithms import DvpoGae
+from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.data import EncodedPair, fingerprint
-from dvpo_ray.evaluation import Evaluation, Evaluator, read_evaluations
+from dvpo_ray.errors import ConfigError, RunStoppedError
+from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.pairs import batches, labelled
 from dvpo_ray.maths.statistics import bootstrap_ci95, wins
 from dvpo_ray.memory import MemoryMonitor
@@ -78,9 +81,10 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
         train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder)
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
         total = run.total_steps = len(steps)
+        _check_best(dpo, total)
         # There is no value model: values, and advantages of whatever kind, are 0.
         evaluator = make_evaluator(dpo.evaluation, dpo.data, DvpoGae(), base, run.folder, train, recipe.run.seed)
-        done = {} if commit is None else read_evaluations(run.folder / EVALUATIONS, commit.step)
+        done = evaluator.known(run.folder / EVALUATIONS, commit.step) if commit and evaluator else {}
         held_out = HeldOut(evaluator, dpo.evaluation.every if dpo.evaluation else 0, done)
         run.phase(f"{len(train)} pairs to train on, {len(validation)} held out; starting {dpo.learner.ranks} learner rank(s)")
         with (
@@ -118,6 +122,20 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
         run.close()
 
 
+def _check_best(dpo: DpoTraining, total: int) -> None:
+    """Commits can only be compared when some are made of steps that are evaluated.
+
+    Raises:
+        ConfigError: none will be.
+    """
+    every = dpo.evaluation.every if dpo.evaluation else 0
+    if dpo.commit.keep_best and math.lcm(dpo.commit.every, every) >= total:
+        raise ConfigError(
+            f"dpo.commit.keep_best without effect: of {total} steps none before the last is both committed (every "
+            f"{dpo.commit.every}) and evaluated (every {every}); make one a divisor of the other"
+        )
+
+
 def _train(
     learner: PolicyGang,
     steps: Sequence[np.ndarray],
@@ -130,7 +148,7 @@ def _train(
 ) -> np.ndarray:
     """Train, with evaluations before, meanwhile and after; returns what the log-probs of held-out pairs gained [P, 2]."""
     run.phase("reading all answers with the reference, which is the policy before its first step")
-    reference, validation_reference = _scores(learner, train), _scores(learner, validation)
+    reference, validation_reference = _scores(learner, train, run), _scores(learner, validation, run)
     held_out.look(0, learner, run)
 
     def learn(step: int, rows: np.ndarray) -> dict[str, float]:
@@ -143,7 +161,7 @@ def _train(
     train_on_pairs(steps, learn, learner, run, committer, commit, look)
     held_out.look(len(steps), learner, run)
     run.phase("measuring pair accuracy on held-out prompts")
-    return _scores(learner, validation) - validation_reference
+    return _scores(learner, validation, run) - validation_reference
 
 
 @contextmanager
@@ -171,11 +189,17 @@ def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, 
                 pool.stop()
 
 
-def _scores(learner: PolicyGang, pairs: Sequence[EncodedPair]) -> np.ndarray:
-    """Log-probs of chosen and rejected answers under the current policy, float64 [P, 2]."""
+def _scores(learner: PolicyGang, pairs: Sequence[EncodedPair], run: Run) -> np.ndarray:
+    """Log-probs of chosen and rejected answers under the current policy, float64 [P, 2].
+
+    Raises:
+        RunStoppedError: the run was asked to stop meanwhile; what was committed stays.
+    """
     parts = []
     # One call for all would pass any deadline when there are many.
     for first in range(0, len(pairs), PAIRS_PER_CALL):
+        if run.stopping:
+            raise RunStoppedError("stopped while answers were read, as asked: --resume auto goes on")
         answers = [answer for pair in pairs[first : first + PAIRS_PER_CALL] for answer in labelled(pair)]
         found: dict[int, float] = {}
         for share in learner.call("scores", answers, doing="reading answers"):

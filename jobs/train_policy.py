@@ -23,7 +23,7 @@ from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.driver import Driver
-from dvpo_ray.evaluation import Evaluation, read_evaluations
+from dvpo_ray.evaluation import Evaluation
 from dvpo_ray.json_files import read_records
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
@@ -42,7 +42,7 @@ from jobs.resume import (
     stop_on_signal,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, fitting_rewards, fitting_value_model, read_prompts
+from jobs.setup import BaseModel, base_model, fitting_advantage, fitting_rewards, fitting_value_model, read_prompts
 
 POLICY = "policy"
 ENGINES = "engines.json"
@@ -73,9 +73,12 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 
 
 def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
-    policy = recipe.policy
     base = base_model(recipe.model)
-    value_folder, gvm = fitting_value_model(policy.value_model, base) if policy.value_model else (None, None)
+    policy = recipe.policy.model_copy(update={"advantage": fitting_advantage(recipe.policy.advantage, base)})
+    recipe = recipe.model_copy(update={"policy": policy})
+    # A value model that nothing reads is not loaded either.
+    named = policy.value_model if policy.advantage.reads_values else None
+    value_folder, gvm = fitting_value_model(named, base) if named else (None, None)
     rewards = fitting_rewards(policy.rewards, base)
     store = store_of(run_folder(recipe), policy.commit)
     copier = copier_of(store, policy.commit)
@@ -91,7 +94,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, prompts, recipe.run.seed)
         rollout = policy.rollout
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
-        evaluations = {} if commit is None else read_evaluations(run.folder / EVALUATIONS, commit.step)
+        evaluations = evaluator.known(run.folder / EVALUATIONS, commit.step) if commit and evaluator else {}
         if commit is not None:
             run.take_clocks(commit)
         with (

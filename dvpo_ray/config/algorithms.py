@@ -116,10 +116,10 @@ class CriticSection(Section):
         None, description="Folder of a value model or reward model to start from; none grows the critic from the model itself."
     )
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
-    clip_range: float | None = Field(
-        None,
-        gt=0,
-        description="How far a value may move in an update before its loss is clipped; none does not clip. Of preset `max`: 0.2.",
+    clip_range: float = Field(
+        0.0,
+        ge=0,
+        description="How far a value may move in an update before its loss is clipped; 0 does not clip. Of preset `max`: 0.2.",
     )
     warmup_steps: int = Field(
         0, ge=0, description="First steps of a run in which the critic alone is trained. Of preset `max`: 2."
@@ -153,8 +153,8 @@ class Ppo(_Estimator):
     normalise_rewards: bool = Field(
         False, description="Rewards of whole answers less their running mean, by their running deviation. Of preset `max`: true."
     )
-    clip_rewards: float | None = Field(
-        None, gt=0, description="Largest size of a reward after that; none does not clip. Of preset `max`: 5."
+    clip_rewards: float = Field(
+        0.0, ge=0, description="Largest size of a reward after that; 0 does not clip. Of preset `max`: 5."
     )
     critic: CriticSection = Field(default_factory=CriticSection, description="The online critic.")
 
@@ -164,10 +164,10 @@ class Ppo(_Estimator):
         if not isinstance(tree, dict):
             return tree
         preset = cls.PRESETS.get(tree.get("preset", "max"))
-        critic = tree.get("critic", {})
-        if preset is None or not isinstance(critic, dict):
+        if preset is None:
             return tree
-        return preset["advantage"] | tree | {"critic": preset["critic"] | critic}
+        critic = tree.get("critic", {})
+        return preset["advantage"] | tree | {"critic": preset["critic"] | critic if isinstance(critic, dict) else critic}
 
 
 AdvantageConfig = Annotated[

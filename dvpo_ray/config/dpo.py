@@ -45,8 +45,10 @@ class DpoTraining(PairTraining):
 
     @model_validator(mode="after")
     def _validate_commit(self) -> Self:
-        if self.commit.keep_best and not (self.evaluation and self.evaluation.every):
-            raise ValueError("commit.keep_best needs scores of steps under way: set evaluation.every, or leave keep_best out")
+        if self.commit.keep_best and not (self.evaluation and self.evaluation.every and self.evaluation.gold):
+            raise ValueError(
+                "commit.keep_best needs scores of steps under way: set evaluation.every and evaluation.gold, or leave it out"
+            )
         return self
 
     @model_validator(mode="after")

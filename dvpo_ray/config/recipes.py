@@ -146,6 +146,10 @@ class PolicyTraining(Section):
     @model_validator(mode="after")
     def _validate_commit(self) -> Self:
         if self.commit.keep_best:
+            if not self.advantage.reads_values and not (self.evaluation and self.evaluation.gold):
+                raise ValueError(
+                    "commit.keep_best has nothing to compare: no value model is read; set evaluation.gold, or leave it out"
+                )
             evaluated = self.evaluation.every if self.evaluation else 0
             if not evaluated:
                 raise ValueError("commit.keep_best needs scores of steps under way: set evaluation.every, or leave keep_best out")
@@ -172,8 +176,11 @@ class PolicyTraining(Section):
             if longest > budget:
                 raise ValueError(f"{name}.token_budget ({budget}) is smaller than the longest row ({longest} tokens)")
         parts = self.ppo.mini_batches * self.learner.ranks
-        if rollout.rows_per_step < parts:
-            raise ValueError(f"a step has {rollout.rows_per_step} answers, fewer than ppo.mini_batches x learner.ranks = {parts}")
+        pairs = isinstance(self.advantage, P3o) and self.advantage.clip == "joint"
+        units = rollout.rows_per_step // 2 if pairs else rollout.rows_per_step
+        if units < parts:
+            what = "pairs of answers" if pairs else "answers"
+            raise ValueError(f"a step has {units} {what}, fewer than ppo.mini_batches x learner.ranks = {parts}")
         if rollout.rows_per_step % self.ppo.mini_batches:
             raise ValueError(
                 f"ppo.mini_batches ({self.ppo.mini_batches}) does not divide the {rollout.rows_per_step} answers of a step"
@@ -186,6 +193,11 @@ class PolicyTraining(Section):
         if not self.advantage.reads_values and not self.rewards:
             what = "type = 'ppo' learns from rewards" if self.advantage.needs_rewards else "score = 'none' leaves the value out"
             raise ValueError(f"advantage.{what}: name at least one of policy.rewards")
+        if isinstance(self.advantage, Ppo) and self.advantage.critic.warmup_steps >= self.steps:
+            raise ValueError(
+                f"advantage.critic.warmup_steps ({self.advantage.critic.warmup_steps}) leaves the policy none of the "
+                f"{self.steps} steps: lower it, or raise steps"
+            )
         if self.streaming:
             needed = [
                 (not isinstance(self.advantage, Ppo), "an advantage.type without an online critic"),
@@ -205,6 +217,7 @@ class PolicyTraining(Section):
             wrong = [
                 (rollout.answers_per_prompt % 2, f"rollout.answers_per_prompt = {rollout.answers_per_prompt} is odd"),
                 (self.off_policy.max_staleness, f"off_policy.max_staleness = {self.off_policy.max_staleness} is not 0"),
+                (self.advantage.whitening == "full", "advantage.whitening = 'full' would take pairs apart"),
                 (self.kl.placement != "reward", f"kl.placement = '{self.kl.placement}' is not 'reward'"),
                 (self.ppo.loss_normaliser != "tokens", f"ppo.loss_normaliser = '{self.ppo.loss_normaliser}' is not 'tokens'"),
             ]

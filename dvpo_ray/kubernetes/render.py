@@ -222,7 +222,7 @@ def _refuse_local_paths(recipe: Recipe) -> None:
 def _is_local(key: str, text: str) -> bool:
     if text.startswith((f"{RUNS}/", "package:")) or text == SMOLLM2:
         return False
-    is_folder = key in ("model.path", "policy.value_model") or key.endswith(".folder")
+    is_folder = key in ("model.path", "policy.value_model") or key.endswith((".folder", ".initial"))
     return is_folder or text.endswith(DATA_FILES) or text.startswith(("/", ".", "~")) or Path(text).exists()
 
 

@@ -38,7 +38,7 @@ class CriticBatch:
         return {"critic/returns": float(returns.mean()), "critic/explained_variance": 1.0 - unexplained}
 
 
-def critic_loss(values: Tensor, batch: CriticBatch, rows: list[int], clip_range: float | None) -> Tensor:
+def critic_loss(values: Tensor, batch: CriticBatch, rows: list[int], clip_range: float) -> Tensor:
     """Loss summed over states, a scalar; ``values`` [sum (T_i + 1)] are the critic's now, of ``rows``, with gradient."""
     lengths = batch.returns.lengths[rows]
     v_bt, _ = to_padded(values, lengths + 1)

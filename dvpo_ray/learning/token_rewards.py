@@ -76,6 +76,6 @@ def _scaled(scores_b: np.ndarray, settings: Ppo, moments: RunningMoments) -> tup
     if settings.normalise_rewards:
         moments = moments.with_batch(scores_b)
         scores_b = (scores_b - moments.mean) / max(moments.std, LEAST_STD)
-    if settings.clip_rewards is not None:
+    if settings.clip_rewards:
         scores_b = scores_b.clip(-settings.clip_rewards, settings.clip_rewards)
     return scores_b.astype(np.float32), moments

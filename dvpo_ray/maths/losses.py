@@ -70,12 +70,15 @@ def clipped_sequence_loss(log_ratios: Tensor, advantages: Tensor, clip_range: fl
     return clipped_policy_loss(log_ratios, torch.zeros_like(log_ratios), advantages, clip_range)
 
 
-def clipped_value_loss(v_bt: Tensor, old_bt: Tensor, returns_bt: Tensor, mask_bt: Tensor, clip_range: float | None) -> Tensor:
-    """0.5 * squared error summed over active positions, a scalar; with ``clip_range`` the larger of the errors of the value and
-    of the value held within ``clip_range`` of the one before the update (value clipping of PPO, arXiv 2307.04964)."""
+def clipped_value_loss(v_bt: Tensor, old_bt: Tensor, returns_bt: Tensor, mask_bt: Tensor, clip_range: float) -> Tensor:
+    """0.5 * squared error summed over active positions, a scalar.
+
+    With a ``clip_range`` above 0 the larger of the errors of the value and of the value held within ``clip_range`` of the one
+    before the update (value clipping of PPO, arXiv 2307.04964).
+    """
     check_same_shape(v=v_bt, old=old_bt, returns=returns_bt, mask=mask_bt)
     error = (v_bt - returns_bt) ** 2
-    if clip_range is not None:
+    if clip_range:
         held = old_bt + (v_bt - old_bt).clamp(-clip_range, clip_range)
         error = torch.maximum(error, (held - returns_bt) ** 2)
     return 0.5 * (error * mask_bt).sum()

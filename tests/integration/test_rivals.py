@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dvpo_ray.commits import CommitStore
-from dvpo_ray.errors import RunStoppedError
+from dvpo_ray.errors import ModelError, RunStoppedError
 from dvpo_ray.run import Event
 from jobs.evaluate import rank_pairs
 from jobs.train_policy import train_policy
@@ -115,6 +115,15 @@ def test_a_killed_critic_brings_both_back_to_the_commit(policy_recipe: MakePolic
     assert_books_balance(tmp_path / "killed", STEPS)
 
 
+def test_what_a_critic_starts_from_is_checked_before_anything_starts(
+    policy_recipe: MakePolicyRecipe, tiny_model: Path, tmp_path: Path
+) -> None:
+    changed = {"advantage": {"type": "ppo", "critic": CRITIC | {"initial": str(tiny_model)}}}
+    with pytest.raises(ModelError, match=r"policy\.advantage\.critic\.initial: .*is not a value model"):
+        train_policy(policy_recipe(tmp_path, "none", **(PPO | changed)))
+    assert not (tmp_path / "none" / "config.json").exists()
+
+
 def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
     value: dict[str, Any], policy_recipe: MakePolicyRecipe, tmp_path: Path
 ) -> None:
@@ -135,9 +144,12 @@ def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
     assert all(step["critic/grad_norm"] > 0 and step["optimizer/grad_norm"] > 0 for step in steps)
 
 
-def test_p3o_improves_what_the_frozen_value_sees(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
-    rollout = ROLLOUT | {"prompts_per_step": 8, "answers_per_prompt": 2}
-    train_policy(policy_recipe(tmp_path, "p3o", advantage={"type": "p3o", "clip": "joint"}, rollout=rollout, evaluation=None))
+def test_p3o_improves_what_the_frozen_value_sees_on_two_ranks(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    """Five pairs on two ranks, two to a micro-batch: one rank has a micro-batch more, and the other stands in."""
+    rollout = ROLLOUT | {"prompts_per_step": 5, "answers_per_prompt": 2}
+    learner = {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 152, "ranks": 2, "zero_stage": 2, "max_padding": 1.0}
+    advantage = {"type": "p3o", "clip": "joint"}
+    train_policy(policy_recipe(tmp_path, "p3o", advantage=advantage, rollout=rollout, learner=learner, evaluation=None))
     steps = steps_of(tmp_path / "p3o")
-    assert_books_balance(tmp_path / "p3o", STEPS)
+    assert [step["ledger/trained"] for step in steps] == [10 * n for n in range(1, STEPS + 1)]
     assert steps[-1]["value/last"] > steps[0]["value/last"]

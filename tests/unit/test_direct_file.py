@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dvpo_ray import direct_file
-from dvpo_ray.direct_file import BLOCK, DirectFile
+from dvpo_ray.direct_file import DirectFile
+
+BLOCK = 4096
 
 
 @settings(deadline=None, max_examples=60)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +48,15 @@ class LosingStages(FakeStages):
 def evaluator() -> Evaluator:
     prompts = [EncodedPrompt(f"p{i}", f"ask {i}", (5, 6, 7), f"ask {i}") for i in range(4)]
     return Evaluator(prompts, 1, "tests.fakes:early_letters", DvpoGae(), Letters(), 0)
+
+
+def test_an_evaluation_that_was_cut_short_is_taken_back(tmp_path: Path) -> None:
+    stages, path = LosingStages(0), tmp_path / "evaluations.jsonl"
+    rows = [row for step in (0, 4) for row in evaluator().run(step, stages, stages).rows()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    assert set(evaluator().known(path, 8)) == {0}
+    assert {json.loads(line)["step"] for line in path.read_text().splitlines()} == {0}
+    assert set(evaluator().known(path, 8)) == {0}
 
 
 def test_rows_lost_with_a_node_are_asked_for_again() -> None:

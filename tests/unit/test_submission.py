@@ -76,6 +76,12 @@ def test_the_sections_say_which_training(folder: Path) -> None:
     (folder / "dpo.toml").write_text('[dpo.data]\nsource = "pairs.jsonl"\n')
     pairs = packed(folder, recipe="dpo.toml")
     assert pairs.command == f"python -m jobs.train_dpo {RECIPE}" and "pairs.jsonl" in names(pairs)
+    (folder / "reward.toml").write_text('[value.data]\nsource = "pairs.jsonl"\n')
+    asked = read("reward.toml", reward=True)
+    assert asked.recipe.value.target.type == "reward"
+    assert pack(asked, HERE, folder / "x.zip").command == f"python -m jobs.train_reward {RECIPE}"
+    with pytest.raises(ConfigError, match=r"policy\.toml: --reward takes a recipe with \[value\] alone"):
+        read("policy.toml", reward=True)
     with pytest.raises(ConfigError, match=r"neither\.toml: needs \[value\], \[policy\], both, or \[dpo\], and has none of them"):
         read("neither.toml")
 
@@ -155,6 +161,14 @@ def test_a_function_of_ones_own_must_go_along(folder: Path) -> None:
         packed(folder, HERE, reward, recipe="policy.toml")
     options = Options(limit=100 * MIB, here=True, include=(Path("scores.py"),))
     assert "scores.py" in names(packed(folder, options, reward, recipe="policy.toml"))
+    (folder / "lib").mkdir()
+    (folder / "lib" / "gold.py").write_text("")
+    (folder / "lib" / "pairs.jsonl").write_text((folder / "pairs.jsonl").read_text())
+    beside = 'policy.rewards.mine={function = "lib.gold:good"}'
+    with pytest.raises(ConfigError, match=r"add --include lib/gold\.py"):
+        packed(folder, HERE, beside, "policy.data.source=lib/pairs.jsonl", recipe="policy.toml")
+    options = Options(limit=100 * MIB, here=True, include=(Path("lib"),))
+    assert "lib/gold.py" in names(packed(folder, options, beside, recipe="policy.toml"))
 
 
 @pytest.mark.parametrize("path", ["../package.zip", "/etc/passwd", ".", "nowhere"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.algorithms import DvpoGae, FixedKl, KlSection, P3o, Ppo
+from dvpo_ray.config.algorithms import CriticSection, DvpoGae, FixedKl, KlSection, P3o, Ppo
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.rewards import FunctionReward
 from dvpo_ray.errors import ConfigError
@@ -62,12 +62,12 @@ def test_a_critic_learns_the_reward_of_a_state() -> None:
 
 def test_preset_max_fills_in_what_is_not_set() -> None:
     full, plain = Ppo(), Ppo(preset="plain")
-    assert full.normalise_rewards and full.clip_rewards == 5.0
+    assert full.normalise_rewards and full.clip_rewards == 5.0 and Ppo(critic=CriticSection()).clip_rewards == 5.0
     assert full.critic.clip_range == 0.2 and full.critic.warmup_steps == 2
-    assert not plain.normalise_rewards and plain.clip_rewards is None
-    assert plain.critic.clip_range is None and plain.critic.warmup_steps == 0
-    mixed = Ppo.model_validate({"normalise_rewards": False, "critic": {"warmup_steps": 0}})
-    assert not mixed.normalise_rewards and mixed.clip_rewards == 5.0
+    assert not plain.normalise_rewards and plain.clip_rewards == 0
+    assert plain.critic.clip_range == 0 and plain.critic.warmup_steps == 0
+    mixed = Ppo.model_validate({"normalise_rewards": False, "clip_rewards": 0.0, "critic": {"warmup_steps": 0}})
+    assert not mixed.normalise_rewards and mixed.clip_rewards == 0
     assert mixed.critic.warmup_steps == 0 and mixed.critic.clip_range == 0.2
     assert Ppo.model_validate(mixed.model_dump()) == mixed
 
@@ -90,6 +90,10 @@ def test_ppo_needs_a_reward_and_no_value_model(tmp_path: Path) -> None:
     assert recipe(tmp_path, advantage={"type": "ppo"}, rewards=rewards).policy.trained_models == 2
     with pytest.raises(ConfigError, match=r"type = 'ppo' learns from rewards: name at least one of policy\.rewards"):
         recipe(tmp_path, advantage={"type": "ppo"})
+    with pytest.raises(ConfigError, match=r"warmup_steps \(2\) leaves the policy none of the 2 steps"):
+        recipe(tmp_path, advantage={"type": "ppo"}, rewards=rewards, steps=2)
+    with pytest.raises(ConfigError, match=r"keep_best has nothing to compare: no value model is read; set evaluation\.gold"):
+        recipe(tmp_path, advantage={"type": "ppo"}, rewards=rewards, commit={"keep_best": 1})
     with pytest.raises(ConfigError, match="needs an advantage.type without an online critic"):
         recipe(tmp_path, advantage={"type": "ppo", "whitening": "scale"}, rewards=rewards, streaming=True)
 
@@ -99,6 +103,16 @@ def test_p3o_needs_pairs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"answers_per_prompt = 3 is odd and off_policy\.max_staleness = 1 is not 0"):
         recipe(tmp_path, advantage={"type": "p3o"}, **given)
     rollout = {"answers_per_prompt": 2, "max_new_tokens": 64, "prompts_per_step": 4}
+    with pytest.raises(ConfigError, match=r"advantage\.whitening = 'full' would take pairs apart"):
+        recipe(tmp_path, advantage={"type": "p3o", "whitening": "full"}, value_model="v", rollout=rollout)
+    with pytest.raises(ConfigError, match="4 pairs of answers, fewer than ppo.mini_batches x learner.ranks = 8"):
+        recipe(
+            tmp_path,
+            advantage={"type": "p3o", "clip": "joint"},
+            value_model="v",
+            rollout=rollout,
+            learner={"ranks": 8, "token_budget": 1024},
+        )
     with pytest.raises(ConfigError, match=r"learner.token_budget \(200\) must be at least 256"):
         recipe(
             tmp_path,
