@@ -88,8 +88,8 @@ def test_models_score_whole_answers_in_the_columns_of_the_recipe(
     }
     scorer = scorer_of(tiny_model, rewards)
     found = scored(scorer).rewards.flat.reshape(2, 3)
-    assert found[:, 0] == pytest.approx([q[-1] for q in token_values(reward_folder)], abs=1e-5)
-    assert found[:, 2] == pytest.approx([q.mean() for q in token_values(value_folder)], abs=1e-5)
+    assert found[:, 0] == pytest.approx([q[-1] for q in token_values(reward_folder)], abs=1e-4)
+    assert found[:, 2] == pytest.approx([q.mean() for q in token_values(value_folder)], abs=1e-4)
     assert np.array_equal(scored(scorer).rewards.flat.reshape(2, 3), found), "from the cache"
     assert scorer.cache_hits() == 2
 
