@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,7 +97,8 @@ def read_evaluations(path: Path, last_step: int) -> dict[int, Evaluation]:
         try:
             step = TypeAdapter(int).validate_python(row.pop("step", None), strict=True)
             if step <= last_step:
-                answers.setdefault(step, []).append(ROW.validate_python(row, strict=True))
+                # From Python, strict validation would take nothing but finished objects.
+                answers.setdefault(step, []).append(ROW.validate_json(json.dumps(row), strict=True))
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"])) or "step"
             raise DataError(f"{path}, row {number}: {field}: {error.errors()[0]['msg']}; start the run anew") from error
