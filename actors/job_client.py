@@ -29,6 +29,7 @@ from dvpo_ray.submission import Submission
 UPLOAD_LIMIT = min(DASHBOARD_CLIENT_MAX_SIZE, GCS_STORAGE_MAX_SIZE)
 URL = re.compile(r"https?://[^@\s]+")
 TIMEOUT_S = 60.0
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 
 class _PatientClient(JobSubmissionClient):
@@ -53,7 +54,8 @@ class JobClient:
                 shown = address.rpartition("@")[2]
                 raise ConfigError(f"--address '{shown}': give the dashboard's URL without a password: http://127.0.0.1:8265")
             os.environ["RAY_API_SERVER_ADDRESS"] = address  # what is asked for goes before RAY_ADDRESS
-        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._where = address or "the address in RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or on this machine"
         with self._explained():
             self._client = _PatientClient(address)

@@ -105,12 +105,12 @@ def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
 
 
 def show_jobs(jobs: list[dict[str, Any]]) -> None:
-    """A cluster's jobs, one a line."""
+    """A cluster's jobs, one a line; nothing is cut."""
     names = ("job", "status", "run", "recipe", "started", "ended")
-    table = Table(*names, box=None, padding=(0, 2, 0, 0))
-    for job in jobs:
-        table.add_row(*(job[name] or "" for name in names))
-    Console(soft_wrap=True, markup=False).print(table)
+    rows = [names, *(tuple(job[name] or "" for name in names) for job in jobs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 def show_replay(found: dict[str, Any]) -> None:

@@ -114,7 +114,13 @@ def pack(asked: Asked, options: Options, package: Path) -> Submission:
         for path in dict.fromkeys(included):
             archive.add(path.as_posix(), path)
     start = f"dvpo {command}" if options.image else f"python -m {module}"
-    metadata = {"run": recipe.run.name, "recipe": Path(asked.name).name, "command": f"dvpo {command}"}
+    # The dashboard shows `job_name` in its list of jobs.
+    metadata = {
+        "job_name": recipe.run.name,
+        "run": recipe.run.name,
+        "recipe": Path(asked.name).name,
+        "command": f"dvpo {command}",
+    }
     commit = None if options.image else git_commit(ROOT)
     return Submission(
         run_folder=str(recipe.run.output_dir / recipe.run.name),

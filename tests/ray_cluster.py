@@ -45,7 +45,7 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[RayCluster]:
-    """A head on loopback with free ports and files of its own. Afterwards all its processes have ended.
+    """A head with its dashboard on loopback, on free ports, with files of its own. Afterwards all its processes have ended.
 
     Raises:
         RuntimeError: it did not start, or something outlived it.
@@ -57,15 +57,8 @@ def ray_cluster(cpus: int) -> Iterator[RayCluster]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(cluster.token)
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        "--block",
-        f"--num-cpus={cpus}",
-        "--disable-usage-stats",
-    ]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
+    command += [f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
     command += ["--object-store-memory=268435456", "--min-worker-port=0", "--max-worker-port=0"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     before = set(Path("/dev/shm").iterdir())

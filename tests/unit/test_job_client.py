@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from actors import job_client
+from dvpo_ray.console import show_jobs
 from dvpo_ray.errors import ConfigError, RunError
 
 
@@ -36,3 +37,13 @@ def test_an_address_is_a_url_without_a_password(address: str) -> None:
     with pytest.raises(ConfigError, match="give the dashboard's URL without a password") as caught:
         job_client.JobClient(address)
     assert "me:" not in str(caught.value)
+
+
+def test_a_list_of_jobs_has_one_line_each_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    times = {"started": "2026-01-01T00:00:00+00:00", "ended": None}
+    jobs = [{"job": name, "status": "RUNNING", "run": name, "recipe": "r.toml", **times} for name in ("a" * 63, "b")]
+    show_jobs(jobs)
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["job", "status", "run", "recipe", "started", "ended"]
+    assert first.split() == ["a" * 63, "RUNNING", "a" * 63, "r.toml", times["started"]]
+    assert second.index("RUNNING") == first.index("RUNNING") == head.index("status")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dvpo_ray.dumps import read_dump, write_dump
 from dvpo_ray.errors import DataError, DvpoError
-from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation, read_evaluations
+from dvpo_ray.evaluation import read_evaluations
 from dvpo_ray.report.records import RunRecords, colour_tokens, compare_answers, where_the_time_went
 from dvpo_ray.run_folder import rewind
 from tests.fakes import scored_batch
@@ -162,17 +162,6 @@ def test_a_run_goes_on_with_records_of_any_content(data: st.DataObject, name: st
                 assert str(path) in str(error)
             else:
                 assert sum(len(evaluation.answers) for evaluation in found.values()) == len(kept)
-
-
-def test_a_run_reads_the_evaluations_it_wrote() -> None:
-    evaluations = {
-        step: Evaluation(step, [EvaluatedAnswer("eval/p/0", "p", "ask", "say", gold, 0.5, "stop", ["s", "ay"], [0, 1.5], [1.0])])
-        for step, gold in ((0, None), (4, 0.25), (8, 1.0))
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "evaluations.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for evaluation in evaluations.values() for row in evaluation.rows()))
-        assert read_evaluations(path, 4) == {step: evaluations[step] for step in (0, 4)}
 
 
 def lines_of(lines: list[bytes]) -> list[bytes]:
