@@ -10,10 +10,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from dvpo_ray.cli_eval import eval_app
+from dvpo_ray.command import JsonOption, RecipeArg, SetOption, guard
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, Recipe, ValueRecipe, dump_resolved, load_recipe
 from dvpo_ray.errors import DvpoError, UserInputError
 
@@ -33,14 +35,12 @@ k8s_app = typer.Typer(help="Kubernetes: render jobs from recipes, check manifest
 config_app = typer.Typer(help="Recipes: show, check, and describe their keys.", no_args_is_help=True)
 app.add_typer(value_app, name="value")
 app.add_typer(policy_app, name="policy")
+app.add_typer(eval_app, name="eval")
 app.add_typer(config_app, name="config")
 app.add_typer(debug_app, name="debug")
 app.add_typer(k8s_app, name="k8s")
 
-RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
 ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a commit's folder (run.resume).")]
-SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines instead of text for people.")]
 KindArg = Annotated[str, typer.Option("--kind", help=f"What the recipe is for: {', '.join(KINDS)}.")]
 
 
@@ -80,7 +80,7 @@ def value_eval(
         evaluate = importlib.import_module("jobs.evaluate").evaluate_value
         return evaluate(folder, data, max_prompt_tokens, max_answer_tokens)
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @policy_app.command("train")
@@ -94,31 +94,13 @@ def policy_train(
     _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, _resumed(overrides, resume), as_json)
 
 
-@app.command("eval")
-def evaluate(
-    recipe: RecipeArg,
-    policy: Annotated[Path | None, typer.Option(help="Policy folder to evaluate; default: the recipe's model.")] = None,
-    overrides: SetOption = [],  # noqa: B006
-    as_json: JsonOption = False,
-) -> None:
-    """Answer a policy recipe's held-out prompts and measure gold, KL and length."""
-
-    def work() -> dict[str, Any]:
-        settings = load_recipe(PolicyRecipe, recipe, overrides)
-        job = importlib.import_module("jobs.evaluate").evaluate_policy
-        with importlib.import_module("dvpo_ray.console").progress(as_json, settings.run.name) as listener:
-            return job(settings, policy, listener)
-
-    _guard(work, as_json)
-
-
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's report: one self-contained HTML page."""
-    _guard(lambda: {"report": str(importlib.import_module("dvpo_ray.report").write_report(run))}, as_json)
+    guard(lambda: {"report": str(importlib.import_module("dvpo_ray.report").write_report(run))}, as_json)
 
 
 @app.command()
@@ -143,7 +125,7 @@ def plan(
             raise UserInputError("this recipe does not fit: " + "; ".join(found["problems"]))
         return found if as_json else {}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @app.command()
@@ -158,7 +140,7 @@ def doctor(as_json: JsonOption = False) -> None:
             raise DvpoError(f"{len(failed)} check(s) failed: {', '.join(failed)}")
         return {"checks": checks} if as_json else {}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @debug_app.command("replay")
@@ -177,7 +159,7 @@ def debug_replay(
             importlib.import_module("dvpo_ray.console").show_replay(found)
         return found if as_json else {}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @k8s_app.command("render")
@@ -203,7 +185,7 @@ def k8s_render(
         typer.echo(jobs.render(_kind(kind), recipe, overrides, request), nl=False)
         return {}
 
-    _guard(work, as_json=False)
+    guard(work, as_json=False)
 
 
 @k8s_app.command("check")
@@ -221,13 +203,13 @@ def k8s_check(
             raise UserInputError(f"{len(found)} rule(s) broken\n" + "\n".join(f"  {finding}" for finding in found))
         return {"documents": len(documents), "findings": 0}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @config_app.command("show")
 def config_show(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption = []) -> None:  # noqa: B006
     """Print a recipe with all defaults filled in, secrets redacted."""
-    _guard(lambda: json.loads(dump_resolved(load_recipe(_kind(kind), recipe, overrides))), as_json=True, indent=2)
+    guard(lambda: json.loads(dump_resolved(load_recipe(_kind(kind), recipe, overrides))), as_json=True, indent=2)
 
 
 @config_app.command("check")
@@ -238,13 +220,13 @@ def config_check(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption
         load_recipe(_kind(kind), recipe, overrides)
         return {"recipe": recipe, "kind": kind, "valid": True}
 
-    _guard(work, as_json)
+    guard(work, as_json)
 
 
 @config_app.command("schema")
 def config_schema(kind: KindArg = "demo") -> None:
     """Print the JSON schema of a recipe."""
-    _guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
+    guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
 
 
 def _resumed(overrides: list[str], resume: str | None) -> list[str]:
@@ -265,29 +247,7 @@ def _run_job(module: str, function: str, kind: type[R], recipe: str, overrides: 
         with console.progress(as_json, settings.run.name) as listener:
             return job(settings, listener)
 
-    _guard(work, as_json)
-
-
-def _guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None = None) -> None:
-    """Run a command, print its result, and turn errors into exit codes."""
-    try:
-        result = work()
-    except UserInputError as error:
-        _fail(error, as_json, 2)
-    except DvpoError as error:
-        _fail(error, as_json, 1)
-    if as_json:
-        typer.echo(json.dumps(result, indent=indent, default=str))
-    elif result:
-        importlib.import_module("dvpo_ray.console").show_result(result)
-
-
-def _fail(error: Exception, as_json: bool, code: int) -> NoReturn:
-    if as_json:
-        typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
-    else:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-    raise typer.Exit(code)
+    guard(work, as_json)
 
 
 def quiet_libraries() -> None:

@@ -17,7 +17,7 @@ from scripts.config_reference import reference
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEY = re.compile(r"`((?:run|cluster|model|tracking|value|policy)(?:\.[a-z_]+)+)(?:\s*=[^`]*)?`")
-COMMAND = re.compile(r"\bdvpo ((?:value |policy |config |k8s )?[a-z0-9]+)")
+COMMAND = re.compile(r"\bdvpo ((?:value |policy |eval |config |k8s )?[a-z0-9][a-z0-9-]*)")
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:

@@ -1,0 +1,38 @@
+"""What all commands share: their options, and the way from work to output and exit code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from dvpo_ray.errors import DvpoError, UserInputError
+
+RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
+SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines instead of text for people.")]
+
+
+def guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None = None) -> None:
+    """Run a command, print its result, and turn errors into exit codes."""
+    try:
+        result = work()
+    except UserInputError as error:
+        _fail(error, as_json, 2)
+    except DvpoError as error:
+        _fail(error, as_json, 1)
+    if as_json:
+        typer.echo(json.dumps(result, indent=indent, default=str))
+    elif result:
+        importlib.import_module("dvpo_ray.console").show_result(result)
+
+
+def _fail(error: Exception, as_json: bool, code: int) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    else:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(code)
