@@ -18,6 +18,7 @@ import pytest
 
 from dvpo_ray import retries
 from dvpo_ray.errors import ConfigError, DataError, JudgeError, RunError
+from dvpo_ray.judging import cost
 from dvpo_ray.judging.cost import Prices
 from dvpo_ray.judging.endpoint import JudgeSettings
 from dvpo_ray.judging.judge import Consent, compare_answers
@@ -194,19 +195,15 @@ def test_nothing_is_asked_without_consent(service: Service, answers: tuple[Path,
     assert service.asked == []
 
 
-def test_it_stops_when_it_costs_more_than_agreed(service: Service, answers: tuple[Path, Path]) -> None:
-    """At 1.0 for a token sent, a reply costs 100; the estimate, by characters, is above that for each."""
-    prices = Prices(1e6, 0.0)
+def test_it_stops_when_it_costs_more_than_agreed(
+    service: Service, answers: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 1.0 for a token sent, a request costs 100. Its two texts are made to be estimated at 1 + 8 tokens each: 216 in all."""
+    monkeypatch.setattr(cost, "CHARACTERS_PER_TOKEN", 10**6)
     with pytest.raises(JudgeError, match=r"has cost 300\.00, more than --max-cost 250"):
-        _judged_with_a_low_estimate(service, answers, Consent(max_cost=250.0, prices=prices))
+        judged(service, answers, Consent(max_cost=250.0, prices=Prices(1e6, 0.0)), concurrency=1)
     assert len(service.asked) == 3
     assert judged(service, answers)["known_before"] == 3, "what was paid for is kept"
-
-
-def _judged_with_a_low_estimate(service: Service, answers: tuple[Path, Path], consent: Consent) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dvpo_ray.judging.cost.CHARACTERS_PER_TOKEN", 10**6)
-        return judged(service, answers, consent, concurrency=1)
 
 
 def test_two_evaluations_do_not_share_a_file(service: Service, answers: tuple[Path, Path]) -> None:
