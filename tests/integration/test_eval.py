@@ -81,9 +81,13 @@ def vllm_serve(model: Path, context: int) -> Iterator[str]:
     too_late = threading.Timer(240, process.kill)
     too_late.start()
     try:
-        ready = any(log.append(line) or "Application startup complete" in line for line in process.stdout)
+        for line in process.stdout:
+            log.append(line)
+            if "Application startup complete" in line:
+                break
+        else:
+            pytest.fail("".join(log))
         too_late.cancel()
-        assert ready, "".join(log)
         reader = threading.Thread(target=log.extend, args=(process.stdout,))
         reader.start()
         yield f"http://127.0.0.1:{port}/v1"
