@@ -27,6 +27,7 @@ from dvpo_ray.config import (
     load_recipe,
 )
 from dvpo_ray.errors import DvpoError, UserInputError
+from dvpo_ray.eval_commands import eval_app
 
 R = TypeVar("R", bound=Recipe)
 KINDS: dict[str, type[Recipe]] = {
@@ -54,6 +55,7 @@ app.add_typer(value_app, name="value")
 app.add_typer(reward_app, name="reward")
 app.add_typer(policy_app, name="policy")
 app.add_typer(dpo_app, name="dpo")
+app.add_typer(eval_app, name="eval")
 app.add_typer(config_app, name="config")
 app.add_typer(debug_app, name="debug")
 app.add_typer(k8s_app, name="k8s")
@@ -133,24 +135,6 @@ def dpo_train(
 ) -> None:
     """Train a policy on preference pairs alone (DPO, IPO), without generation, values or rewards."""
     _run_job("jobs.train_dpo", "train_dpo", DpoRecipe, recipe, resumed(overrides, resume), as_json)
-
-
-@app.command("eval")
-def evaluate(
-    recipe: RecipeArg,
-    policy: Annotated[Path | None, typer.Option(help="Policy folder to evaluate; default: the recipe's model.")] = None,
-    overrides: SetOption = [],  # noqa: B006
-    as_json: JsonOption = False,
-) -> None:
-    """Answer a policy recipe's held-out prompts and measure gold, KL and length."""
-
-    def work() -> dict[str, Any]:
-        settings = load_recipe(PolicyRecipe, recipe, overrides)
-        job = importlib.import_module("jobs.evaluate").evaluate_policy
-        with importlib.import_module("dvpo_ray.console").progress(as_json, settings.run.name) as listener:
-            return job(settings, policy, listener)
-
-    guard(work, as_json)
 
 
 @app.command()

@@ -21,6 +21,7 @@ SHOWN_KEYS = (
     ("gold_before", "gold before"),
     ("gold_after", "gold after"),
     ("gold_after_ci95", "gold after, 95% interval"),
+    ("gold", "gold"),
     ("win_rate", "win rate against the start"),
     ("kl_per_token", "KL per token (nats)"),
     ("gvm_pair_accuracy_mean", "value model pair accuracy, mean value"),
@@ -91,6 +92,14 @@ def show_result(result: dict[str, Any]) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for label, value in known:
         console.print(f"{label:<{width}}  {_format(value)}")
+
+
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    """Rows with the same keys, as a table."""
+    table = Table(*rows[0], box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(_format(value) for value in row.values()))
+    Console().print(table)
 
 
 def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:

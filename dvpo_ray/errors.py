@@ -113,5 +113,13 @@ class RewardError(RunError):
     """A reward failed, or gave something other than a finite number for each answer."""
 
 
+class JudgeError(RunError):
+    """The service that judges answers refuses, or keeps failing."""
+
+
+class RequestRefusedError(JudgeError):
+    """The service that judges answers refused one request, for what it holds; others may be answered."""
+
+
 class StaleRowsError(RunError):
     """Answers are older than the run allows, or newer than they can be."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -14,10 +13,10 @@ import numpy as np
 
 from dvpo_ray.config.rewards import FunctionReward, HttpReward, ModelReward, RewardConfig
 from dvpo_ray.entry_points import load_entry_point
-from dvpo_ray.errors import ConfigError, RewardError
+from dvpo_ray.errors import RewardError
+from dvpo_ray.retries import Patience, bearer, may_pass, retry_after
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 
 
 class Rewards:
@@ -76,12 +75,7 @@ class RemoteReward:
         self._config = config
         self._failures = 0
         self._open_until = 0.0
-        headers = {}
-        if config.token_variable:
-            token = os.environ.get(config.token_variable)
-            if not token:
-                raise ConfigError(f"reward '{name}': the variable {config.token_variable} (token_variable) is not set")
-            headers["Authorization"] = f"Bearer {token}"
+        headers = bearer(config.token_variable, f"reward '{name}' (token_variable)")
         self._client = httpx.Client(headers=headers, timeout=config.timeout_s)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -100,28 +94,27 @@ class RemoteReward:
 
     def _ask(self, body: dict[str, list[str]]) -> Any:
         """The reply to one batch."""
-        deadline, wait = time.monotonic() + self._config.patience_s, FIRST_WAIT_S
+        patience = Patience(self._config.patience_s)
         while True:
-            self._wait_for_service(deadline)
+            self._wait_for_service(patience.deadline)
             try:
                 response = self._client.post(self._config.url, json=body)
-                if response.status_code != httpx.codes.TOO_MANY_REQUESTS and not response.is_server_error:
+                if not may_pass(response):
                     self._failures = 0
                     return self._read(response)
-                trouble, asked = f"status {response.status_code}", _retry_after(response)
+                trouble, asked = f"status {response.status_code}", retry_after(response)
             except httpx.TransportError as error:
                 trouble, asked = repr(error), 0.0
             self._failures += 1
             if self._failures >= self._config.open_after:
                 self._open_until = time.monotonic() + self._config.pause_s
-            pause = max(wait, asked)
-            if time.monotonic() + pause > deadline:
+            pause = patience.pause(asked)
+            if pause is None:
                 raise RewardError(
                     f"reward '{self._name}': {self._config.url} kept failing for {self._config.patience_s:g} s, "
                     f"lastly with {trouble}; mend the service and go on with --resume auto"
                 )
             time.sleep(pause)
-            wait = min(2 * wait, LONGEST_WAIT_S)
 
     def _wait_for_service(self, deadline: float) -> None:
         """Leave a failing service alone for a while."""
@@ -138,11 +131,3 @@ class RemoteReward:
             return response.json()["rewards"]
         except (ValueError, KeyError, TypeError) as error:
             raise RewardError(f"reward '{self._name}': {self._config.url} sent no JSON with 'rewards': {text}") from error
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the service asks to wait, 0 when it does not say."""
-    try:
-        return max(0.0, float(response.headers.get("Retry-After", 0)))
-    except ValueError:
-        return 0.0

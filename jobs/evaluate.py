@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import torch
 from actors.placement import ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
+from dvpo_ray.best_of import best_of_curve
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.data import DeadLetters, load_pairs
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.evaluation import Evaluator
+from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.value_update import pair_accuracy, pair_wins
 from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.models.folder import check_model_folder
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import load_value_model, read_seal
+from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
 from dvpo_ray.run import CONFIG, RESULT, Event, Listener, prepare_folder, write_json
 from jobs.setup import base_model, fitting_value_model, read_evaluation_prompts, read_prompts
@@ -66,6 +69,46 @@ def rank_pairs(folder: Path, data: str, max_prompt_tokens: int, max_answer_token
 
 def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listener = lambda event: None) -> dict[str, Any]:
     """Answer the recipe's held-out prompts with a policy; KL is against its model. Writes to ``run.name`` + ``-eval``."""
+    folder, evaluation, facts = _answer_held_out(recipe, policy, "eval", listener)
+    result = {"policy": facts["policy"], **evaluation.summary(), **facts}
+    write_json(folder / RESULT, result)
+    return result
+
+
+def best_of(
+    recipe: PolicyRecipe,
+    policy: Path | None,
+    counts: Sequence[int],
+    samples: int,
+    listener: Listener = lambda event: None,
+) -> dict[str, Any]:
+    """What choosing the best of n answers gives, for each n of ``counts``, from ``samples`` answers to each held-out prompt.
+
+    Writes to ``run.name`` + ``-best-of``.
+
+    Raises:
+        ConfigError: an n is larger than ``samples``, or there is nothing to choose by.
+    """
+    if max(counts) > samples:
+        raise ConfigError(f"--samples {samples} are fewer than the largest --n, {max(counts)}: take at least as many")
+    section = recipe.policy.evaluation
+    if section is not None:
+        section = section.model_copy(update={"answers_per_prompt": samples})
+    recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"evaluation": section})})
+    folder, evaluation, facts = _answer_held_out(recipe, policy, "best-of", listener)
+    curve = best_of_curve(evaluation, counts, with_value=recipe.policy.value_model is not None)
+    chart = folder / "best_of.svg"
+    chart.write_text(draw_best_of(curve), encoding="utf-8")
+    result = {"model": facts["policy"], "samples": samples, "seconds": facts["seconds_total"], "seed": facts["seed"]}
+    result |= {"curve": curve, "chart": str(chart.resolve())}
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _answer_held_out(
+    recipe: PolicyRecipe, policy: Path | None, suffix: str, listener: Listener
+) -> tuple[Path, Evaluation, dict[str, Any]]:
+    """Start engines and scorers, answer the recipe's held-out prompts; returns the run's folder, the answers, and facts."""
     section = recipe.policy.evaluation
     if section is None:
         raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
@@ -74,7 +117,7 @@ def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listene
     named = recipe.policy.value_model if recipe.policy.advantage.reads_values else None
     value_folder = str(fitting_value_model(named, base)[0]) if named else None
     model = str(base.folder if policy is None else check_model_folder(policy).resolve())
-    run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-eval"})
+    run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
     (folder / CONFIG).write_text(dump_resolved(recipe))
     trained_on = read_prompts(recipe.policy.data, base.tokenizer, folder)
@@ -99,9 +142,7 @@ def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listene
             scorers.stop()
     lines = "".join(json.dumps(row) + "\n" for row in evaluation.rows())
     (folder / "evaluations.jsonl").write_text(lines, encoding="utf-8")
-    result = {"policy": model, **evaluation.summary(), "seconds_total": time.time() - began, "seed": recipe.run.seed}
-    write_json(folder / RESULT, result)
-    return result
+    return folder, evaluation, {"policy": model, "seconds_total": time.time() - began, "seed": recipe.run.seed}
 
 
 def _values(reader: ValueReader, prompts: list[np.ndarray], answers: list[np.ndarray], device: str) -> list[np.ndarray]:

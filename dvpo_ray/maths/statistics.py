@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,3 +49,20 @@ def wins(scores: Sequence[float], others: Sequence[float]) -> list[float]:
 def win_rate(after: Sequence[float], before: Sequence[float]) -> float:
     """Share of answers whose score beats its counterpart's; ties count half."""
     return float(np.mean(wins(after, before)))
+
+
+def best_of_n(scores: Sequence[float], measured: Sequence[float], n: int) -> float:
+    """Expected ``measured`` of the answer that has the highest score among ``n``, from N >= n answers to the same prompt.
+
+    The mean over all C(N, n) subsets, which is unbiased for n answers sampled anew: the i-th smallest score (i from 1) is the
+    highest of C(i - 1, n - 1) subsets. Answers of equal score are equally likely to be taken.
+    """
+    keys, values = np.asarray(scores, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+    if keys.shape != values.shape or not 1 <= n <= keys.size:
+        raise ValueError(f"need as many scores as measurements, and at least n = {n}; got {keys.shape} and {values.shape}")
+    subsets = math.comb(keys.size, n)
+    shares = np.array([math.comb(i, n - 1) / subsets for i in range(keys.size)])
+    rank = np.searchsorted(np.sort(keys), keys, side="left")
+    sizes = np.bincount(rank, minlength=keys.size)
+    taken = [shares[first : first + sizes[first]].sum() / sizes[first] for first in rank]
+    return float(np.dot(taken, values))

@@ -36,7 +36,7 @@ def all_charts(records: RunRecords) -> list[dict[str, str]]:
             _lines(records.dpo_steps, {"dpo/margin": "margin", "dpo/accuracy": "right"}),
         ),
     ]
-    return [{"title": title, "svg": _svg(draw)} for title, draw in charts if draw is not None]
+    return [{"title": title, "svg": svg(draw)} for title, draw in charts if draw is not None]
 
 
 def _lines(rows: Sequence[dict[str, Any]], keys: dict[str, str]) -> Drawing | None:
@@ -81,14 +81,15 @@ def _stacked_seconds(rows: Sequence[dict[str, Any]]) -> Drawing | None:
     return draw
 
 
-def _svg(draw: Drawing) -> str:
+def svg(draw: Drawing, width: float = 5.2, height: float = 2.6) -> str:
+    """A drawing on axes as SVG; size in inches."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(figsize=(5.2, 2.6), layout="constrained")
+        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
         draw(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)

@@ -88,7 +88,7 @@ class RunRecords:
             raise UserInputError(f"'{folder}' holds no finished run: no result.json; give the folder of a run that ended")
         value = folder / "value" if (folder / "value").is_dir() else folder
         policy = folder / "policy" if (folder / "policy" / "metrics.jsonl").is_file() else folder
-        lines = _metrics(policy / "metrics.jsonl")
+        lines = read_metrics(policy / "metrics.jsonl")
         facts, config = read_object(result), folder / "config.json"
         _checked(Intervals, {name: facts[name] for name in Intervals.model_fields if name in facts}, str(result))
         read_object(config)
@@ -97,7 +97,7 @@ class RunRecords:
             name=folder.resolve().name,
             result=facts,
             config_text=config.read_text(encoding="utf-8"),
-            value_steps=[line for line in _metrics(value / "metrics.jsonl") if "loss/value" in line],
+            value_steps=[line for line in read_metrics(value / "metrics.jsonl") if "loss/value" in line],
             policy_steps=[line for line in lines if "seconds/rollout" in line],
             dpo_steps=[line for line in lines if "loss/dpo" in line],
             evaluations=[line for line in lines if any(key.startswith("eval/") for key in line)],
@@ -169,7 +169,12 @@ def _diverging(x: float) -> str:
     return f"rgba({red},{green},{blue},{min(1.0, abs(x)) * 0.7:.2f})"
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; none when there is no file.
+
+    Raises:
+        DataError: naming a row without the numbers that its kind has.
+    """
     rows = read_records(path)
     for number, row in enumerate(rows, 1):
         for mark, names in NEEDED.items():

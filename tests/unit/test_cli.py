@@ -51,3 +51,25 @@ def test_doctor_names_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     code, output = invoke("doctor", "--json")
     assert code == 1
     assert "Ray" in json.loads(output)["message"]
+
+
+def test_eval_of_a_recipe_needs_no_command() -> None:
+    for words in (("eval", "policy", "nowhere"), ("eval", "nowhere"), ("eval", "--json", "nowhere")):
+        code, output = invoke(*words)
+        assert code == 2 and "no recipe 'nowhere'" in output
+    assert "frontier" in invoke("eval", "--help")[1]
+
+
+def test_numbers_of_best_of_are_checked() -> None:
+    for given in ("1,x", "0,2", ""):
+        code, output = invoke("eval", "best-of", "nowhere", "--n", given)
+        assert code == 2 and "no list of positive numbers" in " ".join(output.split())
+
+
+def test_a_frontier_from_the_command_line(tmp_path: Path) -> None:
+    facts = {"gold": 0.6, "gold_ci95_low": 0.5, "gold_ci95_high": 0.65, "kl_per_answer": 2.0}
+    (tmp_path / "result.json").write_text(json.dumps(facts))
+    code, output = invoke("eval", "frontier", str(tmp_path), "--out", str(tmp_path / "f.svg"))
+    assert code == 0 and "0.650" in output and (tmp_path / "f.svg").is_file()
+    code, output = invoke("eval", "frontier", str(tmp_path / "nowhere"), "--json")
+    assert code == 2 and "holds no evaluation with gold" in json.loads(output)["message"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dvpo_ray import rewards
+from dvpo_ray import retries
 from dvpo_ray.config.algorithms import DvpoGae, Grpo, KlSection
 from dvpo_ray.config.rewards import FunctionReward, HttpReward
 from dvpo_ray.errors import ConfigError, RewardError
@@ -21,19 +19,7 @@ from dvpo_ray.learning.policy_update import prepare
 from dvpo_ray.rewards import RemoteReward, Rewards
 from dvpo_ray.rows import Ragged, ScoredBatch
 from tests.fakes import scored_batch
-
-Reply = tuple[int, dict[str, str], str]
-
-
-class Service:
-    """A reward service whose replies a test writes; it keeps what it was asked and when."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.reply: Callable[[dict[str, Any]], Reply] = good
-        self.asked: list[dict[str, Any]] = []
-        self.at: list[float] = []
-        self.authorization = ""
+from tests.services import Reply, Service, serving
 
 
 def good(body: dict[str, Any]) -> Reply:
@@ -42,39 +28,18 @@ def good(body: dict[str, Any]) -> Reply:
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.asked.append(body)
-            found.at.append(time.monotonic())
-            found.authorization = self.headers.get("Authorization", "")
-            status, headers, text = found.reply(body)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found = Service(f"http://127.0.0.1:{server.server_port}/score")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    """A reward service."""
+    with serving(good) as found:
         yield found
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
 
 
 def remote(service: Service, **settings: Any) -> RemoteReward:
-    return RemoteReward("taste", HttpReward(url=service.url, **({"patience_s": 5.0} | settings)))
+    return RemoteReward("taste", HttpReward(url=service.address, **({"patience_s": 5.0} | settings)))
 
 
 PROMPTS, ANSWERS = ["a", "b", "c"], ["x", "yy", "zzz"]
@@ -146,7 +111,7 @@ def test_a_wrong_reply_ends_it_at_once(service: Service, reply: Reply, message: 
 
 
 def test_several_rewards_are_columns_in_the_order_of_the_recipe(service: Service) -> None:
-    both = Rewards({"taste": HttpReward(url=service.url), "letters": FunctionReward(function="tests.fakes:early_letters")})
+    both = Rewards({"taste": HttpReward(url=service.address), "letters": FunctionReward(function="tests.fakes:early_letters")})
     assert np.array_equal(both(PROMPTS, ["ab", "z"]), np.array([[2, 1], [1, -1]], dtype=np.float32))
     assert Rewards({})(PROMPTS, ANSWERS).shape == (3, 0)
 

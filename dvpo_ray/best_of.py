@@ -1,0 +1,48 @@
+"""The best-of-n curve: what a policy's answers are worth when the best of n is taken, by gold or by the frozen value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation
+from dvpo_ray.maths.statistics import best_of_n, bootstrap_ci95
+
+
+def best_of_curve(evaluation: Evaluation, counts: Sequence[int], with_value: bool) -> list[dict[str, Any]]:
+    """A row for each n: means over prompts with 95% intervals (bootstrap over prompts).
+
+    ``gold_by_gold`` is the best there is, ``gold_by_value`` what choosing by the value of the last token gives of it, and
+    ``value_by_value`` that value: where it goes on rising while ``gold_by_value`` does not, the value model is being exploited.
+    ``kl_at_most`` bounds the KL of the best of n against the policy, log n - (n - 1)/n nats an answer (Beirami et al. 2024).
+
+    Raises:
+        ConfigError: there is neither gold nor value.
+    """
+    prompts: dict[str, list[EvaluatedAnswer]] = {}
+    for answer in evaluation.answers:
+        prompts.setdefault(answer.prompt_id, []).append(answer)
+    groups = list(prompts.values())
+    series: dict[str, tuple[list[list[float]], list[list[float]]]] = {}
+    gold = [[answer.gold for answer in group if answer.gold is not None] for group in groups]
+    value = [[answer.values[-1] for answer in group] for group in groups]
+    if evaluation.golds is not None:
+        series["gold_by_gold"] = gold, gold
+    if with_value:
+        series["value_by_value"] = value, value
+    if with_value and evaluation.golds is not None:
+        series["gold_by_value"] = value, gold
+    if not series:
+        raise ConfigError("nothing to choose answers by: give policy.evaluation.gold or policy.value_model")
+    rows = []
+    for n in counts:
+        row: dict[str, Any] = {"n": n, "kl_at_most": math.log(n) - (n - 1) / n}
+        for name, (scores, measured) in series.items():
+            each = [best_of_n(by, what, n) for by, what in zip(scores, measured, strict=True)]
+            row |= {name: float(np.mean(each)), f"{name}_ci95": bootstrap_ci95(each)}
+        rows.append(row)
+    return rows

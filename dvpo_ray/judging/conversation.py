@@ -1,0 +1,101 @@
+"""Questions of one or more turns put to the rollout engines: a turn is asked once the one before is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dvpo_ray.config.sections import RolloutSection
+from dvpo_ray.data.encode import encode_prompt
+from dvpo_ray.data.formats import Message
+from dvpo_ray.data.reasons import BadRow
+from dvpo_ray.errors import ActorFailedError, DataError
+from dvpo_ray.judging.formats import Question
+from dvpo_ray.rows import Answer, GenerationRequest
+from dvpo_ray.stages import Handle, Rollouts
+
+
+@dataclass
+class Conversation:
+    """A question and what was said so far. Of each answer: its text, its length in tokens, and whether the limit cut it."""
+
+    question: Question
+    said: list[Message] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
+
+
+class Interviewer:
+    """Asks engines; ``fetch`` gets the answer behind a handle, ``rollout`` says how long prompts and answers may be."""
+
+    def __init__(self, tokenizer: Any, rollout: RolloutSection, seed: int, fetch: Callable[[Handle], Answer]) -> None:
+        self._tokenizer = tokenizer
+        self._rollout = rollout
+        self._seed = seed
+        self._fetch = fetch
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Refuse questions that cannot fit, before any engine starts: with answers of full length between their turns.
+
+        Raises:
+            DataError: naming the question, its tokens and the limit.
+        """
+        for question in questions:
+            said: list[Message] = []
+            for turn, messages in enumerate(question.turns):
+                said += messages
+                self._encode(question, said, turn * self._rollout.max_new_tokens)
+                said.append(Message("assistant", ""))
+
+    def ask(self, questions: Sequence[Question], rollouts: Rollouts, asked: Callable[[int], None]) -> list[Conversation]:
+        """Answer all turns of all questions; ``asked`` is told how many answers there are whenever it grows.
+
+        Raises:
+            DataError: a later turn does not fit after the answers before it.
+            ActorFailedError: an answer was given up.
+        """
+        conversations = [Conversation(question) for question in questions]
+        # A row's deadline counts from when it was asked: no more at once than the engines answer at the same time.
+        at_once = self._rollout.actors * self._rollout.engine.max_num_seqs
+        done = 0
+        for turn in range(max(len(question.turns) for question in questions)):
+            open_ones = [one for one in conversations if turn < len(one.question.turns)]
+            for first in range(0, len(open_ones), at_once):
+                self._ask_turn(turn, first, open_ones[first : first + at_once], rollouts)
+                done += len(open_ones[first : first + at_once])
+                asked(done)
+        return conversations
+
+    def _ask_turn(self, turn: int, first: int, conversations: Sequence[Conversation], rollouts: Rollouts) -> None:
+        requests = []
+        for i, one in enumerate(conversations, first):
+            one.said += one.question.turns[turn]
+            seed = (self._seed * 7919 + turn * 101 + i) % 2**31
+            requests.append(GenerationRequest(f"{turn}/{i}", self._encode(one.question, one.said), seed))
+        found = {answer.row_id: answer for answer in map(self._fetch, rollouts.generate(requests))}
+        for request, one in zip(requests, conversations, strict=True):
+            if request.row_id not in found:
+                raise ActorFailedError(f"question '{one.question.key}', turn {turn + 1}: not answered in time")
+            answer = found[request.row_id]
+            text = self._tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip()
+            one.said.append(Message("assistant", text))
+            one.answers.append(text)
+            one.tokens.append(int(answer.response_ids.size))
+            one.cut.append(answer.finish_reason == "length")
+
+    def _encode(self, question: Question, said: Sequence[Message], beside: int = 0) -> tuple[int, ...]:
+        """Token ids of a conversation, which fit an engine together with ``beside`` more tokens and an answer."""
+        try:
+            ids = tuple(encode_prompt(self._tokenizer, tuple(said)))
+        except BadRow as bad:
+            raise DataError(f"question '{question.key}': {bad.detail}") from bad
+        needed, limit = len(ids) + beside + self._rollout.max_new_tokens, self._rollout.engine.max_model_len
+        if needed > limit:
+            raise DataError(
+                f"question '{question.key}' may take {needed} tokens (its turns, and answers of "
+                f"{self._rollout.max_new_tokens}), more than policy.rollout.engine.max_model_len ({limit}): raise it, or lower "
+                "policy.rollout.max_new_tokens"
+            )
+        return ids

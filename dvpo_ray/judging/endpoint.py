@@ -1,0 +1,145 @@
+"""A chat model behind an OpenAI-compatible endpoint: asked again after what may pass, with a deadline for every request."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from dvpo_ray.errors import ConfigError, JudgeError, RequestRefusedError
+from dvpo_ray.json_files import parse_object
+from dvpo_ray.retries import Patience, bearer, may_pass, retry_after
+
+# What is wrong with the one request, as against the address, the model's name or the token.
+REFUSALS = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY)
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Who judges, and how it is asked.
+
+    ``endpoint`` is the address that ``/chat/completions`` is appended to, for example ``http://127.0.0.1:8000/v1``;
+    ``key_variable`` the environment variable with the API key. At most ``concurrency`` requests are under way; each attempt may
+    take ``timeout_s`` seconds, all attempts at a request ``patience_s``.
+    """
+
+    endpoint: str
+    model: str
+    key_variable: str | None = None
+    max_tokens: int = 512
+    temperature: float = 0.0
+    concurrency: int = 8
+    timeout_s: float = 120.0
+    patience_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        try:
+            url = httpx.URL(self.endpoint)
+            usable = url.scheme in ("http", "https") and bool(url.host)
+        except httpx.InvalidURL:
+            usable = False
+        if not usable:
+            raise ConfigError(f"--endpoint '{self.endpoint}' is no address: give one like http://127.0.0.1:8000/v1")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of them a verdict depends on."""
+        return {"model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back; tokens as the service counts them, 0 when it does not say."""
+
+    text: str
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+
+
+class Endpoint:
+    """Use as an asynchronous context; ``retries`` counts attempts after the first ones."""
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        """Raises ConfigError when the key's variable is not set."""
+        self._settings = settings
+        self._url = f"{settings.endpoint.rstrip('/')}/chat/completions"
+        headers = bearer(settings.key_variable, "--key-variable")
+        limits = httpx.Limits(max_connections=settings.concurrency)
+        self._client = httpx.AsyncClient(headers=headers, timeout=settings.timeout_s, limits=limits)
+        self.retries = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._client.aclose()
+
+    async def ask(self, messages: list[dict[str, str]]) -> Reply:
+        """The reply to a chat.
+
+        Raises:
+            RequestRefusedError: this one chat is not answered, for example because it is too long.
+            JudgeError: nothing is answered: the service refuses, or kept failing for ``patience_s``.
+        """
+        settings = self._settings
+        body = {"messages": messages, **settings.identity}
+        patience = Patience(settings.patience_s)
+        while True:
+            try:
+                response = await self._client.post(self._url, json=body)
+                if not may_pass(response):
+                    return self._read(response)
+                trouble, asked = f"status {response.status_code}: {response.text[:200]}", retry_after(response)
+            except (httpx.RequestError, MalformedReplyError) as error:
+                trouble, asked = repr(error), 0.0
+            pause = patience.pause(asked)
+            if pause is None:
+                raise JudgeError(
+                    f"{self._url} kept failing for {settings.patience_s:g} s, lastly with {trouble}; verdicts so far are kept: "
+                    "mend the service and give the same command again"
+                )
+            self.retries += 1
+            await asyncio.sleep(pause)
+
+    def _read(self, response: httpx.Response) -> Reply:
+        """What a reply says that is not to be asked for again."""
+        text = response.text[:200]
+        if response.status_code in REFUSALS:
+            raise RequestRefusedError(f"{self._url} refused with status {response.status_code}: {text}")
+        if not response.is_success:
+            raise JudgeError(
+                f"{self._url} refused with status {response.status_code}: {text}; check --endpoint, --model and --key-variable"
+            )
+        return read_completion(response.content)
+
+
+class MalformedReplyError(Exception):
+    """A reply of another form; a proxy may have sent it, so it may pass."""
+
+
+def read_completion(content: bytes) -> Reply:
+    """What a chat completion says.
+
+    Raises:
+        MalformedReplyError: it is none.
+    """
+    try:
+        completion = parse_object(content)
+        choice, usage = completion["choices"][0], completion.get("usage") or {}
+        # A model that only reasoned has said nothing.
+        said = choice["message"]["content"] or ""
+        if not isinstance(said, str):
+            raise TypeError("the content is no text")
+        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        return Reply(_storable(said), _storable(str(choice.get("finish_reason"))), *counts)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise MalformedReplyError(f"no chat completion ({type(error).__name__}): {content[:200]!r}") from error
+
+
+def _storable(text: str) -> str:
+    """Text without the lone surrogates that JSON can spell and no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,169 @@
+"""A judge compares the answers of two models, each pair in both orders; what it said once is not asked again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dvpo_ray.errors import JudgeError, RequestRefusedError
+from dvpo_ray.judging.cost import Prices, agree, estimate, token_counter
+from dvpo_ray.judging.endpoint import Endpoint, JudgeSettings
+from dvpo_ray.judging.files import read_answers, read_questions
+from dvpo_ray.judging.formats import format_named
+from dvpo_ray.judging.verdict_file import Judgement, VerdictFile
+from dvpo_ray.judging.verdicts import Comparison, Request, Verdict, pair_up, parse_verdict, summarise
+from dvpo_ray.run import Event, Listener
+from dvpo_ray.run_folder import locked
+
+# Of all requests, between two lines of progress.
+SHOWN_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What the judge may cost: ``yes`` to whatever it takes, or ``max_cost`` at ``prices``. The estimate's tokens are those of
+    ``tokenizer``, where there is one."""
+
+    yes: bool = False
+    max_cost: float | None = None
+    prices: Prices = field(default_factory=Prices)
+    tokenizer: Path | None = None
+
+
+def compare_answers(
+    a: Path,
+    b: Path,
+    kind: str,
+    questions: Path | None,
+    settings: JudgeSettings,
+    verdicts: Path,
+    consent: Consent,
+    listener: Listener = lambda event: None,
+) -> dict[str, Any]:
+    """Judge two files of answers of format ``kind``; returns the closing figures.
+
+    The file ``verdicts`` keeps what the judge said, and is gone on with when it is there.
+
+    Raises:
+        ConfigError: nobody agreed to the cost.
+        JudgeError: the service refuses or keeps failing, or the cost passed ``max_cost``.
+    """
+    form = format_named(kind)
+    asked = {} if questions is None else {one.key: one.asked for one in read_questions(questions, form)}
+    comparisons = pair_up(read_answers(a, form), read_answers(b, form), asked)
+    with locked(verdicts), VerdictFile(verdicts) as file:
+        wanted = _wanted(comparisons, settings)
+        missing = {key: request for key, request in wanted.items() if key not in file.known}
+        count, counted = token_counter(consent.tokenizer)
+        expected = estimate(list(missing.values()), settings.max_tokens, consent.prices, count, counted)
+        agree(expected, consent.max_cost, consent.yes)
+        listener(Event("phase", f"{len(wanted) - len(missing)} verdicts are known; asking {settings.model}: {expected}"))
+        judging = _Judging(file, settings, consent, listener)
+        asyncio.run(judging.ask_all(missing))
+        facts = _facts(comparisons, file.known, settings)
+    return facts | {
+        "judge": settings.model,
+        "known_before": len(wanted) - len(missing),
+        "asked": len(missing),
+        "retries": judging.retries,
+        "refused": len(judging.refusals),
+        "refusal": judging.refusals[0] if judging.refusals else None,
+        "input_tokens": judging.input_tokens,
+        "output_tokens": judging.output_tokens,
+        "cost": judging.cost if consent.prices.given else None,
+        "estimated_input_tokens": expected.input_tokens,
+        "estimated_cost_at_most": expected.cost_at_most,
+        "verdicts": str(verdicts.resolve()),
+    }
+
+
+class _Judging:
+    """The requests of one evaluation, a bounded number at a time."""
+
+    def __init__(self, file: VerdictFile, settings: JudgeSettings, consent: Consent, listener: Listener) -> None:
+        self._file = file
+        self._settings = settings
+        self._consent = consent
+        self._listener = listener
+        self._done = 0
+        self.retries = 0
+        self.refusals: list[str] = []
+        self.input_tokens = 0
+        self.output_tokens = 0
+
+    @property
+    def cost(self) -> float:
+        """Of what was asked now, as the service counts tokens."""
+        return self._consent.prices.cost(self.input_tokens, self.output_tokens)
+
+    async def ask_all(self, missing: Mapping[str, Request]) -> None:
+        """Ask for all; the first failure ends the rest.
+
+        Raises:
+            JudgeError: the service refuses or keeps failing, refused every request, or the cost passed the limit.
+        """
+        places = asyncio.Semaphore(self._settings.concurrency)
+        try:
+            async with Endpoint(self._settings) as endpoint, asyncio.TaskGroup() as tasks:
+                for key, request in missing.items():
+                    tasks.create_task(self._ask(key, request, len(missing), endpoint, places))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        self.retries = endpoint.retries
+        if missing and len(self.refusals) == len(missing):
+            raise JudgeError(f"all {len(missing)} requests were refused, the first so: {self.refusals[0]}")
+
+    async def _ask(self, key: str, request: Request, total: int, endpoint: Endpoint, places: asyncio.Semaphore) -> None:
+        async with places:
+            limit = self._consent.max_cost
+            if limit is not None and self.cost > limit:
+                raise JudgeError(
+                    f"the judge has cost {self.cost:.2f}, more than --max-cost {limit:g}, and more than estimated; verdicts so "
+                    "far are kept: raise the limit to go on"
+                )
+            try:
+                reply = await endpoint.ask(request.messages())
+            except RequestRefusedError as error:
+                self.refusals.append(f"question '{request.question[:80]}': {error}")
+            else:
+                judgement = Judgement(
+                    key=key,
+                    question=request.question,
+                    verdict=parse_verdict(reply.text),
+                    reply=reply.text,
+                    finish_reason=reply.finish_reason,
+                    input_tokens=reply.input_tokens,
+                    output_tokens=reply.output_tokens,
+                )
+                self._file.add(judgement)
+                self.input_tokens += reply.input_tokens
+                self.output_tokens += reply.output_tokens
+        self._done += 1
+        if self._done == total or self._done % max(1, int(total * SHOWN_SHARE)) == 0:
+            self._listener(Event("step", "", self._done, total))
+
+
+def _wanted(comparisons: Sequence[Comparison], settings: JudgeSettings) -> dict[str, Request]:
+    """Everything the judge must have been asked, by its key."""
+    requests = [request for one in comparisons if not one.identical for request in one.orders()]
+    return {request.identity(settings.identity): request for request in requests}
+
+
+def _facts(comparisons: Sequence[Comparison], known: Mapping[str, Judgement], settings: JudgeSettings) -> dict[str, Any]:
+    """The figures of all verdicts, old and new; a request that was refused has none."""
+    judged = [one for one in comparisons if not one.identical]
+    found = [[known.get(request.identity(settings.identity)) for request in one.orders()] for one in judged]
+    replies = [judgement for pair in found for judgement in pair if judgement is not None]
+    unread = [judgement for judgement in replies if judgement.verdict is None]
+
+    def verdict(judgement: Judgement | None) -> Verdict | None:
+        return None if judgement is None else judgement.verdict
+
+    facts = summarise([(verdict(first), verdict(second)) for first, second in found], len(comparisons) - len(judged))
+    return facts | {
+        "parse_failures": len(unread),
+        "parse_failures_cut": sum(judgement.finish_reason == "length" for judgement in unread),
+    }

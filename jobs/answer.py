@@ -1,0 +1,66 @@
+"""Answers of a policy to the questions of a public benchmark, in the benchmark's own format."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from actors.calls import get
+from actors.placement import ray_session
+from actors.rollout_pool import RolloutPool
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.judging.conversation import Interviewer
+from dvpo_ray.judging.files import read_questions, refuse_to_replace, write_rows
+from dvpo_ray.judging.formats import format_named
+from dvpo_ray.run import Event, Listener
+from jobs.setup import base_model
+
+
+def answer_questions(
+    recipe: PolicyRecipe,
+    policy: Path | None,
+    questions: Path,
+    kind: str,
+    out: Path,
+    name: str | None = None,
+    listener: Listener = lambda event: None,
+) -> dict[str, Any]:
+    """Write a policy's answers to the questions of a file of format ``kind``; returns the closing figures.
+
+    The recipe's ``[policy.rollout]`` says how they are sampled; ``policy`` None takes its model. ``name`` is the model's in the
+    answers, by default the folder's.
+    """
+    began = time.time()
+    form = format_named(kind)
+    refuse_to_replace(out)
+    asked = read_questions(questions, form)
+    model = recipe.model if policy is None else recipe.model.model_copy(update={"path": str(policy)})
+    base = base_model(model)
+    rollout, cluster = recipe.policy.rollout, recipe.cluster
+    fetch = partial(get, timeout=cluster.call_timeout_s, who="a rollout actor", doing="handing out an answer")
+    interviewer = Interviewer(base.tokenizer, rollout, recipe.run.seed, fetch)
+    interviewer.check(asked)
+    turns = sum(len(question.turns) for question in asked)
+    with ray_session(cluster):
+        listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.folder}"))
+        rollouts = RolloutPool(str(base.folder), model, rollout, cluster, recipe.run.seed)
+        try:
+            rollouts.wait_ready()
+            listener(Event("phase", f"asking {len(asked)} questions, {turns} turns"))
+            found = interviewer.ask(asked, rollouts, lambda done: listener(Event("step", "", done, turns)))
+        finally:
+            rollouts.stop()
+    name = name or base.folder.name
+    write_rows(out, [form.written(one.question, one.answers, name, one.tokens) for one in found], form)
+    return {
+        "answers": str(out.resolve()),
+        "model": name,
+        "format": kind,
+        "questions": len(found),
+        "turns": turns,
+        "tokens_per_answer": sum(sum(one.tokens) for one in found) / turns,
+        "cut_share": sum(sum(one.cut) for one in found) / turns,
+        "seconds": time.time() - began,
+    }

@@ -1,0 +1,165 @@
+"""`dvpo eval` on real engines: answers turn by turn, a judge that vLLM serves, and the best of n by a real value model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from actors.calls import get
+from actors.rank import free_port
+from actors.rollout_pool import RolloutPool
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.data.formats import Message
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.judging.conversation import Interviewer
+from dvpo_ray.judging.endpoint import JudgeSettings
+from dvpo_ray.judging.files import read_answers
+from dvpo_ray.judging.formats import Question, format_named
+from dvpo_ray.judging.judge import Consent, compare_answers
+from dvpo_ray.rows import Answer
+from jobs.answer import answer_questions
+from jobs.evaluate import best_of, evaluate_policy
+from tests.engines import settings
+from tests.real import ROLLOUT, MakePolicyRecipe, policy_recipe_of, write_lines
+
+pytestmark = pytest.mark.integration
+KEY = "a-key-for-this-test"
+TURNS = [["Name a sea.", "And another?"], ["Say yes.", "Say no."], ["Why?", "Why not?"]]
+
+
+def test_the_second_turn_is_asked_after_the_first_answer(rollouts: RolloutPool, tokenizer: Any) -> None:
+    seen: list[Answer] = []
+
+    def fetch(handle: Any) -> Answer:
+        seen.append(get(handle, 60, "an engine", "answering"))
+        return seen[-1]
+
+    interviewer = Interviewer(tokenizer, settings().rollout, 0, fetch)
+    questions = [Question(str(i), tuple((Message("user", turn),) for turn in turns), {}) for i, turns in enumerate(TURNS)]
+    found = interviewer.ask(questions, rollouts, lambda done: None)
+    prompts = {answer.row_id: answer.prompt_ids.tolist() for answer in seen}
+    for i, (one, turns) in enumerate(zip(found, TURNS, strict=True)):
+        said = [{"role": "user", "content": turns[0]}, {"role": "assistant", "content": one.answers[0]}]
+        said.append({"role": "user", "content": turns[1]})
+        expected = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=False)
+        assert len(one.answers) == 2 and prompts[f"1/{i}"] == expected
+    again = interviewer.ask(questions, rollouts, lambda done: None)
+    assert [one.answers for one in again] == [one.answers for one in found], "the same seeds give the same answers"
+
+
+@pytest.fixture
+def answering(tiny_model: Path, prompts: tuple[Path, Path], tmp_path: Path) -> PolicyRecipe:
+    """A recipe that answers need no more of than its engine."""
+    rollout = ROLLOUT | {"engine": ROLLOUT["engine"] | {"max_model_len": 256}}
+    return policy_recipe_of(tiny_model, "not read", prompts, tmp_path, "answers", rollout=rollout)
+
+
+@contextmanager
+def vllm_serve(model: Path, context: int) -> Iterator[str]:
+    """vLLM's own OpenAI server on a free port; afterwards none of its processes is left."""
+    port = free_port()
+    command = ["vllm", "serve", str(model), "--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(context), "--max-num-seqs", "8"]
+    extra = {"VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment = os.environ | extra | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    log: deque[str] = deque(maxlen=200)
+    too_late = threading.Timer(240, process.kill)
+    too_late.start()
+    try:
+        for line in process.stdout:
+            log.append(line)
+            if "Application startup complete" in line:
+                break
+        else:
+            pytest.fail("".join(log))
+        too_late.cancel()
+        reader = threading.Thread(target=log.extend, args=(process.stdout,))
+        reader.start()
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        too_late.cancel()
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        _, alive = psutil.wait_procs(family, timeout=30)
+        for left in alive:
+            left.kill()
+    assert not alive, f"left behind: {alive}"
+    reader.join(10)
+
+
+@pytest.mark.slow
+def test_answers_in_a_public_format_judged_by_our_own_server(
+    answering: PolicyRecipe, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model says nothing sensible: its verdicts are parse failures, each counted, none asked twice."""
+    rows = [{"question_id": i, "category": "writing", "turns": turns} for i, turns in enumerate(TURNS)]
+    questions = write_lines(tmp_path / "question.jsonl", rows)
+    files = []
+    for seed in (1, 2):
+        recipe = answering.model_copy(update={"run": answering.run.model_copy(update={"seed": seed})})
+        out = tmp_path / f"model-{seed}.jsonl"
+        facts = answer_questions(recipe, None, questions, "mt-bench", out, f"model-{seed}")
+        assert (facts["questions"], facts["turns"]) == (3, 6) and 1 <= facts["tokens_per_answer"] <= 12
+        assert [one.key for one in read_answers(out, format_named("mt-bench"))] == ["0", "1", "2"]
+        files.append(out)
+    with pytest.raises(ConfigError, match="is there already"):
+        answer_questions(answering, None, questions, "mt-bench", files[0])
+
+    # As long as the judge's request, which is a token a byte here.
+    judge = Path(shutil.copytree(tiny_model, tmp_path / "judge"))
+    config = json.loads((judge / "config.json").read_text()) | {"max_position_embeddings": 2048}
+    (judge / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("TINY_KEY", KEY)
+    with vllm_serve(judge, 2048) as address:
+        settings = JudgeSettings(address, "tiny-judge", "TINY_KEY", max_tokens=16, concurrency=4, patience_s=60)
+        ask = partial(compare_answers, *files, "mt-bench", questions, settings, tmp_path / "verdicts.jsonl")
+        found = ask(Consent(yes=True))
+        assert (found["asked"], found["refused"], found["parse_failures"], found["undecided"]) == (6, 0, 6, 3)
+        assert found["win_rate_a"] is None and found["output_tokens"] > 0
+        assert 0.5 < found["estimated_input_tokens"] * 4 / found["input_tokens"] < 1.5, "four characters, not one, to a token"
+        assert ask(Consent())["asked"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert len({line["key"] for line in lines}) == 6 and all(line["verdict"] is None for line in lines)
+
+
+def test_the_best_of_n_by_a_real_value_model(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    """n = 1 is the mean of all answers; choosing by gold cannot lose; the value model knows early letters from late ones."""
+    found = best_of(policy_recipe(tmp_path, "x"), None, [1, 2, 4], 8)
+    rows = [json.loads(line) for line in (tmp_path / "x-best-of" / "evaluations.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 * 8
+    curve = found["curve"]
+    assert curve[0]["gold_by_gold"] == pytest.approx(sum(row["gold"] for row in rows) / len(rows))
+    assert curve[0]["gold_by_value"] == pytest.approx(curve[0]["gold_by_gold"])
+    assert curve[0]["gold_by_gold"] < curve[1]["gold_by_gold"] < curve[2]["gold_by_gold"]
+    assert curve[0]["gold_by_value"] < curve[2]["gold_by_value"] < curve[2]["gold_by_gold"]
+    assert Path(found["chart"]).read_text().startswith("<svg")
+    with pytest.raises(ConfigError, match="--samples 2 are fewer than the largest --n, 4"):
+        best_of(policy_recipe(tmp_path, "y"), None, [1, 4], 2)
+
+
+def test_a_policy_without_a_value_model_can_be_evaluated(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+    recipe = policy_recipe(
+        tmp_path,
+        "grpo",
+        value_model=None,
+        advantage={"type": "grpo", "score": "none"},
+        rewards={"letters": {"function": "tests.fakes:early_letters"}},
+    )
+    found = evaluate_policy(recipe, None)
+    assert found["kl_per_token"] == pytest.approx(0.0, abs=1e-4) and "gold" in found

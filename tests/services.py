@@ -1,0 +1,61 @@
+"""A real HTTP service on this machine whose replies a test writes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = tuple[int, dict[str, str], str]
+
+
+class Service:
+    """What it was asked, when, and with which token; ``reply`` is called in a thread for each request."""
+
+    def __init__(self, address: str, reply: Callable[[dict[str, Any]], Reply]) -> None:
+        self.address = address
+        self.reply = reply
+        self.asked: list[dict[str, Any]] = []
+        self.at: list[float] = []
+        self.paths: set[str] = set()
+        self.authorization = ""
+
+
+@contextmanager
+def serving(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[Service]:
+    """A service on a free port; afterwards the port is closed and all its threads have ended."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found.asked.append(body)
+            found.at.append(time.monotonic())
+            found.paths.add(self.path)
+            found.authorization = self.headers.get("Authorization", "")
+            status, headers, text = found.reply(body)
+            content = text.encode()
+            # Who asked may have given up or been killed.
+            with suppress(ConnectionError):
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        found = Service(f"http://127.0.0.1:{server.server_port}", reply)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield found
+        finally:
+            server.shutdown()
+            thread.join()

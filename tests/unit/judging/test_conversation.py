@@ -1,0 +1,83 @@
+"""Questions of several turns: what is asked, in which order, and what cannot fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dvpo_ray.config.sections import EngineSection, RolloutSection
+from dvpo_ray.data.formats import Message
+from dvpo_ray.errors import ActorFailedError, DataError
+from dvpo_ray.judging.conversation import Interviewer
+from dvpo_ray.judging.formats import Question
+from dvpo_ray.rows import Answer, GenerationRequest, ServedWeights
+from dvpo_ray.stages import Weights
+
+
+class Counting:
+    """Engines whose n-th answer is the number n, handed out in the reverse order; ``lost`` rows are given up."""
+
+    def __init__(self, tokenizer: Any, lost: str = "") -> None:
+        self.asked: list[GenerationRequest] = []
+        self.at_once: list[int] = []
+        self._tokenizer = tokenizer
+        self._lost = lost
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Answer]:
+        self.at_once.append(len(requests))
+        for number, request in reversed(list(enumerate(requests, len(self.asked)))):
+            if request.row_id != self._lost:
+                ids = np.array(self._tokenizer(f" {number}<|im_end|>")["input_ids"], dtype=np.int32)
+                empty = np.zeros(ids.size, dtype=np.float32)
+                reason = "length" if number == 3 else "stop"
+                yield Answer(request.row_id, np.array(request.prompt_ids), ids, empty, empty, reason)
+        self.asked += requests
+
+    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        return [self._lost]
+
+    def cancel(self) -> None:
+        raise NotImplementedError
+
+    def sync(self, weights: Weights) -> ServedWeights:
+        raise NotImplementedError
+
+
+def question(key: str, *turns: str) -> Question:
+    return Question(key, tuple((Message("user", turn),) for turn in turns), {})
+
+
+def interviewer(tokenizer: Any, **engine: int) -> Interviewer:
+    sizes = {"max_model_len": 256, "max_num_seqs": 2} | engine
+    return Interviewer(tokenizer, RolloutSection(max_new_tokens=16, engine=EngineSection(**sizes)), 7, lambda answer: answer)
+
+
+QUESTIONS = [question("a", "One?", "Two?"), question("b", "Only."), question("c", "First.", "Second.")]
+
+
+def test_a_turn_is_asked_after_the_answer_before_it(tokenizer: Any) -> None:
+    engines, done = Counting(tokenizer), []
+    found = interviewer(tokenizer).ask(QUESTIONS, engines, done.append)
+    assert [one.answers for one in found] == [["0", "3"], ["1"], ["2", "4"]]
+    assert [one.cut for one in found] == [[False, True], [False], [False, False]]
+    assert found[0].tokens == [3, 3], "a space, a digit, the end"
+    assert engines.at_once == [2, 1, 2] and done == [2, 3, 5], "never more than the engines answer at the same time"
+    said = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "0"}, {"role": "user", "content": "Two?"}]
+    expected = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert list(engines.asked[3].prompt_ids) == expected
+    assert len({request.seed for request in engines.asked}) == 5
+
+
+def test_what_cannot_fit_is_refused_before_engines_start(tokenizer: Any) -> None:
+    """One byte is one token: two turns, their template and two answers of 16 tokens at most need more than 64."""
+    with pytest.raises(DataError, match=r"question 'a' may take \d+ tokens.*max_model_len \(64\): raise it"):
+        interviewer(tokenizer, max_model_len=64).check(QUESTIONS[:1])
+    interviewer(tokenizer, max_model_len=64).check([question("a", "One?")])
+
+
+def test_a_question_that_was_given_up_is_named(tokenizer: Any) -> None:
+    with pytest.raises(ActorFailedError, match="question 'c', turn 2: not answered in time"):
+        interviewer(tokenizer).ask(QUESTIONS, Counting(tokenizer, lost="1/1"), lambda done: None)
