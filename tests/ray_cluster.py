@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
 PORTS += ("runtime-env-agent-port", "node-manager-port", "object-manager-port")
-END_S = 30.0
+END_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,10 @@ def ray_cluster(cpus: int) -> Iterator[RayCluster]:
             raise RuntimeError(f"Ray did not start: {said}")
         yield cluster
     finally:
-        end(head)
-        shutil.rmtree(folder)
+        try:
+            end(head, token)
+        finally:
+            shutil.rmtree(folder)
     left = set(Path("/dev/shm").iterdir()) - before
     if left:
         raise RuntimeError(f"shared memory left behind: {left}")
@@ -90,21 +92,31 @@ def started(head: subprocess.Popen[str]) -> str:
     return said
 
 
-def end(head: subprocess.Popen[str]) -> None:
-    """End a head and all that it started.
+def end(head: subprocess.Popen[str], token: Path) -> None:
+    """End a head and all that it started. A node that was at work until now takes Ray half a minute to drain.
 
     Raises:
         RuntimeError: something outlived it.
     """
-    family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else []
+    family = processes_of(token)
     head.send_signal(signal.SIGTERM)
-    head.communicate(timeout=END_S)
     _, alive = psutil.wait_procs(family, timeout=END_S)
     for process in alive:
         process.kill()
-    _, immortal = psutil.wait_procs(alive, timeout=END_S)
+    psutil.wait_procs(alive, timeout=END_S)
+    head.communicate(timeout=END_S)
     if alive:
-        raise RuntimeError(f"outlived their cluster: {alive}, {immortal}")
+        raise RuntimeError(f"outlived their cluster: {alive}")
+
+
+def processes_of(token: Path) -> list[psutil.Process]:
+    """All processes of a cluster, whoever their parent is by now: the name of its token's file is in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RAY_AUTH_TOKEN_PATH") == str(token):
+                found.append(process)
+    return found
 
 
 def free_ports(count: int) -> list[int]:
