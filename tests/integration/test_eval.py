@@ -22,6 +22,7 @@ from actors.calls import get
 from actors.rank import free_port
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.data.formats import Message
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.judging.conversation import Interviewer
@@ -32,7 +33,7 @@ from dvpo_ray.judging.judge import Consent, compare_answers
 from dvpo_ray.rows import Answer
 from jobs.answer import answer_questions
 from jobs.evaluate import best_of, evaluate_policy
-from tests.engines import settings
+from tests.engines import MODEL, settings
 from tests.real import ROLLOUT, MakePolicyRecipe, policy_recipe_of, write_lines
 
 pytestmark = pytest.mark.integration
@@ -40,7 +41,7 @@ KEY = "a-key-for-this-test"
 TURNS = [["Name a sea.", "And another?"], ["Say yes.", "Say no."], ["Why?", "Why not?"]]
 
 
-def test_the_second_turn_is_asked_after_the_first_answer(rollouts: RolloutPool, tokenizer: Any) -> None:
+def test_the_second_turn_is_asked_after_the_first_answer(ray: ClusterSection, tiny_model: Path, tokenizer: Any) -> None:
     seen: list[Answer] = []
 
     def fetch(handle: Any) -> Answer:
@@ -49,14 +50,18 @@ def test_the_second_turn_is_asked_after_the_first_answer(rollouts: RolloutPool, 
 
     interviewer = Interviewer(tokenizer, settings().rollout, 0, fetch)
     questions = [Question(str(i), tuple((Message("user", turn),) for turn in turns), {}) for i, turns in enumerate(TURNS)]
-    found = interviewer.ask(questions, rollouts, lambda done: None)
+    pool = RolloutPool(str(tiny_model), MODEL, settings().rollout, ray, seed=0)
+    try:
+        pool.wait_ready()
+        found, again = (interviewer.ask(questions, pool, lambda done: None) for _ in range(2))
+    finally:
+        pool.stop()
     prompts = {answer.row_id: answer.prompt_ids.tolist() for answer in seen}
     for i, (one, turns) in enumerate(zip(found, TURNS, strict=True)):
         said = [{"role": "user", "content": turns[0]}, {"role": "assistant", "content": one.answers[0]}]
         said.append({"role": "user", "content": turns[1]})
         expected = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=False)
         assert len(one.answers) == 2 and prompts[f"1/{i}"] == expected
-    again = interviewer.ask(questions, rollouts, lambda done: None)
     assert [one.answers for one in again] == [one.answers for one in found], "the same seeds give the same answers"
 
 
@@ -139,7 +144,7 @@ def test_answers_in_a_public_format_judged_by_our_own_server(
 
 
 def test_the_best_of_n_by_a_real_value_model(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
-    """n = 1 is the mean of all answers; choosing by gold cannot lose; the value model knows early letters from late ones."""
+    """n = 1 is the mean of all answers, more are better by what they are chosen by, and nothing beats choosing by gold."""
     found = best_of(policy_recipe(tmp_path, "x"), None, [1, 2, 4], 8)
     rows = [json.loads(line) for line in (tmp_path / "x-best-of" / "evaluations.jsonl").read_text().splitlines()]
     assert len(rows) == 8 * 8
@@ -147,7 +152,8 @@ def test_the_best_of_n_by_a_real_value_model(policy_recipe: MakePolicyRecipe, tm
     assert curve[0]["gold_by_gold"] == pytest.approx(sum(row["gold"] for row in rows) / len(rows))
     assert curve[0]["gold_by_value"] == pytest.approx(curve[0]["gold_by_gold"])
     assert curve[0]["gold_by_gold"] < curve[1]["gold_by_gold"] < curve[2]["gold_by_gold"]
-    assert curve[0]["gold_by_value"] < curve[2]["gold_by_value"] < curve[2]["gold_by_gold"]
+    assert curve[0]["value_by_value"] < curve[1]["value_by_value"] < curve[2]["value_by_value"]
+    assert all(row["gold_by_value"] <= row["gold_by_gold"] for row in curve)
     assert Path(found["chart"]).read_text().startswith("<svg")
     with pytest.raises(ConfigError, match="--samples 2 are fewer than the largest --n, 4"):
         best_of(policy_recipe(tmp_path, "y"), None, [1, 4], 2)
