@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -76,7 +77,9 @@ def answering(tiny_model: Path, prompts: tuple[Path, Path], tmp_path: Path) -> P
 def vllm_serve(model: Path, context: int) -> Iterator[str]:
     """vLLM's own OpenAI server on a free port; afterwards none of its processes is left."""
     port = free_port()
-    command = ["vllm", "serve", str(model), "--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port)]
+    # What `vllm serve` runs; that command itself looks for a package `vllm`, which the CPU build is not called.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(context), "--max-num-seqs", "8"]
     extra = {"VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment = os.environ | extra | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
