@@ -78,7 +78,7 @@ def vllm_serve(model: Path, context: int) -> Iterator[str]:
     """vLLM's own OpenAI server on a free port; afterwards none of its processes is left."""
     port = free_port()
     # What `vllm serve` runs; that command itself looks for a package `vllm`, which the CPU build is not called.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
     command += ["--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(context), "--max-num-seqs", "8"]
     extra = {"VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
