@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -76,7 +77,9 @@ def answering(tiny_model: Path, prompts: tuple[Path, Path], tmp_path: Path) -> P
 def vllm_serve(model: Path, context: int) -> Iterator[str]:
     """vLLM's own OpenAI server on a free port; afterwards none of its processes is left."""
     port = free_port()
-    command = ["vllm", "serve", str(model), "--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port)]
+    # What `vllm serve` runs; that command itself looks for a package `vllm`, which the CPU build is not called.
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
+    command += ["--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(context), "--max-num-seqs", "8"]
     extra = {"VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment = os.environ | extra | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -115,16 +118,13 @@ def test_answers_in_a_public_format_judged_by_our_own_server(
     """A random model says nothing sensible: its verdicts are parse failures, each counted, none asked twice."""
     rows = [{"question_id": i, "category": "writing", "turns": turns} for i, turns in enumerate(TURNS)]
     questions = write_lines(tmp_path / "question.jsonl", rows)
-    files = []
-    for seed in (1, 2):
-        recipe = answering.model_copy(update={"run": answering.run.model_copy(update={"seed": seed})})
-        out = tmp_path / f"model-{seed}.jsonl"
-        facts = answer_questions(recipe, None, questions, "mt-bench", out, f"model-{seed}")
-        assert (facts["questions"], facts["turns"]) == (3, 6) and 1 <= facts["tokens_per_answer"] <= 12
-        assert [one.key for one in read_answers(out, format_named("mt-bench"))] == ["0", "1", "2"]
-        files.append(out)
+    answers, others = tmp_path / "tiny.jsonl", tmp_path / "others.jsonl"
+    facts = answer_questions(answering, None, questions, "mt-bench", answers, "tiny")
+    assert (facts["questions"], facts["turns"]) == (3, 6) and 1 <= facts["tokens_per_answer"] <= 12
+    assert [one.key for one in read_answers(answers, format_named("mt-bench"))] == ["0", "1", "2"]
     with pytest.raises(ConfigError, match="is there already"):
-        answer_questions(answering, None, questions, "mt-bench", files[0])
+        answer_questions(answering, None, questions, "mt-bench", answers)
+    write_lines(others, [{"question_id": i, "choices": [{"index": 0, "turns": ["Yes.", "No."]}]} for i in range(3)])
 
     # As long as the judge's request, which is a token a byte here.
     judge = Path(shutil.copytree(tiny_model, tmp_path / "judge"))
@@ -133,7 +133,7 @@ def test_answers_in_a_public_format_judged_by_our_own_server(
     monkeypatch.setenv("TINY_KEY", KEY)
     with vllm_serve(judge, 2048) as address:
         settings = JudgeSettings(address, "tiny-judge", "TINY_KEY", max_tokens=16, concurrency=4, patience_s=60)
-        ask = partial(compare_answers, *files, "mt-bench", questions, settings, tmp_path / "verdicts.jsonl")
+        ask = partial(compare_answers, answers, others, "mt-bench", questions, settings, tmp_path / "verdicts.jsonl")
         found = ask(Consent(yes=True))
         assert (found["asked"], found["refused"], found["parse_failures"], found["undecided"]) == (6, 0, 6, 3)
         assert found["win_rate_a"] is None and found["output_tokens"] > 0
