@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from dvpo_ray import retries
+from dvpo_ray.cli import app
 from dvpo_ray.errors import ConfigError, DataError, JudgeError, RunError
 from dvpo_ray.judging import cost
 from dvpo_ray.judging.cost import Prices
@@ -325,6 +327,18 @@ def test_a_file_of_something_else_is_left_as_it_is(service: Service, answers: tu
         judged(service, answers, Consent())
     assert mine.read_text() == '{"ke', "nothing is written without consent"
     assert judged(service, answers)["asked"] == 2 * QUESTIONS
+
+
+def test_verdicts_lie_beside_the_answers_for_either_order_and_are_no_answers(
+    service: Service, answers: tuple[Path, Path]
+) -> None:
+    good, bad = map(str, answers)
+    options = ["--format", "jsonl", "--endpoint", service.address, "--model", "judge-1", "--json"]
+    for order, asked in (([good, bad, "--yes"], 2 * QUESTIONS), ([bad, good], 0)):
+        result = CliRunner().invoke(app, ["eval", "judge", *order, *options])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout.splitlines()[-1])["asked"] == asked
+    assert sorted(path.name for path in answers[0].parent.iterdir()) == ["bad-against-good.verdicts", "bad.jsonl", "good.jsonl"]
 
 
 def test_a_killed_evaluation_goes_on_without_paying_twice(answers: tuple[Path, Path]) -> None:
