@@ -13,15 +13,18 @@ from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation
 from dvpo_ray.maths.statistics import best_of_n, bootstrap_ci95
 
 
+def check_choosable(gold: str | None, value_model: str | None) -> None:
+    """Raises ConfigError when a recipe names neither, before anything is generated."""
+    if gold is None and value_model is None:
+        raise ConfigError("nothing to choose answers by: give policy.evaluation.gold or policy.value_model")
+
+
 def best_of_curve(evaluation: Evaluation, counts: Sequence[int], with_value: bool) -> list[dict[str, Any]]:
     """A row for each n: means over prompts with 95% intervals (bootstrap over prompts).
 
     ``gold_by_gold`` is the best there is, ``gold_by_value`` what choosing by the value of the last token gives of it, and
     ``value_by_value`` that value: where it goes on rising while ``gold_by_value`` does not, the value model is being exploited.
     ``kl_at_most`` bounds the KL of the best of n against the policy, log n - (n - 1)/n nats an answer (Beirami et al. 2024).
-
-    Raises:
-        ConfigError: there is neither gold nor value.
     """
     prompts: dict[str, list[EvaluatedAnswer]] = {}
     for answer in evaluation.answers:
@@ -36,8 +39,6 @@ def best_of_curve(evaluation: Evaluation, counts: Sequence[int], with_value: boo
         series["value_by_value"] = value, value
     if with_value and evaluation.golds is not None:
         series["gold_by_value"] = value, gold
-    if not series:
-        raise ConfigError("nothing to choose answers by: give policy.evaluation.gold or policy.value_model")
     rows = []
     for n in counts:
         row: dict[str, Any] = {"n": n, "kl_at_most": math.log(n) - (n - 1) / n}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -58,10 +59,10 @@ def progress(as_json: bool, run: str) -> Iterator[Listener]:
             if event.kind == "step":
                 bar.update(task, completed=event.step, total=event.total, description=headline(event.metrics))
             elif event.kind == "phase":
-                bar.console.print(f"[bold cyan]•[/] {event.text}")
+                bar.console.print(f"[bold cyan]•[/] {escape(event.text)}")
                 bar.reset(task, total=None, description="working")
             elif event.kind == "warning":
-                bar.console.print(f"[bold yellow]![/] {event.text}")
+                bar.console.print(f"[bold yellow]![/] {escape(event.text)}")
             else:
                 bar.console.print(f"  after {event.step} steps: {headline(event.metrics)}")
 

@@ -38,6 +38,12 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def default_verdicts(a: Path, b: Path) -> Path:
+    """Beside the answers, the same for B and A. Not ``.jsonl``: benchmarks' tools take such files beside answers for answers."""
+    first, second = sorted((a, b), key=lambda path: (path.stem, str(path)))
+    return first.with_name(f"{first.stem}-against-{second.stem}.verdicts")
+
+
 eval_app = typer.Typer(
     cls=EvalGroup,
     help="What a policy is worth: gold, answers to benchmarks, a judge, best of n, the KL-against-gold frontier.",
@@ -105,7 +111,7 @@ def eval_judge(
     model: Annotated[str, typer.Option(help="Name of the judge at that address.")],
     form: FormatOption,
     questions: Annotated[Path | None, typer.Option(help="File of questions; mt-bench needs it.")] = None,
-    verdicts: Annotated[Path | None, typer.Option(help="File that keeps verdicts; default: beside A.")] = None,
+    verdicts: Annotated[Path | None, typer.Option(help="File that keeps verdicts; default: beside the answers.")] = None,
     key_variable: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the judge, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the judge.")] = 0.0,
@@ -114,8 +120,8 @@ def eval_judge(
     patience: Annotated[float, typer.Option(min=0.0, help="How long a request is tried again, in seconds.")] = 600.0,
     input_price: Annotated[float, typer.Option(min=0.0, help="Of a million tokens sent.")] = 0.0,
     output_price: Annotated[float, typer.Option(min=0.0, help="Of a million tokens back.")] = 0.0,
-    max_cost: Annotated[float | None, typer.Option(min=0.0, help="Ask nothing that may cost more; stop when it does.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Go on whatever the estimate says.")] = False,
+    max_cost: Annotated[float | None, typer.Option(min=0.0, help="Most that all verdicts may cost.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Go on without a --max-cost; one that is given holds all the same.")] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="Model folder that counts tokens for the estimate.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,7 +131,7 @@ def eval_judge(
         judge = importlib.import_module("dvpo_ray.judging.judge")
         settings = judge.JudgeSettings(endpoint, model, key_variable, max_tokens, temperature, concurrency, timeout, patience)
         consent = judge.Consent(yes, max_cost, judge.Prices(input_price, output_price), tokenizer)
-        file = verdicts or a.with_name(f"{a.stem}-against-{b.stem}.verdicts.jsonl")
+        file = verdicts or default_verdicts(a, b)
         with importlib.import_module("dvpo_ray.console").progress(as_json, file.stem) as listener:
             found: dict[str, Any] = judge.compare_answers(a, b, form, questions, settings, file, consent, listener)
         return found

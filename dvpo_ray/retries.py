@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
 from dvpo_ray.errors import ConfigError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+# What a header can carry: printable ASCII without blanks.
+TOKEN = re.compile(r"[!-~]+")
 
 
 class Patience:
@@ -26,27 +32,60 @@ class Patience:
 
 
 def may_pass(response: httpx.Response) -> bool:
-    """Whether the same request may be answered later: too many at a time, or a fault of the service."""
-    return response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error
+    """Whether the same request may be answered later: it came too slowly, too many at a time, or the service has a fault."""
+    return response.status_code in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS) or response.is_server_error
 
 
 def retry_after(response: httpx.Response) -> float:
-    """Seconds that the service asks to wait, 0 when it does not say."""
+    """Seconds that the service asks to wait, by their number or by a date; 0 when it does not say."""
+    said = response.headers.get("Retry-After", "0")
     try:
-        return max(0.0, float(response.headers.get("Retry-After", 0)))
+        return max(0.0, float(said))
     except ValueError:
+        return _seconds_until(said)
+
+
+def _seconds_until(date: str) -> float:
+    """Seconds until an HTTP date, 0 when it is past or none."""
+    try:
+        at = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
         return 0.0
+    return max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time.time())
+
+
+def post_within(client: httpx.Client, url: str, body: Any, seconds: float) -> httpx.Response:
+    """Post JSON; the reply, read whole.
+
+    Raises:
+        httpx.ReadTimeout: it was not whole in time. httpx's own time-outs are about one read each, and a reply that comes a byte
+            at a time keeps them all.
+    """
+    deadline = time.monotonic() + seconds
+    content = []
+    with client.stream("POST", url, json=body) as response:
+        for part in response.iter_raw():
+            content.append(part)
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout(f"no whole reply within {seconds:g} s")
+    return httpx.Response(response.status_code, headers=response.headers, content=b"".join(content))
 
 
 def bearer(variable: str | None, where: str) -> dict[str, str]:
     """The header that carries the token in an environment variable; none without a variable.
 
     Raises:
-        ConfigError: the variable is not set; ``where`` says what named it.
+        ConfigError: the variable is not set, or holds what no header can carry; ``where`` says what named it.
     """
     if variable is None:
         return {}
     token = os.environ.get(variable)
     if not token:
         raise ConfigError(f"{where}: the variable {variable} is not set; put the token there")
+    if not TOKEN.fullmatch(token):
+        # The HTTP library would say so too, with the token in its message.
+        raise ConfigError(
+            f"{where}: the variable {variable} holds blanks, line ends or characters other than ASCII (its value is not shown); "
+            "put the token alone there"
+        )
     return {"Authorization": f"Bearer {token}"}

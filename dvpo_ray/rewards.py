@@ -14,7 +14,7 @@ import numpy as np
 from dvpo_ray.config.rewards import FunctionReward, HttpReward, ModelReward, RewardConfig
 from dvpo_ray.entry_points import load_entry_point
 from dvpo_ray.errors import RewardError
-from dvpo_ray.retries import Patience, bearer, may_pass, retry_after
+from dvpo_ray.retries import Patience, bearer, may_pass, post_within, retry_after
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -98,7 +98,7 @@ class RemoteReward:
         while True:
             self._wait_for_service(patience.deadline)
             try:
-                response = self._client.post(self._config.url, json=body)
+                response = post_within(self._client, self._config.url, body, self._config.timeout_s)
                 if not may_pass(response):
                     self._failures = 0
                     return self._read(response)

@@ -14,7 +14,7 @@ import torch
 from actors.placement import ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
-from dvpo_ray.best_of import best_of_curve
+from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.data import DeadLetters, load_pairs
 from dvpo_ray.errors import ConfigError
@@ -69,7 +69,8 @@ def rank_pairs(folder: Path, data: str, max_prompt_tokens: int, max_answer_token
 
 def evaluate_policy(recipe: PolicyRecipe, policy: Path | None, listener: Listener = lambda event: None) -> dict[str, Any]:
     """Answer the recipe's held-out prompts with a policy; KL is against its model. Writes to ``run.name`` + ``-eval``."""
-    folder, evaluation, facts = _answer_held_out(recipe, policy, "eval", listener)
+    value_model = recipe.policy.value_model if recipe.policy.advantage.reads_values else None
+    folder, evaluation, facts = _answer_held_out(recipe, policy, value_model, "eval", listener)
     result = {"policy": facts["policy"], **evaluation.summary(), **facts}
     write_json(folder / RESULT, result)
     return result
@@ -91,12 +92,14 @@ def best_of(
     """
     if max(counts) > samples:
         raise ConfigError(f"--samples {samples} are fewer than the largest --n, {max(counts)}: take at least as many")
-    section = recipe.policy.evaluation
+    section, value_model = recipe.policy.evaluation, recipe.policy.value_model
+    check_choosable(section.gold if section else None, value_model)
     if section is not None:
         section = section.model_copy(update={"answers_per_prompt": samples})
     recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"evaluation": section})})
-    folder, evaluation, facts = _answer_held_out(recipe, policy, "best-of", listener)
-    curve = best_of_curve(evaluation, counts, with_value=recipe.policy.value_model is not None)
+    # The value chooses answers here, whether the recipe's estimator reads it or not.
+    folder, evaluation, facts = _answer_held_out(recipe, policy, value_model, "best-of", listener)
+    curve = best_of_curve(evaluation, counts, with_value=value_model is not None)
     chart = folder / "best_of.svg"
     chart.write_text(draw_best_of(curve), encoding="utf-8")
     result = {"model": facts["policy"], "samples": samples, "seconds": facts["seconds_total"], "seed": facts["seed"]}
@@ -106,7 +109,7 @@ def best_of(
 
 
 def _answer_held_out(
-    recipe: PolicyRecipe, policy: Path | None, suffix: str, listener: Listener
+    recipe: PolicyRecipe, policy: Path | None, value_model: str | None, suffix: str, listener: Listener
 ) -> tuple[Path, Evaluation, dict[str, Any]]:
     """Start engines and scorers, answer the recipe's held-out prompts; returns the run's folder, the answers, and facts."""
     section = recipe.policy.evaluation
@@ -114,8 +117,7 @@ def _answer_held_out(
         raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
     began = time.time()
     base = base_model(recipe.model)
-    named = recipe.policy.value_model if recipe.policy.advantage.reads_values else None
-    value_folder = str(fitting_value_model(named, base)[0]) if named else None
+    value_folder = str(fitting_value_model(value_model, base)[0]) if value_model else None
     model = str(base.folder if policy is None else check_model_folder(policy).resolve())
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))

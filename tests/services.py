@@ -26,6 +26,32 @@ class Service:
 
 
 @contextmanager
+def dripping() -> Iterator[str]:
+    """The address of a service whose replies come a byte at a time, for 3 seconds; then, or afterwards, it hangs up."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            with suppress(ConnectionError):
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                ends = time.monotonic() + 3
+                while time.monotonic() < ends and not over.wait(0.02):
+                    self.wfile.write(b" ")
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    with _running(Handler) as address:
+        try:
+            yield address
+        finally:
+            over.set()
+
+
+@contextmanager
 def serving(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[Service]:
     """A service on a free port; afterwards the port is closed and all its threads have ended."""
 
@@ -50,12 +76,19 @@ def serving(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[Service]:
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found = Service(f"http://127.0.0.1:{server.server_port}", reply)
+    found = Service("", reply)
+    with _running(Handler) as found.address:
+        yield found
+
+
+@contextmanager
+def _running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server in a thread of its own."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield found
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

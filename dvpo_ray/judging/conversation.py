@@ -10,10 +10,10 @@ from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.data.encode import encode_prompt
 from dvpo_ray.data.formats import Message
 from dvpo_ray.data.reasons import BadRow
-from dvpo_ray.errors import ActorFailedError, DataError
+from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.rows import Answer, GenerationRequest
-from dvpo_ray.stages import Handle, Rollouts
+from dvpo_ray.stages import ATTEMPTS, Handle, Rollouts
 
 
 @dataclass
@@ -50,11 +50,12 @@ class Interviewer:
                 said.append(Message("assistant", ""))
 
     def ask(self, questions: Sequence[Question], rollouts: Rollouts, asked: Callable[[int], None]) -> list[Conversation]:
-        """Answer all turns of all questions; ``asked`` is told how many answers there are whenever it grows.
+        """Answer all turns of all questions; ``asked`` is told how many answers there are whenever it grows. Answers lost with a
+        node are made again.
 
         Raises:
             DataError: a later turn does not fit after the answers before it.
-            ActorFailedError: an answer was given up.
+            ActorFailedError: an answer was given up, or lost again and again.
         """
         conversations = [Conversation(question) for question in questions]
         # A row's deadline counts from when it was asked: no more at once than the engines answer at the same time.
@@ -74,7 +75,7 @@ class Interviewer:
             one.said += one.question.turns[turn]
             seed = (self._seed * 7919 + turn * 101 + i) % 2**31
             requests.append(GenerationRequest(f"{turn}/{i}", self._encode(one.question, one.said), seed))
-        found = {answer.row_id: answer for answer in map(self._fetch, rollouts.generate(requests))}
+        found = self._answers(requests, rollouts)
         for request, one in zip(requests, conversations, strict=True):
             if request.row_id not in found:
                 raise ActorFailedError(f"question '{one.question.key}', turn {turn + 1}: not answered in time")
@@ -84,6 +85,16 @@ class Interviewer:
             one.answers.append(text)
             one.tokens.append(int(answer.response_ids.size))
             one.cut.append(answer.finish_reason == "length")
+
+    def _answers(self, requests: Sequence[GenerationRequest], rollouts: Rollouts) -> dict[str, Answer]:
+        """Answers by row."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return {answer.row_id: answer for answer in map(self._fetch, rollouts.generate(requests))}
+            except RowsLostError:
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
 
     def _encode(self, question: Question, said: Sequence[Message], beside: int = 0) -> tuple[int, ...]:
         """Token ids of a conversation, which fit an engine together with ``beside`` more tokens and an answer."""

@@ -66,15 +66,20 @@ def token_counter(tokenizer: Path | None) -> tuple[Count, str]:
     return lambda text: len(loaded(text, add_special_tokens=False)["input_ids"]), f"by the tokenizer of {tokenizer}"
 
 
+def sent_tokens(request: Request, count: Count) -> int:
+    """Of one request, about."""
+    return sum(count(message["content"]) + TEMPLATE_TOKENS for message in request.messages())
+
+
 def estimate(requests: Sequence[Request], max_tokens: int, prices: Prices, count: Count, counted: str) -> Estimate:
     """Of requests whose replies have at most ``max_tokens`` tokens."""
-    sent = sum(count(message["content"]) + TEMPLATE_TOKENS for request in requests for message in request.messages())
+    sent = sum(sent_tokens(request, count) for request in requests)
     back = len(requests) * max_tokens
     return Estimate(len(requests), sent, back, prices.cost(sent, back) if prices.given else None, counted)
 
 
-def agree(found: Estimate, max_cost: float | None, yes: bool) -> None:
-    """Go on only with somebody's consent: ``--yes``, or a limit that the estimate keeps.
+def agree(found: Estimate, max_cost: float | None, yes: bool, spent: float = 0.0) -> None:
+    """Go on only with somebody's consent: ``--yes``, or a limit that the estimate keeps together with what is ``spent``.
 
     Raises:
         ConfigError: there is none; says what it would cost.
@@ -83,7 +88,10 @@ def agree(found: Estimate, max_cost: float | None, yes: bool) -> None:
         return
     if max_cost is not None and found.cost_at_most is None:
         raise ConfigError("--max-cost needs prices: give --input-price and --output-price, for a million tokens")
-    if max_cost is not None and found.cost_at_most is not None and found.cost_at_most > max_cost:
-        raise ConfigError(f"nothing was asked: {found}, more than --max-cost {max_cost:g}; raise it, or judge fewer questions")
+    if max_cost is not None and found.cost_at_most is not None and spent + found.cost_at_most > max_cost:
+        before = f", after {spent:.2f} for verdicts that are known" if spent else ""
+        raise ConfigError(
+            f"nothing was asked: {found}{before}, more than --max-cost {max_cost:g}; raise it, or judge fewer questions"
+        )
     if max_cost is None and not yes:
         raise ConfigError(f"nothing was asked yet: {found}; go on with --yes, or with prices and --max-cost")

@@ -15,6 +15,8 @@ from dvpo_ray.retries import Patience, bearer, may_pass, retry_after
 
 # What is wrong with the one request, as against the address, the model's name or the token.
 REFUSALS = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY)
+# Replies to one request that are no completion. The service charges for each: patience with more would be paid for.
+MALFORMED_REPLIES = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class JudgeSettings:
     patience_s: float = 600.0
 
     def __post_init__(self) -> None:
+        if any(mark in self.endpoint for mark in "@?#"):
+            # Errors, and whoever reads them, would repeat a password or a key.
+            raise ConfigError(
+                "--endpoint holds a user, a query or a fragment (not shown): give the address alone, like "
+                "http://127.0.0.1:8000/v1, and the API key by --key-variable"
+            )
         try:
             url = httpx.URL(self.endpoint)
             usable = url.scheme in ("http", "https") and bool(url.host)
@@ -45,9 +53,14 @@ class JudgeSettings:
             raise ConfigError(f"--endpoint '{self.endpoint}' is no address: give one like http://127.0.0.1:8000/v1")
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What of them a verdict depends on."""
+    def asked_for(self) -> dict[str, Any]:
+        """What of them every request says."""
         return {"model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of them a verdict depends on: the same name at another address may be another judge."""
+        return {"endpoint": str(httpx.URL(self.endpoint)).rstrip("/"), **self.asked_for}
 
 
 @dataclass(frozen=True)
@@ -82,19 +95,27 @@ class Endpoint:
         """The reply to a chat.
 
         Raises:
-            RequestRefusedError: this one chat is not answered, for example because it is too long.
+            RequestRefusedError: this one chat is not answered, for example because it is too long, or never by a completion.
             JudgeError: nothing is answered: the service refuses, or kept failing for ``patience_s``.
         """
         settings = self._settings
-        body = {"messages": messages, **settings.identity}
+        body = {"messages": messages, **settings.asked_for}
         patience = Patience(settings.patience_s)
+        malformed = 0
         while True:
             try:
-                response = await self._client.post(self._url, json=body)
+                # httpx's own time-outs are about one read each: a reply that comes a byte at a time keeps them all.
+                async with asyncio.timeout(settings.timeout_s):
+                    response = await self._client.post(self._url, json=body)
                 if not may_pass(response):
                     return self._read(response)
                 trouble, asked = f"status {response.status_code}: {response.text[:200]}", retry_after(response)
-            except (httpx.RequestError, MalformedReplyError) as error:
+            except (httpx.RequestError, TimeoutError) as error:
+                trouble, asked = repr(error), 0.0
+            except MalformedReplyError as error:
+                malformed += 1
+                if malformed == MALFORMED_REPLIES:
+                    raise RequestRefusedError(f"{self._url} replied {malformed} times with {error}") from error
                 trouble, asked = repr(error), 0.0
             pause = patience.pause(asked)
             if pause is None:
@@ -130,14 +151,22 @@ def read_completion(content: bytes) -> Reply:
     try:
         completion = parse_object(content)
         choice, usage = completion["choices"][0], completion.get("usage") or {}
-        # A model that only reasoned has said nothing.
-        said = choice["message"]["content"] or ""
-        if not isinstance(said, str):
-            raise TypeError("the content is no text")
+        said = _said(choice["message"].get("content"))
         counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
         return Reply(_storable(said), _storable(str(choice.get("finish_reason"))), *counts)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise MalformedReplyError(f"no chat completion ({type(error).__name__}): {content[:200]!r}") from error
+
+
+def _said(content: Any) -> str:
+    """The text of a message. One in parts has that of its parts; one of a model that only reasoned has none."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    if content is None:
+        return ""
+    if not isinstance(content, str):
+        raise TypeError("the content is no text")
+    return content
 
 
 def _storable(text: str) -> str:

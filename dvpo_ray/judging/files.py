@@ -35,9 +35,15 @@ def read_answers(path: Path, form: Format) -> list[Answered]:
 
 
 def refuse_to_replace(path: Path) -> None:
-    """Raises ConfigError when answers would be written over a file that is there."""
-    if path.exists():
-        raise ConfigError(f"'{path}' is there already and is not written over: give --out another name, or remove it")
+    """Raises ConfigError when answers would be written over a file that is there, or could not be written."""
+    try:
+        if path.exists():
+            raise ConfigError(f"'{path}' is there already and is not written over: give --out another name, or remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _unfinished(path).touch()
+        _unfinished(path).unlink()
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written: {error}; give --out another name") from error
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], form: Format) -> None:
@@ -46,10 +52,14 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], form: Format) -> None
         text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = _unfinished(path)
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def _unfinished(path: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return path.with_name(f".{path.name}.unfinished")
 
 
 def _read(path: Path, parse: Callable[[dict[str, Any], str], T], has_ids: bool) -> list[T]:
@@ -69,6 +79,8 @@ def _read(path: Path, parse: Callable[[dict[str, Any], str], T], has_ids: bool) 
             if has_ids:
                 raise DataError(f"{where}: an earlier row has the id '{one.key[:80]}' too; keep one of them")
             one = replace(one, key=f"{one.key} ({times[one.key]})")
+        if one.key in found:
+            raise DataError(f"{where}: '{one.key[:80]}' is also how an earlier row is known; change the text of one of them")
         found[one.key] = one
     if not found:
         raise DataError(f"{path} holds no rows; give a file of questions or answers")

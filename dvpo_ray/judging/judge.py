@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.errors import JudgeError, RequestRefusedError
-from dvpo_ray.judging.cost import Prices, agree, estimate, token_counter
-from dvpo_ray.judging.endpoint import Endpoint, JudgeSettings
+from dvpo_ray.judging.cost import Count, Prices, agree, estimate, sent_tokens, token_counter
+from dvpo_ray.judging.endpoint import Endpoint, JudgeSettings, Reply
 from dvpo_ray.judging.files import read_answers, read_questions
 from dvpo_ray.judging.formats import format_named
 from dvpo_ray.judging.verdict_file import Judgement, VerdictFile
@@ -54,15 +54,17 @@ def compare_answers(
     form = format_named(kind)
     asked = {} if questions is None else {one.key: one.asked for one in read_questions(questions, form)}
     comparisons = pair_up(read_answers(a, form), read_answers(b, form), asked)
-    with locked(verdicts), VerdictFile(verdicts) as file:
+    with locked(verdicts):
+        file = VerdictFile(verdicts)
         wanted = _wanted(comparisons, settings)
         missing = {key: request for key, request in wanted.items() if key not in file.known}
         count, counted = token_counter(consent.tokenizer)
         expected = estimate(list(missing.values()), settings.max_tokens, consent.prices, count, counted)
-        agree(expected, consent.max_cost, consent.yes)
+        judging = _Judging(file, settings, consent, count, [file.known[key] for key in wanted if key in file.known], listener)
+        agree(expected, consent.max_cost, consent.yes, judging.spent)
         listener(Event("phase", f"{len(wanted) - len(missing)} verdicts are known; asking {settings.model}: {expected}"))
-        judging = _Judging(file, settings, consent, listener)
-        asyncio.run(judging.ask_all(missing))
+        with file:
+            asyncio.run(judging.ask_all(missing))
         facts = _facts(comparisons, file.known, settings)
     return facts | {
         "judge": settings.model,
@@ -83,12 +85,25 @@ def compare_answers(
 class _Judging:
     """The requests of one evaluation, a bounded number at a time."""
 
-    def __init__(self, file: VerdictFile, settings: JudgeSettings, consent: Consent, listener: Listener) -> None:
+    def __init__(
+        self,
+        file: VerdictFile,
+        settings: JudgeSettings,
+        consent: Consent,
+        count: Count,
+        known: Sequence[Judgement],
+        listener: Listener,
+    ) -> None:
+        """``known`` are the verdicts that need not be asked for; ``count`` counts tokens where the service does not."""
         self._file = file
         self._settings = settings
         self._consent = consent
+        self._count = count
         self._listener = listener
         self._done = 0
+        self._any_known = bool(known)
+        self._left = 0
+        self.spent = consent.prices.cost(sum(one.input_tokens for one in known), sum(one.output_tokens for one in known))
         self.retries = 0
         self.refusals: list[str] = []
         self.input_tokens = 0
@@ -96,14 +111,19 @@ class _Judging:
 
     @property
     def cost(self) -> float:
-        """Of what was asked now, as the service counts tokens."""
+        """Of what was asked now, as the service counts tokens, or as they are estimated where it does not."""
         return self._consent.prices.cost(self.input_tokens, self.output_tokens)
 
+    @property
+    def _over_limit(self) -> bool:
+        limit = self._consent.max_cost
+        return limit is not None and self.spent + self.cost > limit
+
     async def ask_all(self, missing: Mapping[str, Request]) -> None:
-        """Ask for all; the first failure ends the rest.
+        """Ask for all; the first failure ends the rest. Over the limit no more are asked, and those under way are kept.
 
         Raises:
-            JudgeError: the service refuses or keeps failing, refused every request, or the cost passed the limit.
+            JudgeError: the service refuses or keeps failing, refused every request ever made, or the cost passed the limit.
         """
         places = asyncio.Semaphore(self._settings.concurrency)
         try:
@@ -113,37 +133,42 @@ class _Judging:
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         self.retries = endpoint.retries
-        if missing and len(self.refusals) == len(missing):
+        if self._left:
+            raise JudgeError(
+                f"the judge has cost {self.spent + self.cost:.2f}, more than --max-cost {self._consent.max_cost:g}, and more "
+                f"than estimated; {self._left} requests were not made, verdicts so far are kept: raise the limit to go on"
+            )
+        if missing and len(self.refusals) == len(missing) and not self._any_known:
             raise JudgeError(f"all {len(missing)} requests were refused, the first so: {self.refusals[0]}")
 
     async def _ask(self, key: str, request: Request, total: int, endpoint: Endpoint, places: asyncio.Semaphore) -> None:
         async with places:
-            limit = self._consent.max_cost
-            if limit is not None and self.cost > limit:
-                raise JudgeError(
-                    f"the judge has cost {self.cost:.2f}, more than --max-cost {limit:g}, and more than estimated; verdicts so "
-                    "far are kept: raise the limit to go on"
-                )
+            if self._over_limit:
+                self._left += 1
+                return
             try:
                 reply = await endpoint.ask(request.messages())
             except RequestRefusedError as error:
                 self.refusals.append(f"question '{request.question[:80]}': {error}")
             else:
-                judgement = Judgement(
-                    key=key,
-                    question=request.question,
-                    verdict=parse_verdict(reply.text),
-                    reply=reply.text,
-                    finish_reason=reply.finish_reason,
-                    input_tokens=reply.input_tokens,
-                    output_tokens=reply.output_tokens,
-                )
-                self._file.add(judgement)
-                self.input_tokens += reply.input_tokens
-                self.output_tokens += reply.output_tokens
+                self._keep(key, request, reply)
         self._done += 1
         if self._done == total or self._done % max(1, int(total * SHOWN_SHARE)) == 0:
             self._listener(Event("step", "", self._done, total))
+
+    def _keep(self, key: str, request: Request, reply: Reply) -> None:
+        judgement = Judgement(
+            key=key,
+            question=request.question,
+            verdict=parse_verdict(reply.text),
+            reply=reply.text,
+            finish_reason=reply.finish_reason,
+            input_tokens=reply.input_tokens or sent_tokens(request, self._count),
+            output_tokens=reply.output_tokens or self._count(reply.text),
+        )
+        self._file.add(judgement)
+        self.input_tokens += judgement.input_tokens
+        self.output_tokens += judgement.output_tokens
 
 
 def _wanted(comparisons: Sequence[Comparison], settings: JudgeSettings) -> dict[str, Request]:

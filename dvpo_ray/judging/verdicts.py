@@ -77,7 +77,8 @@ def pair_up(a: Sequence[Answered], b: Sequence[Answered], asked: Mapping[str, tu
     """Match the answers of two models by question; ``asked`` has questions that the answers do not repeat.
 
     Raises:
-        DataError: a question is answered by one model alone, unknown, or has another number of answers than turns.
+        DataError: a question is answered by one model alone, unknown, not the same everywhere, or has another number of answers
+            than turns.
     """
     others = {one.key: one for one in b}
     alone = {one.key for one in a} ^ set(others)
@@ -88,14 +89,26 @@ def pair_up(a: Sequence[Answered], b: Sequence[Answered], asked: Mapping[str, tu
         )
     comparisons = []
     for one in a:
-        questions = asked.get(one.key, one.asked)
-        if questions is None:
-            raise DataError(f"question '{one.key[:80]}' stands in neither file: name the file of questions by --questions")
+        questions = _one_text(one.key, asked.get(one.key), one.asked, others[one.key].asked)
         for answers in (one.answers, others[one.key].answers):
             if len(answers) != len(questions):
                 raise DataError(f"question '{one.key[:80]}': {len(answers)} answers to {len(questions)} turns; answer it anew")
         comparisons.append(Comparison(one.key, questions, one.answers, others[one.key].answers))
     return comparisons
+
+
+def _one_text(key: str, *said: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The question's text, which the file of questions, A and B say alike where they say it."""
+    texts = [text for text in said if text is not None]
+    if not texts:
+        raise DataError(f"question '{key[:80]}' stands in neither file: name the file of questions by --questions")
+    for text in texts[1:]:
+        if text != texts[0]:
+            both = " and ".join(repr("\n".join(one)[:80]) for one in (texts[0], text))
+            raise DataError(
+                f"question '{key[:80]}' is not the same everywhere: {both}; have both models answer the same questions"
+            )
+    return texts[0]
 
 
 def parse_verdict(reply: str) -> Verdict | None:

@@ -159,6 +159,21 @@ def test_the_best_of_n_by_a_real_value_model(policy_recipe: MakePolicyRecipe, tm
         best_of(policy_recipe(tmp_path, "y"), None, [1, 4], 2)
 
 
+def test_the_best_of_n_by_a_value_that_the_estimator_leaves_out(
+    policy_recipe: MakePolicyRecipe, prompts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    without = {
+        "advantage": {"type": "grpo", "score": "none"},
+        "rewards": {"letters": {"function": "tests.fakes:early_letters"}},
+        "evaluation": {"source": str(prompts[1])},
+    }
+    with pytest.raises(ConfigError, match="nothing to choose answers by"):
+        best_of(policy_recipe(tmp_path, "grpo", value_model=None, **without), None, [1, 2], 2)
+    assert not (tmp_path / "grpo-best-of").exists()
+    curve = best_of(policy_recipe(tmp_path, "grpo", **without), None, [1, 2], 2)["curve"]
+    assert curve[0]["value_by_value"] < curve[1]["value_by_value"], "without a value model all values are the same"
+
+
 def test_a_policy_without_a_value_model_can_be_evaluated(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
     recipe = policy_recipe(
         tmp_path,

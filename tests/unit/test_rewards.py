@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -19,7 +22,7 @@ from dvpo_ray.learning.policy_update import prepare
 from dvpo_ray.rewards import RemoteReward, Rewards
 from dvpo_ray.rows import Ragged, ScoredBatch
 from tests.fakes import scored_batch
-from tests.services import Reply, Service, serving
+from tests.services import Reply, Service, dripping, serving
 
 
 def good(body: dict[str, Any]) -> Reply:
@@ -58,7 +61,27 @@ def test_a_missing_token_is_named(service: Service) -> None:
         remote(service, token_variable="NO_SUCH_TOKEN")
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("token", ["letmein\r\n", "letmein\n", " letmein", "let me in", "letmein\u00e9", "letmein\x7f"])
+def test_a_token_that_no_header_can_carry_is_refused_unseen(
+    token: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASTE_TOKEN", token)
+    with pytest.raises(ConfigError, match="the variable TASTE_TOKEN holds blanks, line ends or characters") as refused:
+        remote(service, token_variable="TASTE_TOKEN")
+    assert token.strip()[:3] not in str(refused.value)
+
+
+def test_a_service_may_say_when_by_a_date() -> None:
+    def asked(date: str) -> float:
+        return retries.retry_after(httpx.Response(429, headers={"Retry-After": date}))
+
+    at = datetime.now(UTC) + timedelta(seconds=100)
+    assert 95 < asked(format_datetime(at, usegmt=True)) <= 100
+    assert 95 < asked(at.strftime("%a, %d %b %Y %H:%M:%S -0000")) <= 100
+    assert [asked(text) for text in ("Wed, 21 Oct 2015 07:28:00 GMT", "soon", "-5", "")] == [0.0] * 4
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
 def test_what_may_pass_is_asked_again(service: Service, status: int) -> None:
     replies = iter([(status, {}, "busy"), (status, {"Retry-After": "0.2"}, "busy")])
     service.reply = lambda body: next(replies, None) or good(body)
@@ -79,6 +102,11 @@ def test_a_service_that_does_not_answer_is_asked_again(service: Service) -> None
     service.reply = reply
     assert remote(service, timeout_s=0.2)(PROMPTS, ANSWERS) == [1.0, 2.0, 3.0]
     hang.set()
+
+
+def test_a_reply_a_byte_at_a_time_does_not_come_in_time(service: Service) -> None:
+    with dripping() as service.address, pytest.raises(RewardError, match=r"for 0\.3 s, lastly with ReadTimeout\('no whole reply"):
+        remote(service, timeout_s=0.2, patience_s=0.3)(PROMPTS, ANSWERS)
 
 
 def test_a_service_that_keeps_failing_is_left_alone_and_at_last_given_up(service: Service) -> None:

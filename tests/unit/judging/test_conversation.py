@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from dvpo_ray.config.sections import EngineSection, RolloutSection
 from dvpo_ray.data.formats import Message
-from dvpo_ray.errors import ActorFailedError, DataError
+from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
 from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.rows import Answer, GenerationRequest, ServedWeights
@@ -50,9 +50,9 @@ def question(key: str, *turns: str) -> Question:
     return Question(key, tuple((Message("user", turn),) for turn in turns), {})
 
 
-def interviewer(tokenizer: Any, **engine: int) -> Interviewer:
+def interviewer(tokenizer: Any, fetch: Callable[[Answer], Answer] = lambda answer: answer, **engine: int) -> Interviewer:
     sizes = {"max_model_len": 256, "max_num_seqs": 2} | engine
-    return Interviewer(tokenizer, RolloutSection(max_new_tokens=16, engine=EngineSection(**sizes)), 7, lambda answer: answer)
+    return Interviewer(tokenizer, RolloutSection(max_new_tokens=16, engine=EngineSection(**sizes)), 7, fetch)
 
 
 QUESTIONS = [question("a", "One?", "Two?"), question("b", "Only."), question("c", "First.", "Second.")]
@@ -76,6 +76,26 @@ def test_what_cannot_fit_is_refused_before_engines_start(tokenizer: Any) -> None
     with pytest.raises(DataError, match=r"question 'a' may take \d+ tokens.*max_model_len \(64\): raise it"):
         interviewer(tokenizer, max_model_len=64).check(QUESTIONS[:1])
     interviewer(tokenizer, max_model_len=64).check([question("a", "One?")])
+
+
+def test_answers_lost_with_a_node_are_made_again(tokenizer: Any) -> None:
+    """Of the first two fetched, the second is lost; then a whole turn is, until it was asked for three times."""
+    lost = [False, True]
+
+    def fetch(answer: Answer) -> Answer:
+        if lost and lost.pop(0):
+            raise RowsLostError("a rollout actor: what it gave is lost")
+        return answer
+
+    engines = Counting(tokenizer)
+    found = interviewer(tokenizer, fetch).ask(QUESTIONS, engines, lambda done: None)
+    assert [len(one.answers) for one in found] == [2, 1, 2]
+    assert engines.at_once == [2, 2, 1, 2], "the first two questions, again, and the rest"
+    lost += [True] * 3
+    engines = Counting(tokenizer)
+    with pytest.raises(RowsLostError):
+        interviewer(tokenizer, fetch).ask(QUESTIONS, engines, lambda done: None)
+    assert engines.at_once == [2, 2, 2]
 
 
 def test_a_question_that_was_given_up_is_named(tokenizer: Any) -> None:

@@ -87,6 +87,9 @@ def test_equal_questions_without_ids_are_told_apart_by_their_order(tmp_path: Pat
         ("Name a sea. (2)", ("Red",)),
         ("Name a sea. (3)", ("Dead",)),
     ]
+    taken = write(tmp_path / "b.jsonl", *(QUESTIONS["alpaca-eval"] | {"instruction": f"Sea{more}"} for more in ("", "", " (2)")))
+    with pytest.raises(DataError, match=r"b\.jsonl, row 3: 'Sea \(2\)' is also how an earlier row is known"):
+        read_answers(taken, form)
     again = [form.written(question, ["x"], "m", [1])["instruction"] for question in read_questions(path, form)]
     assert again == ["Name a sea."] * 3
 
@@ -138,6 +141,11 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         read_questions(tmp_path / "nowhere.json", form)
     with pytest.raises(ConfigError, match="is not written over"):
         refuse_to_replace(tmp_path / "q.json")
+    for path in (tmp_path / "q.json" / "out.jsonl", tmp_path / ("x" * 300)):
+        with pytest.raises(ConfigError, match="cannot be written: .*; give --out another name"):
+            refuse_to_replace(path)
+    refuse_to_replace(tmp_path / "new" / "out.jsonl")
+    assert list((tmp_path / "new").iterdir()) == [], "nothing is left by the look"
     with pytest.raises(ConfigError, match="unknown format 'mtbench': use one of mt-bench"):
         format_named("mtbench")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from dvpo_ray import retries
+from dvpo_ray.cli import app
 from dvpo_ray.errors import ConfigError, DataError, JudgeError, RunError
 from dvpo_ray.judging import cost
 from dvpo_ray.judging.cost import Prices
-from dvpo_ray.judging.endpoint import JudgeSettings
+from dvpo_ray.judging.endpoint import JudgeSettings, read_completion
 from dvpo_ray.judging.judge import Consent, compare_answers
 from dvpo_ray.judging.verdict_file import VerdictFile
+from dvpo_ray.run import Event
 from dvpo_ray.run_folder import locked
-from tests.services import Reply, Service, serving
+from tests.services import Reply, Service, dripping, serving
 
 QUESTIONS = 6
 
@@ -114,12 +118,14 @@ def test_what_may_pass_is_asked_again(service: Service, answers: tuple[Path, Pat
         (503, {}, ""),
         (200, {}, "<html>proxy</html>"),
         (200, {}, '{"choices": []}'),
+        completion("[[C]]"),
         (200, {}, '{"choices": [{"message": {"content": 5}}]}'),
+        (408, {}, "too slow"),
         (200, {}, '{"error": "overloaded"}'),
     )
     found = judged(service, answers, concurrency=1)
-    assert found["wins"] == QUESTIONS and found["parse_failures"] == 0
-    assert found["retries"] == 7 and len(service.asked) == 2 * QUESTIONS + 7
+    assert found["refused"] == 0 and found["parse_failures"] == 0
+    assert found["retries"] == 8 and len(service.asked) == 2 * QUESTIONS + 8
     assert service.at[2] - service.at[1] >= 0.3, "as long as the service asked"
 
 
@@ -159,9 +165,52 @@ def test_one_refused_request_leaves_its_question_undecided(service: Service, ans
     found = judged(service, answers)
     assert (found["wins"], found["undecided"], found["refused"]) == (QUESTIONS - 1, 1, 1)
     assert re.search(r"question '3': .* refused with status 400: too long", found["refusal"])
+    again = judged(service, answers)
+    assert (again["asked"], again["wins"], again["refused"]) == (1, QUESTIONS - 1, 1), "one that is refused for ever ends nothing"
     service.reply = likes_good
     assert judged(service, answers)["wins"] == QUESTIONS, "it is asked again the next time"
-    assert len(service.asked) == 2 * QUESTIONS + 1
+    assert len(service.asked) == 2 * QUESTIONS + 2
+
+
+def test_replies_that_never_are_a_completion_are_not_paid_for_without_end(service: Service, answers: tuple[Path, Path]) -> None:
+    service.reply = lambda body: (200, {}, "hm")
+    with pytest.raises(JudgeError, match="all 12 requests were refused, the first so: .*no chat completion.*hm"):
+        judged(service, answers)
+    assert len(service.asked) == 3 * 2 * QUESTIONS
+    service.asked.clear()
+    service.reply = lambda body: (200, {}, "hm") if shown(body)[1] == "good 3" else likes_good(body)
+    found = judged(service, answers)
+    assert (found["wins"], found["undecided"], found["refused"]) == (QUESTIONS - 1, 1, 1)
+    assert re.search(r"question '3': .* replied 3 times with no chat completion .*hm", found["refusal"])
+    assert len(service.asked) == 2 * QUESTIONS + 2
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": [{"type": "text", "text": "So "}, {"type": "text", "text": "[[A]]"}]}, "So [[A]]"),
+        ({"content": [{"type": "reasoning", "summary": "x"}, {"type": "text", "text": "[[B]]"}]}, "[[B]]"),
+        ({"content": None, "reasoning_content": "[[A]]"}, ""),
+        ({"role": "assistant", "reasoning_content": "[[A]]"}, ""),
+    ],
+)
+def test_what_services_call_the_text_of_a_reply(message: dict[str, Any], text: str) -> None:
+    assert read_completion(json.dumps({"choices": [{"message": message}]}).encode()).text == text
+
+
+def test_a_reply_a_byte_at_a_time_does_not_come_in_time(service: Service, answers: tuple[Path, Path]) -> None:
+    with dripping() as service.address, pytest.raises(JudgeError, match=r"kept failing for 0\.3 s, lastly with TimeoutError"):
+        judged(service, answers, timeout_s=0.2, patience_s=0.3)
+
+
+def test_another_judge_of_the_same_name_is_another_judge(service: Service, answers: tuple[Path, Path]) -> None:
+    judged(service, answers)
+    service.address = service.address.replace("127.0.0.1", "LOCALHOST")
+    again = judged(service, answers)
+    assert (again["known_before"], again["asked"]) == (0, 2 * QUESTIONS)
+    service.address = service.address.lower()
+    assert judged(service, answers)["asked"] == 0, "another spelling of an address is the same one"
+    assert all(set(body) == {"messages", "model", "max_tokens", "temperature"} for body in service.asked)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +220,6 @@ def test_one_refused_request_leaves_its_question_undecided(service: Service, ans
         ((404, {}, "no model"), "refused with status 404"),
         ((400, {}, "no"), "all 12 requests were refused, the first so: question"),
         ((500, {}, "broken"), "kept failing for 0.3 s, lastly with status 500: broken"),
-        ((200, {}, "hm"), "kept failing for 0.3 s, lastly with .*no chat completion.*hm"),
     ],
 )
 def test_a_service_that_is_no_judge_ends_it(service: Service, answers: tuple[Path, Path], reply: Reply, message: str) -> None:
@@ -192,6 +240,10 @@ def test_nothing_is_asked_without_consent(service: Service, answers: tuple[Path,
     for address in ("127.0.0.1:8000/v1", "http://host:port/v1", "ftp://x", "http://"):
         with pytest.raises(ConfigError, match="is no address"):
             JudgeSettings(address, "j")
+    for address in ("https://me:letmein@host/v1", "me:letmein@host/v1", "https://letmein@host/v1", "http://host/v1?key=letmein"):
+        with pytest.raises(ConfigError, match=r"not shown.*--key-variable") as refused:
+            JudgeSettings(address, "j")
+        assert "letmein" not in str(refused.value)
     assert service.asked == []
 
 
@@ -203,7 +255,45 @@ def test_it_stops_when_it_costs_more_than_agreed(
     with pytest.raises(JudgeError, match=r"has cost 300\.00, more than --max-cost 250"):
         judged(service, answers, Consent(max_cost=250.0, prices=Prices(1e6, 0.0)), concurrency=1)
     assert len(service.asked) == 3
-    assert judged(service, answers)["known_before"] == 3, "what was paid for is kept"
+    with pytest.raises(ConfigError, match=r"after 300\.00 for verdicts that are known, more than --max-cost 400"):
+        judged(service, answers, Consent(max_cost=400.0, prices=Prices(1e6, 0.0)))
+    with pytest.raises(JudgeError, match=r"has cost 600\.00, more than --max-cost 500.*; 6 requests were not made"):
+        judged(service, answers, Consent(max_cost=500.0, prices=Prices(1e6, 0.0)), concurrency=1)
+    assert len(service.asked) == 6
+    assert judged(service, answers)["known_before"] == 6, "what was paid for is kept"
+
+
+def test_requests_under_way_when_the_limit_is_passed_are_kept(service: Service, answers: tuple[Path, Path]) -> None:
+    """Three are under way. The first reply alone costs more than the limit; the others come when it has been counted."""
+    all_here, counted, number = threading.Barrier(3), threading.Event(), itertools.count()
+    dear = json.dumps({"choices": [{"message": {"content": "[[A]]"}}], "usage": {"prompt_tokens": 10**6}})
+
+    def reply(body: dict[str, Any]) -> Reply:
+        all_here.wait(10)
+        if next(number):
+            counted.wait(10)
+        return 200, {}, dear
+
+    def listener(event: Event) -> None:
+        if event.kind == "step":
+            counted.set()
+
+    service.reply = reply
+    judge = JudgeSettings(f"{service.address}/v1", "judge-1", concurrency=3)
+    consent = Consent(max_cost=0.5, prices=Prices(1.0, 0.0))
+    verdicts = answers[0].with_name("verdicts.jsonl")
+    with pytest.raises(JudgeError, match=r"has cost 3\.00.*; 9 requests were not made"):
+        compare_answers(*answers, "jsonl", None, judge, verdicts, consent, listener)
+    assert len(VerdictFile(verdicts).known) == 3
+
+
+def test_what_a_service_does_not_count_is_estimated(service: Service, answers: tuple[Path, Path]) -> None:
+    without_usage = json.dumps({"choices": [{"message": {"content": "[[A]] of 12 c"}}]})
+    service.reply = lambda body: (200, {}, without_usage)
+    found = judged(service, answers, Consent(max_cost=1.0, prices=Prices(1.0, 1.0)))
+    assert found["input_tokens"] == found["estimated_input_tokens"] > 0
+    assert found["output_tokens"] == 12 * 4, "13 characters are 4 tokens"
+    assert found["cost"] == pytest.approx((found["input_tokens"] + 48) / 1e6)
 
 
 def test_two_evaluations_do_not_share_a_file(service: Service, answers: tuple[Path, Path]) -> None:
@@ -218,11 +308,37 @@ def test_a_damaged_file_of_verdicts(service: Service, answers: tuple[Path, Path]
     file.write_bytes(whole[:-20])
     assert judged(service, answers)["asked"] == 1, "a line that was cut short is asked again"
     assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
-    for old, new, message in ((b'"A"', b'"D"', "row 1: verdict"), (b'{"key"', b'"key"', "line 1: ")):
+    for old, new, message in ((b'"A"', b'"D"', "line 1: verdict"), (b'{"key"', b'"key"', "line 1: ")):
         lines = sorted(whole.splitlines(), key=lambda line: b'"A"' not in line)
         file.write_bytes(b"\n".join(line.replace(old, new) for line in lines) + b"\n")
         with pytest.raises(DataError, match=rf"verdicts\.jsonl, {message}"):
             VerdictFile(file)
+
+
+def test_a_file_of_something_else_is_left_as_it_is(service: Service, answers: tuple[Path, Path]) -> None:
+    mine = answers[0].with_name("verdicts.jsonl")
+    for content in ('{"id": "0", "answer": "precious"}', "notes\nwithout an end", "[1]", '{"id": 1}\n'):
+        mine.write_text(content)
+        with pytest.raises(DataError, match=r"verdicts\.jsonl, line 1: .*give --verdicts a file of its own"):
+            judged(service, answers)
+        assert mine.read_text() == content
+    mine.write_text('{"ke')
+    with pytest.raises(ConfigError, match="nothing was asked yet"):
+        judged(service, answers, Consent())
+    assert mine.read_text() == '{"ke', "nothing is written without consent"
+    assert judged(service, answers)["asked"] == 2 * QUESTIONS
+
+
+def test_verdicts_lie_beside_the_answers_for_either_order_and_are_no_answers(
+    service: Service, answers: tuple[Path, Path]
+) -> None:
+    good, bad = map(str, answers)
+    options = ["--format", "jsonl", "--endpoint", service.address, "--model", "judge-1", "--json"]
+    for order, asked in (([good, bad, "--yes"], 2 * QUESTIONS), ([bad, good], 0)):
+        result = CliRunner().invoke(app, ["eval", "judge", *order, *options])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout.splitlines()[-1])["asked"] == asked
+    assert sorted(path.name for path in answers[0].parent.iterdir()) == ["bad-against-good.verdicts", "bad.jsonl", "good.jsonl"]
 
 
 def test_a_killed_evaluation_goes_on_without_paying_twice(answers: tuple[Path, Path]) -> None:

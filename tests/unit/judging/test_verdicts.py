@@ -107,14 +107,23 @@ def test_nothing_read_gives_no_rates() -> None:
 def test_answers_are_matched_by_question() -> None:
     a, b = Answered("1", ("x",), ("y",)), Answered("1", None, ("z",))
     assert pair_up([a], [b], {}) == [Comparison("1", ("x",), ("y",), ("z",))]
-    assert pair_up([b], [a], {"1": ("w",)})[0].asked == ("w",)
+    assert pair_up([b], [b], {"1": ("w",)})[0].asked == ("w",)
+    assert pair_up([b], [a], {"1": ("x",)})[0].asked == ("x",)
     for left, right, message in (
         ([a], [b, Answered("2", None, ("z",))], "1 questions are answered in one of the two files alone, for example '2'"),
-        ([b], [a], "question '1' stands in neither file: .* --questions"),
+        ([b], [b], "question '1' stands in neither file: .* --questions"),
         ([a], [Answered("1", None, ("z", "z"))], "question '1': 2 answers to 1 turns"),
     ):
         with pytest.raises(DataError, match=message):
             pair_up(left, right, {})
+    other = Answered("1", ("x?",), ("z",))
+    for right, asked, both in (
+        (other, {}, "'x' and 'x\\?'"),
+        (b, {"1": ("w",)}, "'w' and 'x'"),
+        (other, {"1": ("x",)}, "'x' and 'x\\?'"),
+    ):
+        with pytest.raises(DataError, match=f"question '1' is not the same everywhere: {both}; have both models"):
+            pair_up([a], [right], asked)
 
 
 def test_cost_is_estimated_before_anything_is_asked() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.best_of import best_of_curve
+from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.errors import ConfigError, DataError
 from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation
 from dvpo_ray.report.frontier import draw_best_of, frontier, write_frontier
@@ -98,5 +98,7 @@ def test_best_of_n_by_what_there_is() -> None:
     without_gold = evaluation({"p": [None, None]}, {"p": [0.1, 0.2]})
     row = best_of_curve(without_gold, [2], with_value=True)[0]
     assert row["value_by_value"] == pytest.approx(0.2) and not any(name.startswith("gold") for name in row)
+    check_choosable("some:gold", None)
+    check_choosable(None, "gvm")
     with pytest.raises(ConfigError, match="nothing to choose answers by"):
-        best_of_curve(without_gold, [2], with_value=False)
+        check_choosable(None, None)
