@@ -171,6 +171,13 @@ def test_splits_of_a_saved_dataset_lie_in_it(tmp_path: Path, tokenizer: Any) -> 
         {"policy": {"commit": {"copy_to": f"s3://key:{SECRET}@bucket/run"}}},
         {"policy": {"rewards": {"r": {"type": "http", "url": f"http://h.example/score?v=1&api_key={SECRET}"}}}},
         {"policy": {"data": {"source": f"https://u:{SECRET}@hub.example/x.jsonl"}}},
+        {"policy": {"data": {"source": f"https://{SECRET}@hub.example/x.jsonl"}}},
+        {"policy": {"data": {"source": f"https://u:a/{SECRET}@hub.example/x.jsonl"}}},
+        {"policy": {"data": {"source": f"https://u:80{SECRET}@hub.example/x.jsonl"}}},
+        *(
+            {"policy": {"data": {"source": f"https://hub.example/x.jsonl?v=1&{name}={SECRET}"}}}
+            for name in ("sig", "code", "auth", "X-Amz-Credential", "Authorization", "user_pwd", "auth.id")
+        ),
     ],
 )
 def test_a_url_that_holds_a_secret_is_refused_and_not_shown(sections: dict[str, Any]) -> None:
@@ -179,8 +186,19 @@ def test_a_url_that_holds_a_secret_is_refused_and_not_shown(sections: dict[str, 
     assert SECRET not in str(caught.value)
 
 
-def test_urls_without_secrets_are_taken() -> None:
-    commit = {"copy_to": "s3://bucket/run:1/a@b"}
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/run:1/a@b",
+        "sftp://me@host/runs",
+        "abfs://container@account.example/run",
+        "http://h.example:9000/a@b",
+        "http://[::1]:9000/a@b",
+        "https://h.example/x?design=1&postcode=2&encoding=3",
+    ],
+)
+def test_urls_without_secrets_are_taken(url: str) -> None:
+    commit = {"copy_to": url}
     rewards = {"r": {"type": "http", "url": "http://h.example:9000/score?version=2", "token_variable": "T"}}
     build(PolicyRecipe, tree(policy={"commit": commit, "rewards": rewards}))
 
