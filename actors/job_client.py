@@ -6,10 +6,13 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
@@ -28,6 +31,8 @@ from dvpo_ray.submission import Submission
 # A package passes through the dashboard and into the store of the cluster's state: the smaller of their limits holds.
 UPLOAD_LIMIT = min(DASHBOARD_CLIENT_MAX_SIZE, GCS_STORAGE_MAX_SIZE)
 URL = re.compile(r"https?://[^@\s]+")
+# Networks inside a machine, of containers and virtual machines: every such machine has the same address there.
+BRIDGE = re.compile(r"br-[0-9a-f]{12}|(?:cni|docker|podman|virbr)-?\d+")
 TIMEOUT_S = 60.0
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
@@ -62,11 +67,11 @@ class JobClient:
             self.address: str = self._client.get_address()
 
     def is_here(self) -> bool:
-        """Whether the cluster's head is this machine."""
+        """Whether the cluster's head is this machine, as far as addresses tell."""
         with self._explained():
             heads = [node.node_ip for node in list_nodes(self.address, filters=[("is_head_node", "=", "True")])]
-        mine = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-        return bool(mine & set(heads))
+        mine = own_addresses(psutil.net_if_addrs())
+        return any(lies_here(head, self.address, mine) for head in heads)
 
     def submit(self, submission: Submission, job: str) -> None:
         """Upload the package and start the job under a name.
@@ -158,6 +163,32 @@ class JobClient:
             f"the cluster at {self._where} asks for its token ({what}): put it into the environment as RAY_AUTH_TOKEN, or name "
             "its file in RAY_AUTH_TOKEN_PATH; never on a command line, which others can read"
         )
+
+
+def own_addresses(interfaces: Mapping[str, Sequence[Any]]) -> set[str]:
+    """The IP addresses of a machine, given what psutil says of its interfaces, but for those of networks inside it."""
+    addresses = [one for name, some in interfaces.items() if not BRIDGE.fullmatch(name) for one in some]
+    return {one.address for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6)}
+
+
+def lies_here(head: str, dashboard: str, mine: Collection[str]) -> bool:
+    """Whether a head at an IP address is this machine, which has the addresses ``mine``.
+
+    Every machine has the loopback ones, and any may have the link-local ones: they tell nothing. A head that has no other can be
+    reached from its own machine alone, which is this one if the dashboard's URL leads to loopback too and is not forwarded.
+    """
+    ip, door = _ip(head), _ip(urlsplit(dashboard).hostname or "")
+    if ip is not None and ip.is_loopback:
+        return door is not None and door.is_loopback
+    return head in mine and not (ip is not None and ip.is_link_local)
+
+
+def _ip(host: str) -> IPv4Address | IPv6Address | None:
+    """The address that a host is named by; None when it has a name."""
+    try:
+        return ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return None
 
 
 def summary(job: JobDetails) -> dict[str, Any]:

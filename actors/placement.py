@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from actors.watchdog import LATE_AFTER
-from dvpo_ray.cluster_token import protect_token
+from dvpo_ray.cluster_token import make_token, protect_token
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import RunError
 
@@ -70,6 +70,7 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
     # Actors import this very package, whether it is installed or run from a checkout.
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    make_token()
     ray.init(
         num_cpus=cluster.num_cpus,
         include_dashboard=cluster.dashboard,
@@ -80,7 +81,6 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
         _node_ip_address="127.0.0.1",
         configure_logging=False,
     )
-    protect_token()
 
 
 def keep_logs(target: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+TOKEN_BYTES = 32  # as many as Ray takes
 MODE = "RAY_AUTH_MODE"
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -15,6 +19,22 @@ def use_token() -> None:
     protect_token()
     if any(os.environ.get(name) for name in TOKEN_VARIABLES) or TOKEN_FILE.is_file():
         os.environ.setdefault(MODE, "token")
+
+
+def make_token() -> None:
+    """Write the token of a Ray that is started here, for its owner alone, where there is none.
+
+    Ray would write it by itself, readable for everyone until someone changes that.
+    """
+    if os.environ.get(MODE, "token").lower() == "token" and not any(os.environ.get(name) for name in TOKEN_VARIABLES):
+        TOKEN_FILE.parent.mkdir(parents=True, exist_ok=True)
+        # The file appears whole: another process that starts a Ray now must not read half a token.
+        with tempfile.NamedTemporaryFile("w", dir=TOKEN_FILE.parent, prefix=".auth_token-") as file:  # made 0600
+            file.write(secrets.token_hex(TOKEN_BYTES))
+            file.flush()
+            with suppress(FileExistsError):
+                os.link(file.name, TOKEN_FILE)
+    protect_token()
 
 
 def protect_token() -> None:

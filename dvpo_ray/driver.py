@@ -19,6 +19,7 @@ from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.dumps import write_dump
 from dvpo_ray.errors import (
+    AS_ASKED,
     LOST,
     ActorFailedError,
     CommitError,
@@ -54,7 +55,7 @@ class Driver:
         evaluate: Callable[[int], float | None] = lambda step: None,
     ) -> None:
         """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
-        ``evaluation.every`` asks for it, and returns their held-out score."""
+        ``evaluation.every`` asks for it, unless the run is to stop, and returns their held-out score."""
         self._config = config
         self._stages = stages
         self._ledger = ledger
@@ -111,14 +112,15 @@ class Driver:
                 for alarm in self._watch.look(result.metrics):
                     run.warn(step, alarm)
                 committer.finish()
-                score = self._evaluate_when_due(step + 1)
                 leaving = self._leaving(step)
+                # Who asked the run to stop waits for the commit, and not for a score of it.
+                score = None if run.stopping else self._evaluate_when_due(step + 1)
                 if committer.due(step + 1) or run.stopping or leaving:
                     committer.begin(step + 1, self._state(step + 1) | {"score": score})
                 if leaving or run.stopping:
                     committer.finish()
                 if run.stopping and step + 1 < config.steps:
-                    raise RunStoppedError(f"stopped after step {step + 1} of {config.steps}, as asked: --resume auto goes on")
+                    raise RunStoppedError(f"stopped after step {step + 1} of {config.steps}{AS_ASKED}")
                 feed.trained(step + 1)
         committer.finish()
 

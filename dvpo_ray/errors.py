@@ -78,7 +78,11 @@ LOST = (LearnerLostError, RowsLostError)
 
 
 class RunStoppedError(RunError):
-    """The run was asked to stop; what it had done is committed."""
+    """The run was asked to stop; what it had done is committed. Its message ends with ``AS_ASKED``."""
+
+
+# `dvpo jobs stop` looks for it in what the job printed.
+AS_ASKED = ", as asked: --resume auto goes on"
 
 
 class WeightSyncError(RunError):

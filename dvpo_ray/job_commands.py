@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import typer
 
 from dvpo_ray.cluster_token import use_token
 from dvpo_ray.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
-from dvpo_ray.errors import RunError, UserInputError
+from dvpo_ray.errors import AS_ASKED, RunError, UserInputError
 
 INTERRUPTED = 130
+SHOWN = 200
+STOPPED = re.compile(rf"stopped [^\n]*?{re.escape(AS_ASKED)}")
 
 jobs_app = typer.Typer(help="Jobs of a Ray cluster: list, look at, stop.", no_args_is_help=True)
 AddressOption = Annotated[
@@ -120,9 +123,19 @@ def jobs_stop(
             return {"job": job, "status": "STOPPING"}
         typer.echo("waiting for the job to commit and end", err=True)
         ended = _until_its_end(client, job, lambda text: None, f"job '{job}' is still being stopped: `dvpo jobs status {job}`")
-        return {"job": job, "status": ended["status"]}
+        return {"job": job, "status": ended["status"], "end": end_of_stop(client.logs(job))}
 
     guard(work, as_json)
+
+
+def end_of_stop(log: str) -> str:
+    """What a job that was asked to stop said of its end: that it had committed, or else its last words."""
+    found = STOPPED.findall(log)
+    if found:
+        return str(found[-1])
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    said = f"the last it printed: {lines[-1][:SHOWN]}" if lines else "it had printed nothing"
+    return f"it did not say that it committed when it was asked to stop; {said}"
 
 
 def _connect(address: str | None) -> Any:

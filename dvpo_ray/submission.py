@@ -5,8 +5,8 @@ Whoever may look at a cluster may read all of it, so nothing secret goes along.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from typing import Any
 
 from dvpo_ray.archive import Archive
 from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, Recipe, RewardRecipe, ValueRecipe
-from dvpo_ray.config.loading import build, recipe_tree, to_toml
+from dvpo_ray.config.dpo import DpoTraining
+from dvpo_ray.config.loading import build, recipe_tree, to_toml, toml_value
+from dvpo_ray.config.recipes import PairTraining, PolicyTraining
 from dvpo_ray.config.references import data_sources, functions, models, secrets, settings_at
 from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
 from dvpo_ray.errors import ConfigError
@@ -26,6 +28,12 @@ CODE = ("dvpo_ray", "actors", "jobs")
 ROOT = Path(__file__).resolve().parents[1]
 # Ray's job server sends SIGTERM, and SIGKILL so many seconds later; it reads this from the job's own environment.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+# What may be a URL, and how one of this machine's files begins. MLflow takes the word `databricks` for a server.
+PLACES = ("value.commit.copy_to", "policy.commit.copy_to", "dpo.commit.copy_to", "tracking.mlflow_uri")
+FILES = ("file://", "file:", "sqlite:///")
+ELSEWHERE = re.compile(r"[\w+.-]+:|databricks$")
+# Of a policy's step score, learn, sync and commit; of another training's last one learn, commit, measure and save.
+CALLS_TO_STOP = 4
 COMMANDS: dict[type[Recipe], tuple[str, str]] = {
     PipelineRecipe: ("jobs.demo", "demo"),
     ValueRecipe: ("jobs.pretrain_value", "value train"),
@@ -161,18 +169,28 @@ def _kind_of(tree: dict[str, Any], origin: str) -> type[Recipe]:
 def _on_the_cluster(recipe: Recipe, here: bool) -> Iterator[str]:
     """Overrides for a process that starts in a folder of its own, which goes with the job."""
     yield "cluster.address=auto"
-    lasting = settings_at(recipe, ("run.output_dir",)) | models(recipe)
-    if recipe.run.resume not in ("auto", "never"):
-        lasting["run.resume"] = recipe.run.resume
-    for key, text in lasting.items():
-        if text == SMOLLM2 or Path(text).is_absolute():
+    for key, scheme, path in _lasting(recipe):
+        if Path(path).is_absolute():
             continue
         if not here:
             raise ConfigError(
-                f"{key} = '{text}' is relative to a folder of this machine, and the cluster is elsewhere: name a folder that all "
-                f"its machines see by its absolute path: --set {key}=/..."
+                f"{key} = '{scheme}{path}' is relative to a folder of this machine, and the cluster is elsewhere: name a folder "
+                f"that all its machines see by its absolute path: --set {key}={scheme}/..."
             )
-        yield f"{key}={json.dumps(str(Path(text).resolve()), ensure_ascii=False)}"
+        yield f"{key}={toml_value(f'{scheme}{Path(path).resolve()}')}"
+
+
+def _lasting(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """(dotted path, scheme, path) of what must outlive the job in the file system."""
+    for key, text in (settings_at(recipe, ("run.output_dir",)) | models(recipe)).items():
+        if text != SMOLLM2:
+            yield key, "", text
+    if recipe.run.resume not in ("auto", "never"):
+        yield "run.resume", "", recipe.run.resume
+    for key, text in settings_at(recipe, PLACES).items():
+        scheme = next((scheme for scheme in FILES if text.startswith(scheme)), "")
+        if scheme or not ELSEWHERE.match(text):
+            yield key, scheme, text.removeprefix(scheme)
 
 
 def _data(recipe: Recipe) -> Iterator[Path]:
@@ -209,8 +227,16 @@ def _check_functions(recipe: Recipe, included: Sequence[Path]) -> None:
 
 
 def _stop_wait_s(recipe: Recipe) -> int:
-    """Time for a job that is asked to stop: to end its stage, commit, and wait for its last copies."""
+    """Time for a job that is asked to stop: what its stages may take until it has committed and waited for its last copies."""
     found = (getattr(recipe, name, None) for name in ("value", "policy", "dpo"))
-    parts = [part for part in found if part is not None]
-    copies = [part.commit.copy_wait_s for part in parts if part.commit.copy_to is not None]
-    return math.ceil(recipe.cluster.call_timeout_s + max(copies, default=0.0))
+    return math.ceil(max(_seconds_to_stop(part, recipe.cluster.call_timeout_s) for part in found if part is not None))
+
+
+def _seconds_to_stop(part: PairTraining | PolicyTraining, call_s: float) -> float:
+    """Deadlines of all stages that can lie between the signal and the end of one training."""
+    seconds = CALLS_TO_STOP * call_s
+    if isinstance(part, PolicyTraining):
+        seconds += part.rollout.row_timeout_s * (part.off_policy.max_staleness + 1)
+    if isinstance(part, PolicyTraining | DpoTraining) and part.evaluation is not None:
+        seconds += part.rollout.row_timeout_s + 2 * call_s
+    return seconds + (part.commit.copy_wait_s if part.commit.copy_to is not None else 0.0)

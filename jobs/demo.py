@@ -21,7 +21,11 @@ from jobs.train_policy import train_policy
 
 
 def run_pipeline(recipe: PipelineRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
-    """Run both trainings on one Ray; returns what ``result.json`` holds. ``run.resume = "auto"`` keeps a finished first half."""
+    """Run both trainings on one Ray; returns what ``result.json`` holds. ``run.resume = "auto"`` keeps a finished first half.
+
+    Raises:
+        RunStoppedError: the run was asked to stop; when that was at the end of the first half, the second is not begun.
+    """
     with locked(run_folder(recipe)):
         return _run_pipeline(recipe, listener)
 
@@ -50,7 +54,8 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener) -> dict[str, Any]:
     (folder / CONFIG).write_text(dump_resolved(recipe))
     with ray_session(recipe.cluster):
         done = folder / "value" / RESULT
-        value = _finished_value(done) if resuming and done.is_file() else pretrain_value(recipe.value_recipe(), listener)
+        finished = resuming and done.is_file()
+        value = _finished_value(done) if finished else pretrain_value(recipe.value_recipe(), listener, more_follows=True)
         policy = train_policy(recipe.policy_recipe(value["value_model"]), listener)
     result = policy | {
         "gvm_pair_accuracy_mean": value["gvm_pair_accuracy_mean"],

@@ -12,7 +12,7 @@ from actors.gang import Gang
 from actors.nodes import leaving, this_node
 from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
-from dvpo_ray.errors import RunStoppedError
+from dvpo_ray.errors import AS_ASKED, RunStoppedError
 from dvpo_ray.run import Run
 
 
@@ -30,7 +30,8 @@ def train_on_pairs(
     Args:
         batches: indices of each step's pairs.
         learn: trains on them, given the step, and returns its metrics.
-        evaluate: is called with the number of finished steps, and returns their held-out score when they are to have one.
+        evaluate: is called with the number of finished steps, and returns their held-out score when they are to have one; a run
+            that is to stop does not wait for it.
 
     Raises:
         RunStoppedError: the run was asked to stop, and did after a commit.
@@ -48,14 +49,15 @@ def train_on_pairs(
         run.timeline.add("learn", began, time.time(), step=step)
         run.log(step, metrics | {"seconds/step": time.time() - began})
         committer.finish()
-        score = evaluate(step + 1)
         # The ranks are not started again elsewhere: the run goes on there.
         if gang.leaving() or leaving([this_node()]):
             run.stopping = True
+        # Who asked it to stop waits for the commit, and not for a score of it.
+        score = None if run.stopping else evaluate(step + 1)
         if committer.due(step + 1) or run.stopping:
             state: dict[str, Any] = run.clocks() | {"score": score}
             committer.begin(step + 1, state)
         if run.stopping and step + 1 < len(batches):
             committer.finish()
-            raise RunStoppedError(f"stopped after step {step + 1} of {len(batches)}, as asked: --resume auto goes on")
+            raise RunStoppedError(f"stopped after step {step + 1} of {len(batches)}{AS_ASKED}")
     committer.finish()

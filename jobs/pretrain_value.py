@@ -17,6 +17,7 @@ from dvpo_ray.committer import Committer
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
 from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
+from dvpo_ray.errors import AS_ASKED, RunStoppedError
 from dvpo_ray.learning.pairs import batches, labelled
 from dvpo_ray.learning.value_update import pair_accuracy, pair_wins, resolve_target
 from dvpo_ray.maths.statistics import bootstrap_ci95
@@ -31,13 +32,18 @@ from jobs.setup import BaseModel, base_model, read_pairs
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 
 
-def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
-    """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds."""
+def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None, more_follows: bool = False) -> dict[str, Any]:
+    """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds.
+
+    Raises:
+        RunStoppedError: the run was asked to stop, and did after a commit; when more of the job follows it, also at its end,
+            after its result was written.
+    """
     with locked(run_folder(recipe)):
-        return _pretrain_value(recipe, listener)
+        return _pretrain_value(recipe, listener, more_follows)
 
 
-def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
+def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool) -> dict[str, Any]:
     base = base_model(recipe.model)
     value = recipe.value
     folder = run_folder(recipe)
@@ -92,6 +98,8 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener) -> dict[str, Any]:
             **copies(copier),
         }
         run.write_json(RESULT, result)
+        if more_follows and run.stopping:
+            raise RunStoppedError(f"stopped after value training{AS_ASKED}")
         return result
     finally:
         run.close()

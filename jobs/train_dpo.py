@@ -24,7 +24,7 @@ from dvpo_ray.config import DpoRecipe
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.data import EncodedPair, fingerprint
-from dvpo_ray.errors import ConfigError, RunStoppedError
+from dvpo_ray.errors import AS_ASKED, ConfigError, RunStoppedError
 from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.pairs import batches, labelled
 from dvpo_ray.maths.statistics import bootstrap_ci95, wins
@@ -199,7 +199,7 @@ def _scores(learner: PolicyGang, pairs: Sequence[EncodedPair], run: Run) -> np.n
     # One call for all would pass any deadline when there are many.
     for first in range(0, len(pairs), PAIRS_PER_CALL):
         if run.stopping:
-            raise RunStoppedError("stopped while answers were read, as asked: --resume auto goes on")
+            raise RunStoppedError(f"stopped while answers were read{AS_ASKED}")
         answers = [answer for pair in pairs[first : first + PAIRS_PER_CALL] for answer in labelled(pair)]
         found: dict[int, float] = {}
         for share in learner.call("scores", answers, doing="reading answers"):

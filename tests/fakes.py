@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,10 +129,17 @@ class FakeStages:
         return ServedWeights(weights.version, "payload", "checksum", 0.0, 0)
 
 
-def drive(config: PolicyTraining, stages: Stages, ledger: Ledger, run: Run, commit: Commit | None = None) -> None:
+def drive(
+    config: PolicyTraining,
+    stages: Stages,
+    ledger: Ledger,
+    run: Run,
+    commit: Commit | None = None,
+    evaluate: Callable[[int], float | None] = lambda step: None,
+) -> None:
     """The real driver, committing into the run's folder."""
     committer = Committer(CommitStore(run.folder / COMMITS), stages.learner, run, config.commit.every, config.steps)
-    Driver(config, stages, ledger, run, committer).train(commit)
+    Driver(config, stages, ledger, run, committer, evaluate).train(commit)
 
 
 def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

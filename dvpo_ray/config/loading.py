@@ -24,9 +24,16 @@ REDACTED = "**redacted**"
 SHOWN = 200
 PATH_LETTERS = string.ascii_letters + string.digits + "._-"
 DEEPEST = 20
-# A password in a URL, or a key among its parameters.
+SURROGATE = re.compile("[\ud800-\udfff]")
+# What shows that a URL holds a secret. A password may hold slashes; digits before the first slash are a port.
 CREDENTIALS = re.compile(
-    r"://(?:[^/@\s]*:[^/@\s]+@|\S*[?&][^=&\s]*(?:token|key|secret|password|signature)[^=&\s]*=)", re.IGNORECASE
+    r"""://(?!\[)[^/@\s]*:(?!\d{1,5}(?:[/?\#]|$))[^@\s]+@               # a password
+      | https?://[^/?\#@\s]+@                                         # a token in the place of a user: git hosts take it
+      | ://\S*[?&;\#](?:
+            [^=&\s]*(?:token|key|secret|passw|signature|credential|authoriz)[^=&\s]*
+          | (?:[^=&\s]*[-_.])?(?:auth|code|jwt|pass|pwd|sas|sig)(?:[-_.][^=&\s]*)?
+        )=""",
+    re.IGNORECASE | re.VERBOSE,
 )
 TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
@@ -77,12 +84,17 @@ def dump_resolved(config: BaseModel) -> str:
 
 def to_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
     """A plain tree of settings as TOML."""
-    plain = [f"{key} = {json.dumps(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    plain = [f"{key} = {toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     text = (f"[{prefix}]\n" if prefix and plain else "") + "\n".join(plain) + "\n"
     for key, value in tree.items():
         if isinstance(value, dict):
             text += to_toml(value, f"{prefix}.{key}" if prefix else key)
     return text
+
+
+def toml_value(value: Any) -> str:
+    """A plain value as TOML: as JSON, without its pairs of surrogates, and with the one control character it leaves as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def shipped_recipes() -> list[str]:
@@ -149,6 +161,8 @@ def _odd_leaves(tree: Any, path: str = "", levels: int = DEEPEST) -> Iterator[tu
         yield path, f"an integer of {tree.bit_length()} bits; TOML has 64"
     elif isinstance(tree, str) and "\0" in tree:
         yield path, f"text with a NUL character: {_shown(tree)}"
+    elif isinstance(tree, str) and SURROGATE.search(tree):
+        yield path, f"text that is not Unicode: {_shown(tree)}"
     elif isinstance(tree, str) and CREDENTIALS.search(tree):
         yield (
             path,
@@ -162,7 +176,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         # What follows a path that was not ended by `=` may be a secret.
         path = text[: len(text) - len(text.lstrip(PATH_LETTERS))]
         raise ConfigError(f"override '{path}' is not of the form dotted.path=value")
-    for candidate in (value.strip(), json.dumps(value.strip())):
+    for candidate in (value.strip(), toml_value(value.strip())):
         try:
             return _parse_toml(f"{key.strip()} = {candidate}")
         except ValueError:

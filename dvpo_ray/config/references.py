@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
@@ -46,13 +46,12 @@ def functions(recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def secrets(section: BaseModel, prefix: str = "") -> Iterator[str]:
-    """Dotted paths of the secrets that are set."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
+def secrets(section: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of the secrets that are set, in sections and in sections by name."""
+    for name, value in section.items() if isinstance(section, Mapping) else section:
         if isinstance(value, SecretStr):
             yield f"{prefix}{name}"
-        elif isinstance(value, BaseModel):
+        elif isinstance(value, BaseModel | Mapping):
             yield from secrets(value, f"{prefix}{name}.")
 
 

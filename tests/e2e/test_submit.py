@@ -130,9 +130,10 @@ def test_a_run_from_submission_through_a_stop_to_its_end(cluster: RayCluster, pr
     assert follower.returncode == 130 and "`dvpo jobs stop policy-1` stops it" in parting, parting
     assert person.knows("jobs", "status", "policy-1")["status"] == "RUNNING", "leaving does not stop it"
 
-    assert person.knows("jobs", "stop", "policy-1")["status"] == "STOPPED"
+    stopped = person.knows("jobs", "stop", "policy-1")
     commit = CommitStore(runs / "policy" / "commits").newest()
     assert commit is not None and 2 <= commit.step < 400
+    assert stopped["status"] == "STOPPED" and stopped["end"].startswith(f"stopped after step {commit.step} of 400, as asked")
     assert f"stopped after step {commit.step} of 400, as asked" in person.does("jobs", "logs", "policy-1")
     assert "has ended already: STOPPED" in person.does("jobs", "stop", "policy-1", code=2)
 

@@ -15,10 +15,14 @@ from safetensors.torch import load_file
 
 from benchmarks.chaos import events, kill_driver, start
 from dvpo_ray.commits import CommitStore
+from dvpo_ray.config import PipelineRecipe
+from dvpo_ray.config.loading import build
 from dvpo_ray.errors import RunStoppedError
 from dvpo_ray.run import Event
+from dvpo_ray.run_folder import run_folder
+from jobs.demo import run_pipeline
 from jobs.train_policy import train_policy
-from tests.real import STEPS, MakePolicyRecipe, metrics
+from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, metrics, value_tree
 
 pytestmark = pytest.mark.integration
 CLOCKS = ("seconds", "first_began")
@@ -81,6 +85,33 @@ def test_a_run_whose_machine_is_lost_goes_on_from_its_copies(
     assert any("going on after step 4" in phase for phase in phases)
     assert result["commits_copied"] == 1 and result["commits_not_copied"] == 0
     assert [without_timings(line) for line in metrics(straight)] == [without_timings(line) for line in metrics(tmp_path / "lost")]
+
+
+def test_a_demo_stopped_at_the_end_of_its_first_half_does_not_begin_the_second(
+    tiny_model: Path, pairs: Path, prompts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    policy = {
+        "steps": 1,
+        "data": {"source": str(prompts[0]), "max_prompt_tokens": 64},
+        "rollout": ROLLOUT,
+        "scorer": {"dtype": "float32"},
+        "learner": {"dtype": "float32"},
+    }
+    recipe = build(PipelineRecipe, value_tree(tiny_model, pairs, tmp_path, epochs=1) | {"policy": policy})
+    folder = run_folder(recipe)
+
+    def stop(event: Event) -> None:
+        if event.text.startswith("measuring pair accuracy"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunStoppedError, match="stopped after value training, as asked: --resume auto goes on"):
+        run_pipeline(recipe, stop)
+    assert (folder / "value" / "result.json").is_file() and not (folder / "policy").exists()
+    phases: list[str] = []
+    again = recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})})
+    run_pipeline(again, lambda event: phases.append(event.text))
+    assert not any("measuring pair accuracy" in phase for phase in phases), "the first half had ended"
+    assert [line["step"] for line in metrics(folder / "policy") if "seconds/step" in line] == [0]
 
 
 def without_timings(line: dict[str, float]) -> dict[str, float]:

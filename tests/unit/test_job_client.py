@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from actors import job_client
 from dvpo_ray.console import show_jobs
 from dvpo_ray.errors import ConfigError, RunError
+from dvpo_ray.job_commands import end_of_stop
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +40,44 @@ def test_an_address_is_a_url_without_a_password(address: str) -> None:
     with pytest.raises(ConfigError, match="give the dashboard's URL without a password") as caught:
         job_client.JobClient(address)
     assert "me:" not in str(caught.value)
+
+
+MINE = {"127.0.0.1", "::1", "169.254.1.1", "fe80::1", "10.0.0.7"}
+
+
+@pytest.mark.parametrize(
+    ("head", "dashboard", "here"),
+    [
+        ("10.0.0.7", "http://127.0.0.1:8265", True),
+        ("10.0.0.8", "http://127.0.0.1:8265", False),  # forwarded
+        ("169.254.1.1", "http://127.0.0.1:8265", False),
+        ("fe80::1", "http://127.0.0.1:8265", False),
+        ("127.0.0.1", "http://127.0.0.1:8265", True),
+        ("127.0.0.1", "http://localhost:8265", True),
+        ("::1", "http://[::1]:8265", True),
+        ("127.0.0.1", "http://head.example:8265", False),
+        ("127.0.0.1", "http://10.0.0.8:8265", False),
+    ],
+)
+def test_addresses_that_many_machines_have_do_not_tell_where_a_head_is(head: str, dashboard: str, here: bool) -> None:
+    assert job_client.lies_here(head, dashboard, MINE) is here
+
+
+def test_the_address_of_a_bridge_is_none_of_the_machines_own() -> None:
+    named = {"eth0": "10.0.0.7", "br-ex": "10.0.0.8", "docker0": "172.17.0.1"}
+    named |= {"br-0123456789ab": "172.18.0.1", "virbr0": "192.168.122.1"}
+    interfaces = {name: [SimpleNamespace(family=socket.AF_INET, address=ip)] for name, ip in named.items()}
+    interfaces["eth0"].append(SimpleNamespace(family=socket.AF_PACKET, address="00:16:3e:00:00:01"))
+    assert job_client.own_addresses(interfaces) == {"10.0.0.7", "10.0.0.8"}
+
+
+def test_what_a_stopped_job_said_of_its_end_is_told() -> None:
+    stopped = "stopped after step 3 of 9, as asked: --resume auto goes on"
+    assert end_of_stop(f"step 3\nerror: {stopped}\nlogs: /x\n") == stopped
+    assert end_of_stop('{"event": "step"}\n' + json.dumps({"message": f"{stopped}\nlogs: /x"})) == stopped
+    unsaid = "it did not say that it committed when it was asked to stop; "
+    assert end_of_stop("step 3\nKilled\n\n") == f"{unsaid}the last it printed: Killed"
+    assert end_of_stop("") == f"{unsaid}it had printed nothing"
 
 
 def test_a_list_of_jobs_has_one_line_each_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -101,7 +101,9 @@ def recipe(tmp_path: Path, every: int, name: str = "r", **policy: object) -> Pol
     return build(PolicyRecipe, tree)
 
 
-def run_once(config: PolicyRecipe, stages: ChainStages, stop_after: int = 0) -> Ledger:
+def run_once(
+    config: PolicyRecipe, stages: ChainStages, stop_after: int = 0, evaluate: Callable[[int], float | None] = lambda step: None
+) -> Ledger:
     """One life of a driver: from the newest commit there is, as ``jobs.train_policy`` does it."""
     commit = CommitStore(run_folder(config) / COMMITS).newest()
 
@@ -112,7 +114,7 @@ def run_once(config: PolicyRecipe, stages: ChainStages, stop_after: int = 0) -> 
     run = Run(config, STEPS, listen, in_place=commit is not None)
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
     try:
-        drive(config.policy, stages, ledger, run, commit)
+        drive(config.policy, stages, ledger, run, commit, evaluate)
     finally:
         run.close()
     return ledger
@@ -195,6 +197,21 @@ def test_a_run_asked_to_stop_commits_and_goes_on_later(straight: tuple[str, list
     stages = ChainStages()
     run_once(config, stages)
     assert stages.chain == straight[0]
+
+
+def test_who_asks_a_run_to_stop_waits_for_no_score(tmp_path: Path) -> None:
+    config = recipe(tmp_path, every=2, evaluation={"source": "held-out", "every": 2})
+    evaluated: list[int] = []
+
+    def evaluate(step: int) -> float:
+        evaluated.append(step)
+        return 0.5
+
+    with pytest.raises(RunStoppedError, match="stopped after step 4 of 9, as asked: --resume auto goes on"):
+        run_once(config, ChainStages(), stop_after=4, evaluate=evaluate)
+    commit = CommitStore(run_folder(config) / COMMITS).newest()
+    assert commit is not None and (commit.step, commit.score) == (4, None)
+    assert evaluated == [2]
 
 
 def test_a_commit_of_another_value_model_is_refused(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from actors.learner_state import file_name, find_pieces
+from actors.placement import start_embedded
 from dvpo_ray import cluster_token
 from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
+from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.dumps import read_dump
 from dvpo_ray.errors import CommitError, ConfigError, DataError, ModelError
@@ -171,6 +173,13 @@ def test_splits_of_a_saved_dataset_lie_in_it(tmp_path: Path, tokenizer: Any) -> 
         {"policy": {"commit": {"copy_to": f"s3://key:{SECRET}@bucket/run"}}},
         {"policy": {"rewards": {"r": {"type": "http", "url": f"http://h.example/score?v=1&api_key={SECRET}"}}}},
         {"policy": {"data": {"source": f"https://u:{SECRET}@hub.example/x.jsonl"}}},
+        {"policy": {"data": {"source": f"https://{SECRET}@hub.example/x.jsonl"}}},
+        {"policy": {"data": {"source": f"https://u:a/{SECRET}@hub.example/x.jsonl"}}},
+        {"policy": {"data": {"source": f"https://u:80{SECRET}@hub.example/x.jsonl"}}},
+        *(
+            {"policy": {"data": {"source": f"https://hub.example/x.jsonl?v=1&{name}={SECRET}"}}}
+            for name in ("sig", "code", "auth", "X-Amz-Credential", "Authorization", "user_pwd", "auth.id")
+        ),
     ],
 )
 def test_a_url_that_holds_a_secret_is_refused_and_not_shown(sections: dict[str, Any]) -> None:
@@ -179,8 +188,19 @@ def test_a_url_that_holds_a_secret_is_refused_and_not_shown(sections: dict[str, 
     assert SECRET not in str(caught.value)
 
 
-def test_urls_without_secrets_are_taken() -> None:
-    commit = {"copy_to": "s3://bucket/run:1/a@b"}
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/run:1/a@b",
+        "sftp://me@host/runs",
+        "abfs://container@account.example/run",
+        "http://h.example:9000/a@b",
+        "http://[::1]:9000/a@b",
+        "https://h.example/x?design=1&postcode=2&encoding=3",
+    ],
+)
+def test_urls_without_secrets_are_taken(url: str) -> None:
+    commit = {"copy_to": url}
     rewards = {"r": {"type": "http", "url": "http://h.example:9000/score?version=2", "token_variable": "T"}}
     build(PolicyRecipe, tree(policy={"commit": commit, "rewards": rewards}))
 
@@ -218,3 +238,42 @@ def test_rays_token_file_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pyt
     cluster_token.use_token()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_ray_that_is_started_finds_a_token_that_was_never_readable_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".ray" / "auth_token"
+    monkeypatch.setattr(cluster_token, "TOKEN_FILE", file)
+    for name in (cluster_token.MODE, *cluster_token.TOKEN_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    found: list[tuple[int, str]] = []
+
+    def started(**options: Any) -> None:
+        found.append((stat.S_IMODE(file.stat().st_mode), file.read_text()))
+
+    monkeypatch.setattr("actors.placement.ray.init", started)
+    for name in ("PYTHONPATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # so that what is set below is taken back
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            start_embedded(ClusterSection(), str(tmp_path))
+    finally:
+        os.umask(before)
+    (mode, token), again = found
+    assert (mode, len(token)) == (0o600, 64)
+    assert again == (mode, token), "the next one takes the same"
+    assert [path.name for path in file.parent.iterdir()] == ["auth_token"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", SECRET)])
+def test_no_token_is_written_where_ray_asks_for_none_or_has_one(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_token, "TOKEN_FILE", tmp_path / ".ray" / "auth_token")
+    for other in (cluster_token.MODE, *cluster_token.TOKEN_VARIABLES):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    cluster_token.make_token()
+    assert list(tmp_path.iterdir()) == []

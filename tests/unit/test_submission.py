@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 import zipfile
@@ -153,6 +152,39 @@ def test_what_a_run_keeps_or_reads_in_a_folder_is_named_for_the_cluster(folder: 
             packed(folder, AWAY, override, recipe="policy.toml")
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "sent"),
+    [
+        ("value.commit.copy_to", "away", "FOLDER/away"),
+        ("value.commit.copy_to", "file://away", "file://FOLDER/away"),
+        ("value.commit.copy_to", "s3://bucket/run", None),
+        ("value.commit.copy_to", "/away", None),
+        ("tracking.mlflow_uri", "file:mlruns", "file:FOLDER/mlruns"),
+        ("tracking.mlflow_uri", "sqlite:///mlflow.db", "sqlite:///FOLDER/mlflow.db"),
+        ("tracking.mlflow_uri", "sqlite:////mlflow.db", None),
+        ("tracking.mlflow_uri", "http://127.0.0.1:5000", None),
+        ("tracking.mlflow_uri", "databricks", None),
+    ],
+)
+def test_what_a_run_writes_elsewhere_does_not_go_with_the_jobs_folder(
+    folder: Path, key: str, given: str, sent: str | None
+) -> None:
+    section, _, name = key.rpartition(".")
+    found: Any = settings(packed(folder, HERE, f"{key}={given}"))
+    for part in section.split("."):
+        found = found[part]
+    assert found[name] == (given if sent is None else sent.replace("FOLDER", str(folder)))
+    if sent is not None:
+        with pytest.raises(ConfigError, match=rf"{key} = '{given}' is relative to a folder of this machine, .* --set {key}="):
+            packed(folder, AWAY, "run.output_dir=/runs", "model.path=/m", f"{key}={given}")
+
+
+def test_a_recipe_of_any_letters_goes_along(folder: Path) -> None:
+    name = "run\N{ROCKET}\x7f\\end"
+    found = settings(packed(folder, HERE, f"run.output_dir={name}"))
+    assert found["run"]["output_dir"] == str(folder / name)
+
+
 def test_a_function_of_ones_own_must_go_along(folder: Path) -> None:
     (folder / "policy.toml").write_text(POLICY)
     (folder / "scores.py").write_text("")
@@ -186,9 +218,15 @@ def test_nothing_of_the_package_is_replaced(folder: Path) -> None:
 
 
 def test_a_job_that_is_stopped_gets_the_time_it_needs(folder: Path) -> None:
-    assert packed(folder, HERE, "cluster.call_timeout_s=90.5").environment == {STOP_WAIT: "91"}
+    """The deadlines of all its stages: 4 calls, the answers of a step, and those of an evaluation with its weights and scores."""
+    assert packed(folder, HERE, "cluster.call_timeout_s=90.6").environment == {STOP_WAIT: "363"}
     copies = ("value.commit.copy_to=file:///away", "value.commit.copy_wait_s=30.0", "cluster.call_timeout_s=90.0")
-    assert packed(folder, HERE, *copies).environment == {STOP_WAIT: "120"}
+    assert packed(folder, HERE, *copies).environment == {STOP_WAIT: "390"}
+    (folder / "policy.toml").write_text(POLICY)
+    times = ("cluster.call_timeout_s=10.0", "policy.rollout.row_timeout_s=7.0", "policy.off_policy.max_staleness=2")
+    assert packed(folder, HERE, *times, recipe="policy.toml").environment == {STOP_WAIT: str(4 * 10 + 3 * 7)}
+    evaluation = "policy.evaluation.source=pairs.jsonl"
+    assert packed(folder, HERE, *times, evaluation, recipe="policy.toml").environment == {STOP_WAIT: str(6 * 10 + 4 * 7)}
 
 
 def test_secrets_do_not_go_along(folder: Path) -> None:
@@ -204,5 +242,4 @@ def test_a_recipe_of_another_cluster_is_refused(folder: Path) -> None:
 
 def test_what_is_shown_of_a_job_is_text(folder: Path) -> None:
     submission = packed(folder)
-    assert json.loads(json.dumps(submission.metadata)) == submission.metadata
     assert all(isinstance(value, str) for value in (submission.metadata | submission.environment).values())

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, RewardRecipe, ValueRecipe, dump_resolved, load_recipe
-from dvpo_ray.config.loading import shipped_recipes, walk_fields
+from dvpo_ray.config.base import Secret, Section
+from dvpo_ray.config.loading import shipped_recipes, to_toml, walk_fields
+from dvpo_ray.config.references import secrets
 from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ConfigError
 
@@ -92,6 +95,26 @@ def test_mistakes_of_dpo_recipes_are_named(tmp_path: Path, override: str, messag
     assert load_recipe(DpoRecipe, path).dpo.beta == 0.1
     with pytest.raises(ConfigError, match=message):
         load_recipe(DpoRecipe, path, [override])
+
+
+def test_a_recipe_of_any_letters_is_written_as_it_was_read() -> None:
+    tree = {"run": {"name": 'a\N{ROCKET}b\x7f\x85\u2028"\\\t\n'}, "seeds": [1, True, 0.5, "\N{ROCKET}"]}
+    assert tomllib.loads(to_toml(tree)) == tree
+    with pytest.raises(ConfigError, match=r"run\.output_dir: text that is not Unicode: 'a\\udcff'"):
+        load_recipe(PipelineRecipe, "demo", ["run.output_dir=a\udcff"])
+    assert load_recipe(PipelineRecipe, "demo", ["run.output_dir=\N{ROCKET}"]).run.output_dir == Path("\N{ROCKET}")
+
+
+def test_secrets_are_found_in_sections_and_in_sections_by_name() -> None:
+    class Service(Section):
+        key: Secret | None = None
+
+    class Services(Section):
+        own: Service
+        named: dict[str, Service]
+
+    sections = Services(own=Service(key="a"), named={"first": Service(), "second": Service(key="b")})
+    assert list(secrets(sections)) == ["own.key", "named.second.key"]
 
 
 def test_changing_a_type_drops_the_old_ones_settings() -> None:
