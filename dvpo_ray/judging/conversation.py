@@ -90,7 +90,9 @@ class Interviewer:
         """Answers by row."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return {answer.row_id: answer for answer in map(self._fetch, rollouts.generate(requests))}
+                # To the end before any is fetched: engines refuse a row that is asked for while it is still under way.
+                handles = list(rollouts.generate(requests))
+                return {answer.row_id: answer for answer in map(self._fetch, handles)}
             except RowsLostError:
                 if attempt == ATTEMPTS:
                     raise

@@ -91,6 +91,8 @@ def test_answers_lost_with_a_node_are_made_again(tokenizer: Any) -> None:
     found = interviewer(tokenizer, fetch).ask(QUESTIONS, engines, lambda done: None)
     assert [len(one.answers) for one in found] == [2, 1, 2]
     assert engines.at_once == [2, 2, 1, 2], "the first two questions, again, and the rest"
+    first, again = engines.asked[:2], engines.asked[2:4]
+    assert first == again, "with the same seeds, once all answers of the first time had come"
     lost += [True] * 3
     engines = Counting(tokenizer)
     with pytest.raises(RowsLostError):
