@@ -30,8 +30,8 @@ CREDENTIALS = re.compile(
     r"""://(?!\[)[^/@\s]*:(?!\d{1,5}(?:[/?\#]|$))[^@\s]+@               # a password
       | https?://[^/?\#@\s]+@                                         # a token in the place of a user: git hosts take it
       | ://\S*[?&;\#](?:
-            [^=&\s]*(?:token|key|secret|passw|signature|credential|authoriz)[^=&\s]*
-          | (?:[^=&\s]*[-_.])?(?:auth|code|jwt|pass|pwd|sas|sig)(?:[-_.][^=&\s]*)?
+            [^=&?;\#\s]*(?:token|key|secret|passw|signature|credential|authoriz)[^=&?;\#\s]*
+          | (?:[^=&?;\#\s]*[-_.])?(?:auth|code|jwt|pass|pwd|sas|sig)(?:[-_.][^=&?;\#\s]*)?
         )=""",
     re.IGNORECASE | re.VERBOSE,
 )

@@ -116,7 +116,7 @@ def test_a_run_from_submission_through_a_stop_to_its_end(cluster: RayCluster, pr
     """Value pretraining, then policy training that is followed, left, stopped and gone on with. No secret shows anywhere."""
     person, runs = Person(cluster, project), project / "runs"
     said = person.does("submit", "value.toml", "--follow", "--job-id", "value-1")
-    assert "saving and sealing the value model" in said
+    assert "saving and sealing the model" in said
     assert json.loads((runs / "value" / "result.json").read_text())["pairs"] > 0
     assert "already holds a run" in person.does("submit", "value.toml", "--follow", "--job-id", "value-2", code=2)
     assert "there is a job of that name" in person.does("submit", "value.toml", "--job-id", "value-1", code=2)
