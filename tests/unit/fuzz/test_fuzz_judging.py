@@ -16,7 +16,7 @@ from dvpo_ray.judging.files import read_answers, read_questions
 from dvpo_ray.judging.formats import FORMATS
 from dvpo_ray.judging.verdict_file import Judgement, VerdictFile
 from tests.fuzzing import altered, damaged, examples
-from tests.unit.judging.test_formats import QUESTIONS, WRITTEN
+from tests.unit.judging.test_benchmark_formats import QUESTIONS, WRITTEN
 
 JUDGEMENTS = [
     Judgement(key=key, question="q", verdict=verdict, reply="Ä", finish_reason="stop", input_tokens=3, output_tokens=1)
