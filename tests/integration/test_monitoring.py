@@ -103,6 +103,8 @@ class Onlooker:
         server = self._server
         version = f'ray_dvpo_weights_version{{run="{self._run}"}} == {step}'
         assert server.ask_until(version, bool), "Prometheus never saw the step"
+        # Every process sends its own numbers, each when its time comes.
+        assert server.ask_until(f"max(ray_dvpo_engine_weights_version) == {step}", bool), "nor the engine's version"
         for metric in CATALOGUE:
             if metric not in OTHERS and not server.ask_until(metric.exported, bool):
                 self.missing.append(metric.exported)
