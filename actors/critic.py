@@ -75,7 +75,7 @@ class CriticRank(Rank):
             policy = self.policy
             earned = token_rewards(fresh, self.settings, policy.kl, beta, policy.rewards, self._running)
             self._running = earned.moments
-            self._batch = CriticBatch.of(fresh, earned.rewards_bt, self.settings.lam)
+            self._batch = CriticBatch.of(fresh, earned.rewards_bt, earned.mask_bt, self.settings.lam)
         return scored
 
     def values_and_say(self, step: int, beta: float, *batches: ScoredBatch) -> tuple[ScoredBatch, bool]:

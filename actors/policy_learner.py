@@ -81,9 +81,9 @@ class PolicyLearnerRank(PolicyRank):
             for chosen in mini_batch_units(len(together), ppo.mini_batches, seed=(self.seed, step, epoch)):
                 part = [together[i] for i in chosen]
                 sums = self._backward(prepared, part, old, beta, last=True)
-                tokens = int(sum(scored.response_ids.lengths[unit].sum() for unit in part))
-                terms = sum(map(len, part)) if isinstance(self.policy.advantage, P3o) else tokens
-                metrics |= self._take_step(sums, tokens, terms, waits=step < self._waits)
+                rows = [row for unit in part for row in unit]
+                tokens = int(scored.response_ids.lengths[rows].sum())
+                metrics |= self._take_step(sums, tokens, self._loss_terms(rows, tokens), waits=step < self._waits)
         return self._close(step, scored, dropped, metrics, began)
 
     @watched
@@ -179,11 +179,13 @@ class PolicyLearnerRank(PolicyRank):
 
     def _normaliser(self, scored: ScoredBatch, rows: list[int]) -> float:
         """What the summed loss of one optimizer step is divided by."""
-        if isinstance(self.policy.advantage, P3o):
-            return float(len(rows))
         if self.policy.ppo.loss_normaliser == "tokens":
-            return float(scored.response_ids.lengths[rows].sum())
+            return float(self._loss_terms(rows, int(scored.response_ids.lengths[rows].sum())))
         return self.policy.rollout.rows_per_step * self.policy.rollout.max_new_tokens / self.policy.ppo.mini_batches
+
+    def _loss_terms(self, rows: list[int], tokens: int) -> int:
+        """How many terms the loss of rows with so many tokens has: P3O's has one an answer, the others' one a token."""
+        return len(rows) if isinstance(self.policy.advantage, P3o) else tokens
 
     def _take_step(self, sums: dict[str, float], tokens: int, loss_terms: int, waits: bool = False) -> dict[str, float]:
         """The optimizer step on the gradients added up, or none while the policy ``waits`` for its critic; returns its metrics,

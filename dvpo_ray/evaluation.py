@@ -16,14 +16,14 @@ from dvpo_ray.algorithms import Signals, advantages
 from dvpo_ray.config.algorithms import AdvantageConfig
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.entry_points import load_entry_point
-from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
+from dvpo_ray.errors import ActorFailedError, DataError
 from dvpo_ray.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.statistics import bootstrap_ci95, win_rate
 from dvpo_ray.rows import GenerationRequest, ScoredBatch
 from dvpo_ray.run_folder import keep_records
-from dvpo_ray.stages import ATTEMPTS, Rollouts, Scorers
+from dvpo_ray.stages import Rollouts, Scorers, asked_again
 
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -141,7 +141,7 @@ class Evaluator:
 
     def run(self, step: int, rollouts: Rollouts, scorers: Scorers) -> Evaluation:
         """Generate, score and judge all answers with the weights the engines serve now; those lost with a node are made again."""
-        scored = self._scored(rollouts, scorers)
+        scored = ScoredBatch.concat(asked_again(lambda: scorers.fetch(scorers.score(rollouts.generate(self._requests)))))
         lost = rollouts.given_up(self._requests)
         if lost:
             raise ActorFailedError(f"{len(lost)} held-out prompts were not answered in time, for example {lost[0]}")
@@ -169,15 +169,6 @@ class Evaluator:
             for i in range(len(scored))
         ]
         return Evaluation(step, answers)
-
-    def _scored(self, rollouts: Rollouts, scorers: Scorers) -> ScoredBatch:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return ScoredBatch.concat(scorers.fetch(scorers.score(rollouts.generate(self._requests))))
-            except RowsLostError:
-                if attempt == ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
 
     def _advantages(self, scored: ScoredBatch) -> list[np.ndarray]:
         """Advantages without KL and without whitening, as the value model alone gives them."""

@@ -10,11 +10,11 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from dvpo_ray.errors import LOST, RowsLostError
+from dvpo_ray.errors import LOST
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import GenerationRequest
 from dvpo_ray.run import Run, StepRecord
-from dvpo_ray.stages import ATTEMPTS, Handle, Stages
+from dvpo_ray.stages import Handle, Stages, asked_again
 
 
 class Feed:
@@ -85,20 +85,18 @@ class Feed:
         self, record: StepRecord, requests: Sequence[GenerationRequest], queue: SimpleQueue[Handle | _End]
     ) -> list[Handle]:
         """A step's batches once all are scored. Rows lost with a node are asked for again, unless some were handed on."""
-        for attempt in range(1, ATTEMPTS + 1):
+
+        def score() -> list[Handle]:
             sent = []
-            try:
-                for batch in self._stages.scorers.score(record.stream("rollout", self._stages.rollouts.generate(requests))):
-                    sent.append(batch)
-                    if self._streaming:
-                        queue.put(batch)
-                with record.span("score"):
-                    self._stages.scorers.wait(sent)
-                return sent
-            except RowsLostError:
-                if self._streaming or attempt == ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
+            for batch in self._stages.scorers.score(record.stream("rollout", self._stages.rollouts.generate(requests))):
+                sent.append(batch)
+                if self._streaming:
+                    queue.put(batch)
+            with record.span("score"):
+                self._stages.scorers.wait(sent)
+            return sent
+
+        return score() if self._streaming else asked_again(score)
 
 
 @dataclass(frozen=True)

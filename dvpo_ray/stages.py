@@ -6,14 +6,31 @@ handles on and never looks inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
+from dvpo_ray.errors import RowsLostError
 from dvpo_ray.rows import GenerationRequest, ScoredBatch, ServedWeights, StepResult
 
 Handle = Any
+T = TypeVar("T")
 # Times that rows are asked for when a node is lost with them.
 ATTEMPTS = 3
+
+
+def asked_again(ask: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    """What ``ask`` returns; it is called again when rows are lost with a node, ``attempts`` times in all.
+
+    Raises:
+        RowsLostError: they were lost every time.
+    """
+    for left in reversed(range(attempts)):
+        try:
+            return ask()
+        except RowsLostError:
+            if not left:
+                raise
+    raise AssertionError("at least one attempt")
 
 
 class Weights(Protocol):

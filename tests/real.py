@@ -27,6 +27,14 @@ ROLLOUT: dict[str, Any] = {
 }
 
 
+# Of `[policy]`: rewarded by a Python function alone, compared among the answers of a prompt.
+WITHOUT_VALUE: dict[str, Any] = {
+    "value_model": None,
+    "advantage": {"type": "grpo", "score": "none"},
+    "rewards": {"letters": {"function": "tests.fakes:early_letters"}},
+}
+
+
 @pytest.fixture(scope="session")
 def ray() -> Iterator[ClusterSection]:
     """An embedded Ray; afterwards every process started by the tests must have ended, and no shared memory may be left."""

@@ -10,10 +10,10 @@ from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.data.encode import encode_prompt
 from dvpo_ray.data.formats import Message
 from dvpo_ray.data.reasons import BadRow
-from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
+from dvpo_ray.errors import ActorFailedError, DataError
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.rows import Answer, GenerationRequest
-from dvpo_ray.stages import ATTEMPTS, Handle, Rollouts
+from dvpo_ray.stages import Handle, Rollouts, asked_again
 
 
 @dataclass
@@ -88,15 +88,13 @@ class Interviewer:
 
     def _answers(self, requests: Sequence[GenerationRequest], rollouts: Rollouts) -> dict[str, Answer]:
         """Answers by row."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                # To the end before any is fetched: engines refuse a row that is asked for while it is still under way.
-                handles = list(rollouts.generate(requests))
-                return {answer.row_id: answer for answer in map(self._fetch, handles)}
-            except RowsLostError:
-                if attempt == ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
+
+        def ask() -> dict[str, Answer]:
+            # To the end before any is fetched: engines refuse a row that is asked for while it is still under way.
+            handles = list(rollouts.generate(requests))
+            return {answer.row_id: answer for answer in map(self._fetch, handles)}
+
+        return asked_again(ask)
 
     def _encode(self, question: Question, said: Sequence[Message], beside: int = 0) -> tuple[int, ...]:
         """Token ids of a conversation, which fit an engine together with ``beside`` more tokens and an answer."""

@@ -22,11 +22,10 @@ class CriticBatch:
     returns: Ragged
 
     @classmethod
-    def of(cls, scored: ScoredBatch, rewards_bt: Tensor, lam: float) -> CriticBatch:
-        """From rows that hold the critic's values, and their tokens' rewards [B, T]."""
+    def of(cls, scored: ScoredBatch, rewards_bt: Tensor, mask_bt: Tensor, lam: float) -> CriticBatch:
+        """From rows that hold the critic's values, and their tokens' rewards and mask [B, T]."""
         lengths = scored.response_ids.lengths
         v_bt, _ = to_padded(scored.values.flat, lengths + 1)
-        _, mask_bt = to_padded(scored.log_probs.flat, lengths)
         returns_bt = ppo_gae(v_bt, rewards_bt, mask_bt, lam) + v_bt[:, :-1]
         return cls(scored, Ragged(to_flat(returns_bt, mask_bt).numpy(), lengths))
 

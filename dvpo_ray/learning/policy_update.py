@@ -62,14 +62,12 @@ def prepare(
     earned = token_rewards(scored, advantage, kl, beta, rewards or {}, running)
     lengths = scored.response_ids.lengths
     q_bt, _ = to_padded(scored.values.flat, lengths + 1)
-    mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
-    ref_bt, _ = to_padded(scored.ref_log_probs.flat, lengths)
+    mask_bt = earned.mask_bt
     groups = torch.from_numpy(scored.groups())
     raw_bt = advantages(advantage, Signals(q_bt, earned.rewards_bt, mask_bt, groups))
     sums = moments(raw_bt, mask_bt)
     white_bt = whiten(raw_bt, mask_bt, sums if known is None else known, advantage.whitening)
     flat = to_flat(white_bt, mask_bt).numpy()
-    log_ratio_bt = (mu_bt - ref_bt) * mask_bt
     raw = to_flat(raw_bt, mask_bt)
     value_rows = scored.values.rows()
     cut = sum(reason == "length" for reason in scored.finish_reasons) / len(scored)
@@ -79,8 +77,6 @@ def prepare(
         "value/prompt": float(np.mean([row[0] for row in value_rows])),
         "advantage/mean": float(raw.mean()),
         "advantage/std": float(raw.std(unbiased=False)),
-        "kl/per_token": float(log_ratio_bt.sum() / mask_bt.sum()),
-        "kl/per_answer": float(log_ratio_bt.sum(1).mean()),
         "answer/tokens": float(lengths.mean()),
         "answer/total_tokens": float(lengths.sum()),
         "answer/cut_share": cut,

@@ -21,9 +21,10 @@ LEAST_STD = 1e-6
 
 @dataclass(frozen=True)
 class TokenRewards:
-    """Rewards [B, T], the metrics that describe them, and the moments of all scores so far."""
+    """Rewards and active tokens [B, T], the metrics that describe the rewards, and the moments of all scores so far."""
 
     rewards_bt: Tensor
+    mask_bt: Tensor
     metrics: dict[str, float]
     moments: RunningMoments
 
@@ -46,7 +47,12 @@ def token_rewards(
     mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
     ref_bt, _ = to_padded(scored.ref_log_probs.flat, lengths)
     rewards_bt = kl_rewards(mu_bt, ref_bt, beta if kl.placement == "reward" else 0.0) * mask_bt
-    metrics = {"kl/beta": beta}
+    log_ratio_bt = (mu_bt - ref_bt) * mask_bt
+    metrics = {
+        "kl/per_token": float(log_ratio_bt.sum() / mask_bt.sum()),
+        "kl/per_answer": float(log_ratio_bt.sum(1).mean()),
+        "kl/beta": beta,
+    }
     if rewards:
         scores_bc = scored.rewards.flat.reshape(len(scored), -1)
         weights_c = np.array([config.weight for config in rewards.values()], dtype=np.float32)
@@ -55,7 +61,7 @@ def token_rewards(
         if isinstance(advantage, Ppo):
             whole_b, moments = _scaled(whole_b, advantage, moments)
         rewards_bt[torch.arange(len(scored)), torch.from_numpy(lengths).long() - 1] += torch.from_numpy(whole_b)
-    return TokenRewards(rewards_bt, metrics, moments)
+    return TokenRewards(rewards_bt, mask_bt, metrics, moments)
 
 
 def running_state(moments: RunningMoments) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from dvpo_ray.rows import Answer
 from jobs.answer import answer_questions
 from jobs.evaluate import best_of, evaluate_policy
 from tests.engines import MODEL, settings
-from tests.real import ROLLOUT, MakePolicyRecipe, policy_recipe_of, write_lines
+from tests.real import ROLLOUT, WITHOUT_VALUE, MakePolicyRecipe, policy_recipe_of, write_lines
 
 pytestmark = pytest.mark.integration
 KEY = "a-key-for-this-test"
@@ -175,12 +175,6 @@ def test_the_best_of_n_by_a_value_that_the_estimator_leaves_out(
 
 
 def test_a_policy_without_a_value_model_can_be_evaluated(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
-    recipe = policy_recipe(
-        tmp_path,
-        "grpo",
-        value_model=None,
-        advantage={"type": "grpo", "score": "none"},
-        rewards={"letters": {"function": "tests.fakes:early_letters"}},
-    )
+    recipe = policy_recipe(tmp_path, "grpo", **WITHOUT_VALUE)
     found = evaluate_policy(recipe, None)
     assert found["kl_per_token"] == pytest.approx(0.0, abs=1e-4) and "gold" in found

@@ -19,7 +19,7 @@ from dvpo_ray.run import Event
 from jobs.evaluate import evaluate_policy, evaluate_value
 from jobs.pretrain_value import pretrain_value
 from jobs.train_policy import train_policy
-from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, metrics, value_recipe, write_lines
+from tests.real import ROLLOUT, STEPS, WITHOUT_VALUE, MakePolicyRecipe, metrics, value_recipe, write_lines
 
 pytestmark = pytest.mark.integration
 FirstRun = tuple[dict[str, Any], Path, list[Event]]
@@ -215,14 +215,8 @@ def test_the_command_line_trains_in_a_ray_of_its_own(tiny_model: Path, pairs: Pa
 
 def test_a_reward_alone_trains_without_a_value_model(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
     """GRPO on a Python function: no value model is named, loaded or hashed."""
-    recipe = policy_recipe(
-        tmp_path,
-        "grpo",
-        value_model=None,
-        advantage={"type": "grpo", "score": "none"},
-        rewards={"letters": {"function": "tests.fakes:early_letters"}},
-        rollout=ROLLOUT | {"prompts_per_step": 4, "answers_per_prompt": 4},
-    )
+    rollout = ROLLOUT | {"prompts_per_step": 4, "answers_per_prompt": 4}
+    recipe = policy_recipe(tmp_path, "grpo", rollout=rollout, **WITHOUT_VALUE)
     result = train_policy(recipe)
     steps = [line for line in metrics(tmp_path / "grpo") if "seconds/step" in line]
     assert len(steps) == STEPS

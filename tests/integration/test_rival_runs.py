@@ -57,7 +57,7 @@ def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path], pair
 
 
 def test_only_ppo_holds_a_critic(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
-    """No process, file, optimizer or reward model of it in a DVPO run."""
+    """No process, file, optimizer or metric of one in a DVPO run, nor of a reward."""
     processes: set[str] = set()
 
     def look(event: Event) -> None:

@@ -51,9 +51,12 @@ def test_a_critic_learns_the_reward_of_a_state() -> None:
     """Gradient steps on the values themselves bring them to the returns, at every state but the one after the end."""
     scored = scored_batch([3, 1])
     rewards_bt = torch.tensor([[0.0, 0.0, 1.0], [-2.0, 0.0, 0.0]])
+    mask_bt = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     values = torch.zeros(6, requires_grad=True)
     for _ in range(200):
-        batch = CriticBatch.of(replace(scored, values=Ragged(values.detach().numpy().copy(), np.array([4, 2]))), rewards_bt, 0.95)
+        batch = CriticBatch.of(
+            replace(scored, values=Ragged(values.detach().numpy().copy(), np.array([4, 2]))), rewards_bt, mask_bt, 0.95
+        )
         (gradient,) = torch.autograd.grad(critic_loss(values, batch, [0, 1], 0.2), values)
         values = (values - 0.1 * gradient).detach().requires_grad_(True)
     assert values.tolist() == pytest.approx([1, 1, 1, 0, -2, 0], abs=1e-3)
