@@ -10,7 +10,6 @@ from actors.critic import CriticRank
 from actors.gang import StandingGang
 from actors.policy_gang import GangWeights, PolicyLearner
 from actors.rollout_pool import RolloutPool
-from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection
 from dvpo_ray.rows import StepResult
@@ -112,6 +111,6 @@ def make_learner(
 ) -> PolicyLearner | ActorCriticLearner:
     """The learner that a recipe asks for: a critic is there only for ``ppo``."""
     learner = PolicyLearner(model_folder, model, policy, cluster, seed)
-    if not isinstance(policy.advantage, Ppo):
+    if not policy.advantage.trains_critic:
         return learner
     return ActorCriticLearner(learner, Critic(model_folder, model, policy, cluster, seed))

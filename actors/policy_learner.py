@@ -12,7 +12,6 @@ from torch import Tensor
 from actors.deepspeed_engine import all_reduce
 from actors.policy_rank import PolicyRank
 from actors.watchdog import watched
-from dvpo_ray.config.algorithms import P3o, Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import share_rows
@@ -50,8 +49,7 @@ class PolicyLearnerRank(PolicyRank):
         self._open: OpenStep | None = None
         self._scale: Tensor | None = None
         self._running = NO_REWARDS
-        # Steps in which only a critic learns.
-        self._waits = policy.advantage.critic.warmup_steps if isinstance(policy.advantage, Ppo) else 0
+        self._waits = policy.advantage.critic_warmup_steps
 
     def start(self, address: str, port: int) -> int:
         """Join the gang and load the policy; returns this process's id."""
@@ -184,8 +182,8 @@ class PolicyLearnerRank(PolicyRank):
         return self.policy.rollout.rows_per_step * self.policy.rollout.max_new_tokens / self.policy.ppo.mini_batches
 
     def _loss_terms(self, rows: list[int], tokens: int) -> int:
-        """How many terms the loss of rows with so many tokens has: P3O's has one an answer, the others' one a token."""
-        return len(rows) if isinstance(self.policy.advantage, P3o) else tokens
+        """How many terms the loss of rows with so many tokens has."""
+        return len(rows) if self.policy.advantage.ratio_of_answers else tokens
 
     def _take_step(self, sums: dict[str, float], tokens: int, loss_terms: int, waits: bool = False) -> dict[str, float]:
         """The optimizer step on the gradients added up, or none while the policy ``waits`` for its critic; returns its metrics,

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.algorithms import P3o, Ppo
 from dvpo_ray.dumps import read_dump
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.learning.batching import pad_sequences
@@ -24,7 +23,7 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
     """Forward and backward passes of every row alone, on a policy folder (default: the recipe's model)."""
     scored, step, beta = read_dump(dump)
     settings = recipe.policy
-    if isinstance(settings.advantage, Ppo):
+    if settings.advantage.trains_critic:
         raise ConfigError(
             "advantage.type = 'ppo': a dump does not hold the critic's values and the rewards before it, so its step cannot be "
             "computed again; look at the rows themselves"
@@ -35,7 +34,7 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
     reader = PolicyReader(model, settings.rollout.temperature)
     prepared, _ = prepare(scored, step, settings.advantage, settings.kl, beta, rewards=settings.rewards)
     # Rows are read one by one, so pairs are not there to be clipped together.
-    alone = {"clip": "separate"} if isinstance(settings.advantage, P3o) else {}
+    alone = {"clip": "separate"} if settings.advantage.keeps_pairs else {}
     advantage = settings.advantage.model_copy(update=alone)
     rows: list[dict[str, Any]] = []
     for i, row_id in enumerate(scored.row_ids):

@@ -27,11 +27,24 @@ class _Estimator(Section):
 
     compares_answers: ClassVar[bool] = False
     needs_rewards: ClassVar[bool] = False
+    trains_critic: ClassVar[bool] = False
+    # Whether a whole answer has one probability ratio and is one term of the loss, instead of each of its tokens.
+    ratio_of_answers: ClassVar[bool] = False
 
     @property
     def reads_values(self) -> bool:
         """Whether the frozen value has a part in it."""
         return True
+
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether both answers of a pair must be in one micro-batch."""
+        return False
+
+    @property
+    def critic_warmup_steps(self) -> int:
+        """First steps of a run in which the policy waits for its critic."""
+        return 0
 
     whitening: Whitening = Field(
         "full",
@@ -102,6 +115,13 @@ class P3o(_AmongAnswers):
     """Pairwise PPO (P3O, arXiv 2310.00212): what an answer's reward is above that of another of its prompt, and one probability
     ratio for a whole answer."""
 
+    ratio_of_answers: ClassVar[bool] = True
+
+    @property
+    def keeps_pairs(self) -> bool:
+        """The ratio of a pair can only be clipped when both answers are there."""
+        return self.clip == "joint"
+
     type: Literal["p3o"] = Field("p3o", description="Selects this kind.")
     clip: Literal["separate", "joint"] = Field(
         "separate", description="Clip the ratio of each answer (the paper's V1), or that of a pair (V2)."
@@ -130,6 +150,7 @@ class Ppo(_Estimator):
     """Proximal policy optimisation with rewards of whole answers and an online critic (arXiv 1707.06347), the rival of DVPO."""
 
     needs_rewards: ClassVar[bool] = True
+    trains_critic: ClassVar[bool] = True
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "plain": {"advantage": {}, "critic": {}},
         "max": {
@@ -142,6 +163,11 @@ class Ppo(_Estimator):
     def reads_values(self) -> bool:
         """The frozen value has no part in it."""
         return False
+
+    @property
+    def critic_warmup_steps(self) -> int:
+        """As its critic's settings say."""
+        return self.critic.warmup_steps
 
     type: Literal["ppo"] = Field("ppo", description="Selects this kind.")
     preset: Literal["max", "plain"] = Field(

@@ -13,8 +13,6 @@ from dvpo_ray.config.algorithms import (
     HealthSection,
     KlSection,
     OffPolicySection,
-    P3o,
-    Ppo,
     PpoUpdateSection,
     RewardTarget,
     TargetConfig,
@@ -141,7 +139,7 @@ class PolicyTraining(Section):
     @property
     def trained_models(self) -> int:
         """How many models are trained, each on ``learner.ranks`` ranks: the policy, and a critic where there is one."""
-        return 2 if isinstance(self.advantage, Ppo) else 1
+        return 2 if self.advantage.trains_critic else 1
 
     @model_validator(mode="after")
     def _validate_commit(self) -> Self:
@@ -176,7 +174,7 @@ class PolicyTraining(Section):
             if longest > budget:
                 raise ValueError(f"{name}.token_budget ({budget}) is smaller than the longest row ({longest} tokens)")
         parts = self.ppo.mini_batches * self.learner.ranks
-        pairs = isinstance(self.advantage, P3o) and self.advantage.clip == "joint"
+        pairs = self.advantage.keeps_pairs
         units = rollout.rows_per_step // 2 if pairs else rollout.rows_per_step
         if units < parts:
             what = "pairs of answers" if pairs else "answers"
@@ -193,14 +191,14 @@ class PolicyTraining(Section):
         if not self.advantage.reads_values and not self.rewards:
             what = "type = 'ppo' learns from rewards" if self.advantage.needs_rewards else "score = 'none' leaves the value out"
             raise ValueError(f"advantage.{what}: name at least one of policy.rewards")
-        if isinstance(self.advantage, Ppo) and self.advantage.critic.warmup_steps >= self.steps:
+        if self.advantage.critic_warmup_steps >= self.steps:
             raise ValueError(
-                f"advantage.critic.warmup_steps ({self.advantage.critic.warmup_steps}) leaves the policy none of the "
+                f"advantage.critic.warmup_steps ({self.advantage.critic_warmup_steps}) leaves the policy none of the "
                 f"{self.steps} steps: lower it, or raise steps"
             )
         if self.streaming:
             needed = [
-                (not isinstance(self.advantage, Ppo), "an advantage.type without an online critic"),
+                (not self.advantage.trains_critic, "an advantage.type without an online critic"),
                 (not self.advantage.compares_answers, "an advantage.type that does not compare the answers of a prompt"),
                 (self.ppo.inner_epochs * self.ppo.mini_batches == 1, "ppo.inner_epochs = 1 and ppo.mini_batches = 1"),
                 (self.ppo.loss_normaliser == "limit", "ppo.loss_normaliser = 'limit'"),
@@ -213,7 +211,7 @@ class PolicyTraining(Section):
             missing = [what for given, what in needed if not given]
             if missing:
                 raise ValueError(f"streaming works on answers before all are known: it needs {', '.join(missing)}")
-        if isinstance(self.advantage, P3o):
+        if self.advantage.ratio_of_answers:
             wrong = [
                 (rollout.answers_per_prompt % 2, f"rollout.answers_per_prompt = {rollout.answers_per_prompt} is odd"),
                 (self.off_policy.max_staleness, f"off_policy.max_staleness = {self.off_policy.max_staleness} is not 0"),
@@ -221,7 +219,7 @@ class PolicyTraining(Section):
                 (self.kl.placement != "reward", f"kl.placement = '{self.kl.placement}' is not 'reward'"),
                 (self.ppo.loss_normaliser != "tokens", f"ppo.loss_normaliser = '{self.ppo.loss_normaliser}' is not 'tokens'"),
             ]
-            if self.advantage.clip == "joint" and 2 * longest > self.learner.token_budget:
+            if pairs and 2 * longest > self.learner.token_budget:
                 raise ValueError(
                     f"advantage.clip = 'joint' keeps both answers of a pair in a micro-batch: learner.token_budget "
                     f"({self.learner.token_budget}) must be at least {2 * longest}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dvpo_ray.algorithms import LossTerms, Signals, advantages, policy_loss
-from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, OffPolicySection, P3o, PpoUpdateSection
+from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, OffPolicySection, PpoUpdateSection
 from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.learning.staleness import ages, token_weights
@@ -86,7 +86,7 @@ def prepare(
 
 def units(scored: ScoredBatch, advantage: AdvantageConfig) -> list[list[int]]:
     """Row indices that must be in one micro-batch: the pairs whose ratio is clipped together, else every row by itself."""
-    if not (isinstance(advantage, P3o) and advantage.clip == "joint"):
+    if not advantage.keeps_pairs:
         return [[row] for row in range(len(scored))]
     partner = partners(torch.from_numpy(scored.groups())).tolist()
     # A row without a partner has no advantage; beside itself its ratio is 1, and it gives no gradient.

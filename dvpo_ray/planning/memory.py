@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.planning.devices import Device
@@ -120,7 +119,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
         "libraries": base["engine"],
     }
     critics = []
-    if isinstance(policy.advantage, Ppo):
+    if policy.advantage.trains_critic:
         critic = _training(policy, shape, attention, device, shape.value_parameters, adapters=False)
         critics = [ProcessMemory("critic rank", learner.ranks, critic)]
     return [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.planning.devices import Device
@@ -136,7 +135,7 @@ def stage_seconds(
     """All stages of one step, each as if it ran alone."""
     given = (policy, shape, device, efficiency, work)
     learn = learn_seconds(*given)
-    if isinstance(policy.advantage, Ppo):
+    if policy.advantage.trains_critic:
         learn += critic_values_seconds(*given) + critic_seconds(*given)
     return {
         "rollout": rollout_seconds(*given),
