@@ -3,9 +3,11 @@
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.encode import encode_answer, encode_prompt, template_hash, tokenizer_hash
 from dvpo_ray.data.loading import (
+    EncodedDemonstration,
     EncodedPair,
     EncodedPrompt,
     LoadCounts,
+    load_demonstrations,
     load_pairs,
     load_prompts,
     refuse_if_too_bad,
@@ -14,6 +16,7 @@ from dvpo_ray.data.splits import disjoint, fingerprint, split_by_prompt
 
 __all__ = [
     "DeadLetters",
+    "EncodedDemonstration",
     "EncodedPair",
     "EncodedPrompt",
     "LoadCounts",
@@ -21,6 +24,7 @@ __all__ = [
     "encode_answer",
     "encode_prompt",
     "fingerprint",
+    "load_demonstrations",
     "load_pairs",
     "load_prompts",
     "refuse_if_too_bad",

@@ -1,6 +1,7 @@
 """The row formats people have, turned into one: prompt messages, and answers as text.
 
 Pairs: ``prompt/chosen/rejected`` as strings or conversations, conversations with an implicit prompt, HH-RLHF transcripts.
+Demonstrations: a prompt and its ``completion``, or a pair, whose chosen answer is taken.
 Prompts: ``prompt`` as string or conversation, ``question``, or MT-Bench's ``turns`` (its first turn).
 """
 
@@ -66,6 +67,24 @@ def parse_pair(row: Mapping[str, Any]) -> tuple[Messages, str, str]:
     if answers[0].strip() == answers[1].strip():
         raise BadRow(Reason.EQUAL_ANSWERS, "'chosen' and 'rejected' are the same")
     return prompt, answers[0].strip(), answers[1].strip()
+
+
+def parse_demonstration(row: Mapping[str, Any]) -> tuple[Messages, str]:
+    """Prompt and good answer of a row: its ``completion``, or the chosen answer of a preference row.
+
+    Raises:
+        BadRow: with the reason.
+    """
+    if row.get("completion") is None:
+        if row.get("chosen") is None:
+            raise BadRow(Reason.MISSING_FIELD, "neither 'completion' nor 'chosen'")
+        prompt, answer, _ = parse_pair(row)
+        return prompt, answer
+    prompt = parse_prompt(row)
+    answer = _answer(row["completion"], prompt).strip()
+    if not answer:
+        raise BadRow(Reason.EMPTY_ANSWER, "'completion' is empty")
+    return prompt, answer
 
 
 def parse_prompt(row: Mapping[str, Any]) -> Messages:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.encode import encode_answer, encode_prompt
-from dvpo_ray.data.formats import Messages, parse_pair, parse_prompt, row_id
+from dvpo_ray.data.formats import Messages, parse_demonstration, parse_pair, parse_prompt, row_id
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.sources import iter_raw_rows
 from dvpo_ray.errors import DataError
@@ -37,6 +37,13 @@ class EncodedPair(EncodedPrompt):
 
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EncodedDemonstration(EncodedPrompt):
+    """A prompt and a good answer to it as token ids; the answer ends as those of pairs do."""
+
+    answer_ids: tuple[int, ...]
 
 
 @dataclass
@@ -85,6 +92,32 @@ def load_pairs(
             raise BadRow(Reason.EQUAL_ANSWERS, f"the answers are the same in their first {max_answer_tokens} tokens")
         base = _encode(identity, prompt, tokenizer, max_prompt_tokens)
         return EncodedPair(**vars(base), chosen_ids=answers[0], rejected_ids=answers[1])
+
+    return _load(source, split, limit, dead_letters, build)
+
+
+def load_demonstrations(
+    source: str,
+    tokenizer: Any,
+    *,
+    max_prompt_tokens: int,
+    max_answer_tokens: int,
+    dead_letters: DeadLetters,
+    overlong: Overlong = "reject",
+    split: str | None = None,
+    limit: int | None = None,
+) -> tuple[list[EncodedDemonstration], LoadCounts]:
+    """Prompts with good answers, of a source; ``limit`` stops after so many good rows.
+
+    Raises:
+        DataError: the source cannot be read at all.
+    """
+
+    def build(identity: str, row: Mapping[str, Any]) -> EncodedDemonstration:
+        prompt, text = parse_demonstration(row)
+        _check_text(text)
+        answer = _fit_answer(encode_answer(tokenizer, text), max_answer_tokens, overlong, "answer")
+        return EncodedDemonstration(**vars(_encode(identity, prompt, tokenizer, max_prompt_tokens)), answer_ids=answer)
 
     return _load(source, split, limit, dead_letters, build)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.data.formats import Message, parse_pair, parse_prompt, row_id
+from dvpo_ray.data.formats import Message, parse_demonstration, parse_pair, parse_prompt, row_id
 from dvpo_ray.data.reasons import BadRow, Reason
 
 USER = {"role": "user", "content": "Hi"}
@@ -73,6 +73,37 @@ def test_bad_pairs(row: dict[str, Any], reason: Reason) -> None:
 )
 def test_prompt_formats(row: dict[str, Any]) -> None:
     assert parse_prompt(row) == (Message("user", "Hi"),)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "completion": " Hello!"},
+        {"prompt": [USER], "completion": [GOOD]},
+        {"question": "Hi", "completion": "Hello!"},
+        {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ],
+    ids=["strings", "conversations", "question", "pair", "pair with an implicit prompt"],
+)
+def test_demonstration_formats(row: dict[str, Any]) -> None:
+    assert parse_demonstration(row) == ((Message("user", "Hi"),), "Hello!")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Hi"}, Reason.MISSING_FIELD),
+        ({"completion": "Hello!"}, Reason.MISSING_FIELD),
+        ({"prompt": "Hi", "completion": " "}, Reason.EMPTY_ANSWER),
+        ({"prompt": "Hi", "completion": [USER]}, Reason.WRONG_TYPE),
+        ({"prompt": "Hi", "chosen": "Hello!"}, Reason.MISSING_FIELD),
+    ],
+)
+def test_bad_demonstrations(row: dict[str, Any], reason: Reason) -> None:
+    with pytest.raises(BadRow) as caught:
+        parse_demonstration(row)
+    assert caught.value.reason == reason
 
 
 def test_ids() -> None:

@@ -18,6 +18,7 @@ from dvpo_ray.data import (
     LoadCounts,
     disjoint,
     fingerprint,
+    load_demonstrations,
     load_pairs,
     load_prompts,
     refuse_if_too_bad,
@@ -70,6 +71,20 @@ def test_every_reason_reaches_the_dead_letters_with_file_and_line(tmp_path: Path
         9: "bad_utf8",
     }
     assert all(letter["file"] == source for letter in letters)
+
+
+def test_demonstrations_are_chosen_answers_or_completions(tmp_path: Path, tokenizer: Any) -> None:
+    """Only the answer that is taken must fit; one cut short does not end."""
+    rows = [pair(0, rejected="y" * 99), {"prompt": "p1", "completion": "z" * 99}, pair(2, chosen="x" * 99), {"prompt": "p3"}]
+    source = write(tmp_path / "rows.jsonl", rows)
+    limits: dict[str, Any] = {"max_prompt_tokens": 200, "max_answer_tokens": 50}
+    with DeadLetters(tmp_path / "dead.jsonl") as dead:
+        kept, counts = load_demonstrations(source, tokenizer, dead_letters=dead, **limits)
+        cut, _ = load_demonstrations(source, tokenizer, dead_letters=dead, overlong="truncate_answer", **limits)
+    assert [tokenizer.decode(row.answer_ids, skip_special_tokens=True) for row in kept] == ["good 0"]
+    assert kept[0].answer_ids[-1] == tokenizer.eos_token_id
+    assert counts.rejected == {"too_long": 2, "missing_field": 1}
+    assert [len(row.answer_ids) for row in cut[1:]] == [50, 50] and cut[1].answer_ids[-1] != tokenizer.eos_token_id
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
