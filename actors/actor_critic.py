@@ -12,6 +12,7 @@ from actors.policy_gang import GangWeights, PolicyLearner
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection
+from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
@@ -107,10 +108,15 @@ class ActorCriticLearner:
 
 
 def make_learner(
-    model_folder: str, model: ModelSection, policy: PolicyTraining, cluster: ClusterSection, seed: int
+    model_folder: str,
+    model: ModelSection,
+    policy: PolicyTraining,
+    cluster: ClusterSection,
+    seed: int,
+    demonstrations: Demonstrations | None = None,
 ) -> PolicyLearner | ActorCriticLearner:
-    """The learner that a recipe asks for: a critic is there only for ``ppo``."""
-    learner = PolicyLearner(model_folder, model, policy, cluster, seed)
+    """The learner that a recipe asks for: a critic is there only for ``ppo``, rows of a pretraining loss with ``policy.ptx``."""
+    learner = PolicyLearner(model_folder, model, policy, cluster, seed, demonstrations)
     if not policy.advantage.trains_critic:
         return learner
     return ActorCriticLearner(learner, Critic(model_folder, model, policy, cluster, seed))

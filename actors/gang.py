@@ -110,8 +110,9 @@ class StandingGang(Gang):
         policy: PolicyTraining,
         cluster: ClusterSection,
         seed: int,
+        *more: Any,
     ) -> None:
-        self._arguments = (model_folder, model, policy, seed)
+        self._arguments = (model_folder, model, policy, seed, *more)
         self._starts = 0
         super().__init__(cluster)
         self.actors = self._ranks()

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from actors.dpo_learner import DpoLearnerRank
 from actors.gang import Gang, StandingGang, gpu_share_of, start_ranks
 from actors.policy_learner import PolicyLearnerRank
@@ -14,6 +16,7 @@ from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection, TransferSection
 from dvpo_ray.errors import LearnerLostError
+from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
 
@@ -69,10 +72,13 @@ class PolicyLearner(ServingGang, StandingGang):
         policy: PolicyTraining,
         cluster: ClusterSection,
         seed: int,
+        demonstrations: Demonstrations | None = None,
     ) -> None:
         self.transfer = policy.transfer
         self._streaming = policy.streaming
-        super().__init__(model_folder, model, policy, cluster, seed)
+        # Owned by this process, so ranks that are started again find them.
+        more = () if demonstrations is None else (ray.put(demonstrations),)
+        super().__init__(model_folder, model, policy, cluster, seed, *more)
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
         """One training step on all ranks; rank 0 speaks for them. When streaming, ranks are given batches as they come."""

@@ -25,6 +25,7 @@ from dvpo_ray.learning.policy_update import (
     prepare,
     units,
 )
+from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_metrics
 from dvpo_ray.learning.streaming import OpenStep
 from dvpo_ray.learning.token_rewards import running_of, running_state
@@ -43,9 +44,11 @@ class PolicyLearnerRank(PolicyRank):
         model: ModelSection,
         policy: PolicyTraining,
         seed: int,
+        demonstrations: Demonstrations | None = None,
     ) -> None:
         super().__init__(rank, world, model_folder, model, policy.learner, policy.lora, policy.transfer, seed)
         self.policy = policy
+        self.demonstrations = demonstrations
         self._open: OpenStep | None = None
         self._scale: Tensor | None = None
         self._running = NO_REWARDS
@@ -76,9 +79,10 @@ class PolicyLearnerRank(PolicyRank):
             old = self._log_probs(scored)
         for epoch in range(ppo.inner_epochs):
             together = units(scored, self.policy.advantage)
-            for chosen in mini_batch_units(len(together), ppo.mini_batches, seed=(self.seed, step, epoch)):
+            mini_batches = mini_batch_units(len(together), ppo.mini_batches, seed=(self.seed, step, epoch))
+            for number, chosen in enumerate(mini_batches, (step * ppo.inner_epochs + epoch) * ppo.mini_batches):
                 part = [together[i] for i in chosen]
-                sums = self._backward(prepared, part, old, beta, last=True)
+                sums = self._backward(prepared, part, old, beta, number)
                 rows = [row for unit in part for row in unit]
                 tokens = int(scored.response_ids.lengths[rows].sum())
                 metrics |= self._take_step(sums, tokens, self._loss_terms(rows, tokens), waits=step < self._waits)
@@ -133,19 +137,43 @@ class PolicyLearnerRank(PolicyRank):
         """Add the gradients of some rows of an open step."""
         prepared, _ = self._prepare(scored, opened.step, beta, self._scale)
         alone = [[row] for row in range(len(scored))]
-        for name, value in self._backward(prepared, alone, None, beta, last).items():
+        completed = opened.step if last else None
+        for name, value in self._backward(prepared, alone, None, beta, completed).items():
             opened.sums[name] = opened.sums.get(name, 0.0) + value
 
     def _backward(
-        self, prepared: PreparedBatch, part: list[list[int]], old: Ragged | None, beta: float, last: bool
+        self, prepared: PreparedBatch, part: list[list[int]], old: Ragged | None, beta: float, completed: int | None
     ) -> dict[str, float]:
-        """Add the gradients of some rows, those of a list together; returns this rank's sums over tokens, and seconds."""
+        """Add the gradients of some rows, those of a list together; returns this rank's sums over tokens, and seconds.
+
+        ``completed`` is the number in the run of the optimizer step whose last rows these are, None while more will come.
+        """
         model = self.engine.engine.module.model
         with self.busy:
             set_dropout(model, True)
-            sums = self._run_micro_batches(prepared, part, old, beta, last)
+            # Before the policy's: sharded optimizers reduce gradients in a step's last pass.
+            sums = {} if completed is None or self.demonstrations is None else self._run_ptx(self.demonstrations, completed)
+            sums |= self._run_micro_batches(prepared, part, old, beta, last=completed is not None)
             set_dropout(model, False)
             return sums
+
+    def _run_ptx(self, demonstrations: Demonstrations, update: int) -> dict[str, float]:
+        """Add the gradients of the pretraining loss of an optimizer step; returns this rank's share of its mean over tokens."""
+        ptx = self.policy.ptx
+        assert ptx is not None
+        drawn = demonstrations.draw(ptx.rows_per_step, self.seed, update)
+        prompts, responses = drawn.prompt_ids.rows(), drawn.response_ids.rows()
+        lengths, tokens = drawn.prompt_ids.lengths + drawn.response_ids.lengths, drawn.response_ids.flat.size
+        mine = share_rows(lengths.tolist(), self.world)[self.rank]
+        mean = 0.0
+        for group in self.plan(mine, lengths):
+            rows = group or [0]
+            batch = self.pad([prompts[i] for i in rows], [responses[i] for i in rows])
+            # The model's own distribution, whatever temperature its answers are sampled at.
+            share = -self.read_policy(batch, temperature=1.0)[0].sum() * (1.0 if group else 0.0) / tokens
+            self.engine.backward(ptx.coefficient * share, last=False)
+            mean += float(share.detach())
+        return {"loss/ptx": mean}
 
     def _run_micro_batches(
         self, prepared: PreparedBatch, part: list[list[int]], old: Ragged | None, beta: float, last: bool
@@ -187,17 +215,17 @@ class PolicyLearnerRank(PolicyRank):
 
     def _take_step(self, sums: dict[str, float], tokens: int, loss_terms: int, waits: bool = False) -> dict[str, float]:
         """The optimizer step on the gradients added up, or none while the policy ``waits`` for its critic; returns its metrics,
-        equal on all ranks but for the seconds: means over tokens, and the loss over its terms."""
+        equal on all ranks but for the seconds: means over tokens, and losses over their terms."""
         seconds = {name: value for name, value in sums.items() if name.startswith("seconds/")}
-        metrics = mean_metrics(all_reduce({name: value for name, value in sums.items() if name not in seconds}), tokens)
-        metrics["loss/policy"] *= tokens / loss_terms
+        summed = all_reduce({name: value for name, value in sums.items() if name not in seconds})
+        metrics = mean_metrics(summed, tokens, loss_terms)
         began = time.monotonic()
         with self.busy:
             if waits:
                 self.engine.discard()
                 metrics |= {"optimizer/grad_norm": 0.0, "optimizer/learning_rate": 0.0}
             else:
-                metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"]))
+                metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"] + metrics.get("loss/ptx", 0.0)))
         return metrics | seconds | {"seconds/optimizer": time.monotonic() - began}
 
     def _close(

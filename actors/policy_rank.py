@@ -120,6 +120,6 @@ class PolicyRank(Rank):
 
         return self.read_share(prompts, responses, read)
 
-    def read_policy(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs of the response tokens, and entropies [N]."""
-        return self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
+    def read_policy(self, batch: SequenceBatch, temperature: float | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probs of the response tokens, and entropies [N], at ``temperature`` or else that of the rollouts."""
+        return self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets, temperature)

@@ -28,7 +28,7 @@ from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
 from dvpo_ray.run import CONFIG, RESULT, Event, Listener, prepare_folder, write_json
-from jobs.setup import base_model, fitting_value_model, read_evaluation_prompts, read_prompts
+from jobs.setup import base_model, fitting_value_model, read_demonstrations, read_evaluation_prompts, read_prompts
 
 TOKEN_BUDGET = 8192
 
@@ -122,7 +122,8 @@ def _answer_held_out(
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
     (folder / CONFIG).write_text(dump_resolved(recipe))
-    trained_on = read_prompts(recipe.policy.data, base.tokenizer, folder)
+    demonstrations = read_demonstrations(recipe.policy.ptx, base.tokenizer, folder)
+    trained_on = [*read_prompts(recipe.policy.data, base.tokenizer, folder), *demonstrations]
     prompts = read_evaluation_prompts(section, recipe.policy.data, base.tokenizer, folder, trained_on)
     evaluator = Evaluator(
         prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed

@@ -25,6 +25,8 @@ POLICY_FIXED = (
     *_FIXED,
     "policy.data",
     "policy.advantage.type",
+    "policy.ptx.data",
+    "policy.ptx.rows_per_step",
     "policy.rollout.prompts_per_step",
     "policy.rollout.answers_per_prompt",
     *(f"policy.{key}" for key in (*_EVALUATION, *_ADAPTERS)),

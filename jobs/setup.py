@@ -9,13 +9,15 @@ from typing import Any
 
 from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
-from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, PairsSection
+from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, PairsSection, PtxSection
 from dvpo_ray.data import (
     DeadLetters,
+    EncodedDemonstration,
     EncodedPair,
     EncodedPrompt,
     LoadCounts,
     disjoint,
+    load_demonstrations,
     load_pairs,
     load_prompts,
     refuse_if_too_bad,
@@ -131,6 +133,26 @@ def read_prompts(section: DataSection, tokenizer: Any, folder: Path) -> list[Enc
         )
         refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
     return prompts
+
+
+def read_demonstrations(section: PtxSection | None, tokenizer: Any, folder: Path) -> list[EncodedDemonstration]:
+    """Prompts with good answers for the pretraining loss; none without one."""
+    if section is None:
+        return []
+    data = section.data
+    with DeadLetters(folder / DEAD_LETTERS) as letters:
+        rows, counts = load_demonstrations(
+            data.source,
+            tokenizer,
+            split=data.split,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_answer_tokens=data.max_answer_tokens,
+            overlong=data.overlong,
+            dead_letters=letters,
+            limit=data.limit,
+        )
+        refuse_if_too_bad(counts, data.max_bad_share, data.source, folder / DEAD_LETTERS)
+    return rows
 
 
 def read_evaluation_prompts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,11 @@ from dvpo_ray import cli
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
+from dvpo_ray.data import EncodedDemonstration
 from dvpo_ray.driver import Driver
 from dvpo_ray.evaluation import Evaluation
 from dvpo_ray.json_files import read_records
+from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
@@ -42,7 +44,15 @@ from jobs.resume import (
     stop_on_signal,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, fitting_advantage, fitting_rewards, fitting_value_model, read_prompts
+from jobs.setup import (
+    BaseModel,
+    base_model,
+    fitting_advantage,
+    fitting_rewards,
+    fitting_value_model,
+    read_demonstrations,
+    read_prompts,
+)
 
 POLICY = "policy"
 ENGINES = "engines.json"
@@ -90,8 +100,9 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             run.rewind(commit.step)
             store.abandon_after(commit.step)
         prompts = read_prompts(policy.data, base.tokenizer, run.folder)
-        section, advantage = policy.evaluation, policy.advantage
-        evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, prompts, recipe.run.seed)
+        demonstrations = read_demonstrations(policy.ptx, base.tokenizer, run.folder)
+        section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
+        evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)
         rollout = policy.rollout
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
         evaluations = evaluator.known(run.folder / EVALUATIONS, commit.step) if commit and evaluator else {}
@@ -100,7 +111,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         with (
             MemoryMonitor(os.getpid()) as memory,
             copying(copier, run),
-            _stages(recipe, base, value_folder, rewards, run) as stages,
+            _stages(recipe, base, value_folder, rewards, demonstrations, run) as stages,
             stop_on_signal(run),
         ):
             value_hash, *reward_hashes = stages.scorers.value_hash().split(",")
@@ -149,7 +160,12 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
 
 @contextmanager
 def _stages(
-    recipe: PolicyRecipe, base: BaseModel, value_folder: Path | None, rewards: Mapping[str, RewardConfig], run: Run
+    recipe: PolicyRecipe,
+    base: BaseModel,
+    value_folder: Path | None,
+    rewards: Mapping[str, RewardConfig],
+    demonstrations: Sequence[EncodedDemonstration],
+    run: Run,
 ) -> Iterator[ActorStages]:
     """Start Ray and all actors at once, wait for them, and take everything down again."""
     policy, cluster, seed = recipe.policy, recipe.cluster, recipe.run.seed
@@ -167,7 +183,8 @@ def _stages(
             started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed, run.folder / ENGINES))
             value, temperature = str(value_folder) if value_folder else None, policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, rewards))
-            started.append(learner := make_learner(folder, model, policy, cluster, seed))
+            shown = Demonstrations.of(demonstrations) if demonstrations else None
+            started.append(learner := make_learner(folder, model, policy, cluster, seed, shown))
             learner.wait_ready()
             scorers.wait_ready()
             rollouts.wait_ready()

@@ -29,6 +29,7 @@ from dvpo_ray.config.sections import (
     LoraSection,
     ModelSection,
     PairsSection,
+    PtxSection,
     RolloutSection,
     RunSection,
     ScorerSection,
@@ -61,7 +62,7 @@ class PairTraining(Section):
 
     @model_validator(mode="after")
     def _validate_sizes(self) -> Self:
-        longest = self.data.max_prompt_tokens + self.data.max_answer_tokens
+        longest = self.data.longest_row
         if 2 * longest > self.learner.token_budget:
             raise ValueError(
                 f"learner.token_budget ({self.learner.token_budget}) is smaller than the longest pair allowed by data "
@@ -120,6 +121,11 @@ class PolicyTraining(Section):
     rewards: dict[RewardName, RewardConfig] = Field(
         default_factory=dict, description="Rewards of whole answers beside the frozen value, each under a name of your own."
     )
+    ptx: PtxSection | None = Field(
+        None,
+        description="Pretraining loss: cross-entropy of good answers beside the policy's loss, against forgetting; without this "
+        "section there is none.",
+    )
     kl: KlSection = Field(default_factory=lambda: KlSection(), description="KL control.")
     ppo: PpoUpdateSection = Field(default_factory=lambda: PpoUpdateSection(), description="Clipped update.")
     off_policy: OffPolicySection = Field(
@@ -140,6 +146,24 @@ class PolicyTraining(Section):
     def trained_models(self) -> int:
         """How many models are trained, each on ``learner.ranks`` ranks: the policy, and a critic where there is one."""
         return 2 if self.advantage.trains_critic else 1
+
+    @model_validator(mode="after")
+    def _validate_ptx(self) -> Self:
+        if self.ptx is None:
+            return self
+        data, learner = self.ptx.data, self.learner
+        if data.longest_row > learner.token_budget:
+            raise ValueError(
+                f"learner.token_budget ({learner.token_budget}) is smaller than the longest row allowed by ptx.data "
+                f"({data.max_prompt_tokens} prompt + {data.max_answer_tokens} answer tokens = {data.longest_row}); raise the "
+                "budget or lower the limits"
+            )
+        if self.ptx.rows_per_step < learner.ranks:
+            raise ValueError(
+                f"ptx.rows_per_step ({self.ptx.rows_per_step}) is smaller than learner.ranks ({learner.ranks}), so some ranks "
+                "would have nothing to do: raise it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _validate_commit(self) -> Self:

@@ -17,6 +17,7 @@ def data_sources(recipe: Recipe) -> dict[str, str]:
         recipe,
         (
             "policy.data.source",
+            "policy.ptx.data.source",
             "policy.evaluation.source",
             "value.data.source",
             "value.data.validation_source",

@@ -96,13 +96,23 @@ class DataSection(Section):
     )
 
 
-class PairsSection(DataSection):
-    """Preference pairs for value pretraining."""
+class AnswersSection(DataSection):
+    """Prompts with answers."""
 
     max_answer_tokens: int = Field(512, ge=1, description="Longest answer, in tokens.")
     overlong: Literal["reject", "truncate_answer"] = Field(
-        "reject", description="Reject pairs with too long an answer, or keep the first `max_answer_tokens` tokens of it."
+        "reject", description="Reject rows with too long an answer, or keep the first `max_answer_tokens` tokens of it."
     )
+
+    @property
+    def longest_row(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return self.max_prompt_tokens + self.max_answer_tokens
+
+
+class PairsSection(AnswersSection):
+    """Preference pairs for value pretraining."""
+
     validation_source: str | None = Field(
         None, description="Held-out pairs; none holds out `validation_share` of the prompts of `source`."
     )
@@ -239,6 +249,17 @@ class LoraSection(Section):
     def scale(self) -> float:
         """What the product of an adapter's two matrices is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class PtxSection(Section):
+    """The pretraining loss of PPO-ptx (arXiv 2203.02155, section 3.5; part of PPO-max, arXiv 2307.04964), with any estimator."""
+
+    data: AnswersSection = Field(
+        description="Prompts with good answers: rows with `prompt` and `completion`, or preference pairs, whose chosen answer is "
+        "taken."
+    )
+    coefficient: float = Field(0.05, gt=0, description="Weight gamma of the mean cross-entropy of an answer token.")
+    rows_per_step: int = Field(16, ge=1, description="Rows of one optimizer step.")
 
 
 class CommitSection(Section):

@@ -168,6 +168,7 @@ def loss(
     return total, sums
 
 
-def mean_metrics(sums: Mapping[str, float], tokens: float) -> dict[str, float]:
-    """Token sums to token means."""
-    return {name: value / tokens for name, value in sums.items()}
+def mean_metrics(sums: Mapping[str, float], tokens: int, loss_terms: int) -> dict[str, float]:
+    """Token sums to token means, and the policy's loss to that of its terms; the pretraining loss is a mean already."""
+    counts = {"loss/policy": loss_terms, "loss/ptx": 1}
+    return {name: value / counts.get(name, tokens) for name, value in sums.items()}

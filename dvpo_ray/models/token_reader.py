@@ -37,8 +37,11 @@ class PolicyReader(nn.Module):
         self.temperature = temperature
         self.with_entropy = with_entropy
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of ``targets`` [N] and entropy of the distribution [N] (float32, nats).
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of ``targets`` [N] and entropy of the distribution [N] (float32, nats) at ``temperature``, or else at
+        the reader's own.
 
         The entropy has no gradient, and is 0 when the reader was made without it.
 
@@ -47,18 +50,19 @@ class PolicyReader(nn.Module):
         hidden = _hidden_at(self, input_ids, attention_mask, positions)
         head = self.model.get_output_embeddings()
         chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
-        parts = [self._read(head, h, t) for h, t in chunks]
+        at = self.temperature if temperature is None else temperature
+        parts = [self._read(head, h, t, at) for h, t in chunks]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    def _read(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         if not (torch.is_grad_enabled() and hidden.requires_grad):
-            return TokenLogProb.apply(head(hidden), targets, self.temperature, self.with_entropy)
+            return TokenLogProb.apply(head(hidden), targets, temperature, self.with_entropy)
         entropies: list[Tensor] = []
 
         def log_prob_of(hidden: Tensor) -> Tensor:
             # The second call is the recomputation in the backward pass.
             with_entropy = self.with_entropy and not entropies
-            log_prob, entropy = TokenLogProb.apply(head(hidden), targets, self.temperature, with_entropy)
+            log_prob, entropy = TokenLogProb.apply(head(hidden), targets, temperature, with_entropy)
             entropies.append(entropy)
             return log_prob
 

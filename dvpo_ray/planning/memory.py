@@ -78,7 +78,7 @@ def _training(
 ) -> dict[str, float]:
     """What a rank needs to train so many parameters, the whole model's or those of adapters beside it; without logits."""
     learner = policy.learner
-    longest = policy.data.max_prompt_tokens + policy.rollout.max_new_tokens
+    longest = max(policy.data.max_prompt_tokens + policy.rollout.max_new_tokens, policy.ptx.data.longest_row if policy.ptx else 0)
     parts = trained_bytes(trained, learner.zero_stage, learner.ranks, learner.dtype, shape.parameters if adapters else 0)
     kept = activation_bytes(shape, learner.token_budget, longest, attention, learner.gradient_checkpointing)
     parts["activations"] = kept * (element_size(learner.dtype) / 2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.rewards import model_rewards
+from dvpo_ray.config.sections import PtxSection
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 
@@ -41,6 +42,11 @@ class Workload:
         """The longest rows a recipe allows, or rows of a known mean answer."""
         rollout = policy.rollout
         return cls(rollout.rows_per_step, policy.data.max_prompt_tokens, answer or rollout.max_new_tokens)
+
+    @classmethod
+    def of_ptx(cls, ptx: PtxSection) -> Workload:
+        """The longest rows of the pretraining loss in one optimizer step."""
+        return cls(ptx.rows_per_step, ptx.data.max_prompt_tokens, ptx.data.max_answer_tokens)
 
     @property
     def context(self) -> float:
@@ -85,25 +91,34 @@ def score_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, eff
 
 
 def learn_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
-    """Seconds of the learner ranks: forward, backward (twice a forward; the head's logits are computed again), optimizer.
+    """Seconds of the learner ranks: forward and backward passes, of a pretraining loss too, and optimizer.
 
-    A backward pass through frozen weights is as one forward pass: with LoRA their gradients are not computed, and what the
-    adapters cost is left out. Old log-probs cost one more forward pass when a step has several updates.
+    Old log-probs cost one more forward pass when a step has several updates.
     """
-    logits = work.rows * work.answer
-    body = shape.forward_flops(work.tokens, work.context)
-    head = shape.forward_flops(0, 0, logits)
     passes = policy.ppo.inner_epochs
     updates = passes * policy.ppo.mini_batches
-    recomputed = body if policy.learner.gradient_checkpointing else 0.0
-    frozen = 0 if policy.lora is None else 1
-    flops = passes * ((3 - frozen) * body + (4 - frozen) * head + recomputed)
+    flops = passes * _training_flops(policy, shape, work)
+    if policy.ptx is not None:
+        flops += updates * _training_flops(policy, shape, Workload.of_ptx(policy.ptx))
     if updates > 1 and policy.ppo.old_log_probs == "learner":
-        flops += body + head
+        flops += shape.forward_flops(work.tokens, work.context, work.rows * work.answer)
     ranks = policy.learner.ranks
     sharded = ranks if policy.learner.zero_stage else 1
     optimizer = updates * 32 * shape.trained_parameters(policy.lora) / sharded / (device.bandwidth * efficiency.bandwidth)
     return flops / ranks / (device.flops * efficiency.training) + optimizer
+
+
+def _training_flops(policy: PolicyTraining, shape: ModelShape, work: Workload) -> float:
+    """Operations of a forward and a backward pass (twice a forward; the head's logits are computed again).
+
+    A backward pass through frozen weights is as one forward pass: with LoRA their gradients are not computed, and what the
+    adapters cost is left out.
+    """
+    body = shape.forward_flops(work.tokens, work.context)
+    head = shape.forward_flops(0, 0, work.rows * work.answer)
+    recomputed = body if policy.learner.gradient_checkpointing else 0.0
+    frozen = 0 if policy.lora is None else 1
+    return (3 - frozen) * body + (4 - frozen) * head + recomputed
 
 
 def critic_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:

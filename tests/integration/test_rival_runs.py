@@ -29,10 +29,19 @@ PPO: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def ppo_run(policy_recipe: MakePolicyRecipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def ppo_ptx(pairs: Path) -> dict[str, Any]:
+    """With a pretraining loss on the chosen answers of pairs."""
+    data = {"source": str(pairs), "max_prompt_tokens": 64, "max_answer_tokens": 32}
+    return PPO | {"ptx": {"data": data, "coefficient": 1.0, "rows_per_step": 8}}
+
+
+@pytest.fixture(scope="module")
+def ppo_run(
+    policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
     """A whole run in which nothing fails."""
     folder = tmp_path_factory.mktemp("ppo")
-    return train_policy(policy_recipe(folder, "ppo", **PPO)), folder / "ppo"
+    return train_policy(policy_recipe(folder, "ppo", **ppo_ptx)), folder / "ppo"
 
 
 def steps_of(folder: Path) -> list[dict[str, float]]:
@@ -49,6 +58,7 @@ def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path], pair
     assert [step["optimizer/grad_norm"] > 0 for step in steps] == [False, False] + [True] * 4
     assert steps[-1]["kl/per_token"] > 1e-4, "the policy has moved"
     assert steps[1]["value/mean"] != 0, "the critic has moved"
+    assert steps[-1]["loss/ptx"] < steps[0]["loss/ptx"] - 0.1, "chosen answers have become likelier"
     assert all(step["gap/abs_log_prob"] <= 1e-3 for step in steps)
     found = rank_pairs(folder / "critic", str(pairs), 64, 32)
     assert found["pairs"] == 96 and 0 <= found["accuracy"]["last"] <= 1, "the critic is saved as a model that can be asked"
@@ -76,15 +86,16 @@ def test_only_ppo_holds_a_critic(policy_recipe: MakePolicyRecipe, tmp_path: Path
 
 
 def test_a_stopped_ppo_run_goes_on_bit_for_bit(
-    ppo_run: tuple[dict[str, Any], Path], policy_recipe: MakePolicyRecipe, tmp_path: Path
+    ppo_run: tuple[dict[str, Any], Path], policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Policy, critic, both optimizers and the running moments of rewards are those of the run that nothing stopped."""
+    """Policy, critic, both optimizers and the running moments of rewards are those of the run that nothing stopped, and so are
+    the rows of the pretraining loss."""
 
     def stop(event: Event) -> None:
         if event.kind == "step" and event.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    recipe = policy_recipe(tmp_path, "stopped", **PPO)
+    recipe = policy_recipe(tmp_path, "stopped", **ppo_ptx)
     with pytest.raises(RunStoppedError):
         train_policy(recipe, stop)
     result = train_policy(recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})}))
@@ -99,7 +110,9 @@ def test_a_stopped_ppo_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_killed_critic_brings_both_back_to_the_commit(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+def test_a_killed_critic_brings_both_back_to_the_commit(
+    policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path: Path
+) -> None:
     def kill(event: Event) -> None:
         if event.kind == "step" and event.step == 5 and not killed:
             for process in psutil.Process().children(recursive=True):
@@ -109,10 +122,11 @@ def test_a_killed_critic_brings_both_back_to_the_commit(policy_recipe: MakePolic
 
     killed: list[int] = []
     phases: list[str] = []
-    train_policy(policy_recipe(tmp_path, "killed", **PPO), lambda event: (kill(event), phases.append(event.text)))  # type: ignore[func-returns-value]
+    train_policy(policy_recipe(tmp_path, "killed", **ppo_ptx), lambda event: (kill(event), phases.append(event.text)))  # type: ignore[func-returns-value]
     assert len(killed) == 1
     assert any("going on after step 3" in phase for phase in phases)
     assert_books_balance(tmp_path / "killed", STEPS)
+    assert all(step["loss/ptx"] > 0 for step in steps_of(tmp_path / "killed")), "new ranks have the rows too"
 
 
 def test_what_a_critic_starts_from_is_checked_before_anything_starts(
@@ -125,7 +139,7 @@ def test_what_a_critic_starts_from_is_checked_before_anything_starts(
 
 
 def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
-    value: dict[str, Any], policy_recipe: MakePolicyRecipe, tmp_path: Path
+    value: dict[str, Any], policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path: Path
 ) -> None:
     """It starts from a value model; every answer earns 1, so that is the value of every state."""
     learner = {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512, "ranks": 2, "zero_stage": 2}
@@ -137,8 +151,9 @@ def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
         "ppo": {"inner_epochs": 2, "mini_batches": 2},
         "steps": 4,
     }
-    train_policy(policy_recipe(tmp_path, "two", **(PPO | changed)))
+    train_policy(policy_recipe(tmp_path, "two", **(ppo_ptx | changed)))
     steps = steps_of(tmp_path / "two")
+    assert steps[-1]["loss/ptx"] < steps[0]["loss/ptx"] - 0.1
     assert steps[0]["value/mean"] != 0, "the critic starts from the value model"
     assert abs(steps[-1]["value/mean"] - 1) < abs(steps[0]["value/mean"] - 1) / 2
     assert all(step["critic/grad_norm"] > 0 and step["optimizer/grad_norm"] > 0 for step in steps)

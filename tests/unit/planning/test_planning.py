@@ -119,6 +119,18 @@ def test_a_step_with_adapters_has_two_passes_for_three() -> None:
     assert 2 / 3 < times[1] / times[0] < 3 / 4
 
 
+def test_a_pretraining_loss_costs_its_rows_in_every_update() -> None:
+    """As many rows as answers, as long, in each of two updates of one pass: 1 + 2 times the arithmetic, and old log-probs beside
+    a third of one of them."""
+    data = {"source": "x", "max_prompt_tokens": 512, "max_answer_tokens": 256}
+    ppo, shape, device = {"mini_batches": 2}, ModelShape.of(LLAMA_8B), parse_devices("8xH200-141GB").device
+    seconds = []
+    for ptx in (None, {"data": data, "rows_per_step": 32}):
+        config = training(ppo=ppo, ptx=ptx)
+        seconds.append(stage_seconds(config, shape, device, Efficiency(bandwidth=1e9), Workload.of(config))["learn"])
+    assert seconds[1] / seconds[0] == pytest.approx((3 + 1 / 3) / (1 + 1 / 3), rel=0.02)
+
+
 def test_what_does_not_fit_is_refused_with_its_remedy() -> None:
     config = training(rollout={"actors": 1}, learner={"ranks": 1, "gradient_checkpointing": True})
     plan = make_plan(config, ModelShape.of(LLAMA_8B), "sdpa", parse_devices("8xA100-80GB"), Workload.of(config))
