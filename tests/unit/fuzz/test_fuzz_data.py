@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dvpo_ray.data import DeadLetters, LoadCounts, load_pairs, load_prompts, sources
+from dvpo_ray.data import DeadLetters, LoadCounts, load_demonstrations, load_pairs, load_prompts, sources
 from dvpo_ray.errors import DataError
 from tests.fuzzing import ODD_TEXT, damaged, examples, nested, odd_json
 
@@ -24,15 +26,18 @@ ROWS = [{"id": i, "prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
 
 
-def load(path: Path, tokenizer: Any, pairs: bool = True) -> tuple[LoadCounts, list[dict[str, Any]]]:
+LOADERS: dict[str, Callable[..., tuple[list[Any], LoadCounts]]] = {
+    "pairs": partial(load_pairs, max_answer_tokens=50),
+    "demonstrations": partial(load_demonstrations, max_answer_tokens=50),
+    "prompts": load_prompts,
+}
+
+
+def load(path: Path, tokenizer: Any, kind: str = "pairs") -> tuple[LoadCounts, list[dict[str, Any]]]:
     """The counts, and the dead letters; the books balance."""
     letters = path.parent / "dead.jsonl"
     with DeadLetters(letters) as dead:
-        if pairs:
-            rows: list[Any]
-            rows, counts = load_pairs(str(path), tokenizer, max_prompt_tokens=99, max_answer_tokens=50, dead_letters=dead)
-        else:
-            rows, counts = load_prompts(str(path), tokenizer, max_prompt_tokens=99, dead_letters=dead)
+        rows, counts = LOADERS[kind](str(path), tokenizer, max_prompt_tokens=99, dead_letters=dead)
     found = [json.loads(line) for line in letters.read_text().splitlines()] if letters.exists() else []
     assert counts.read == len(rows) + len(found)
     assert counts.kept == len(rows)
@@ -41,11 +46,11 @@ def load(path: Path, tokenizer: Any, pairs: bool = True) -> tuple[LoadCounts, li
     return counts, found
 
 
-def load_lines(lines: list[str], tokenizer: Any, pairs: bool = True) -> tuple[LoadCounts, list[dict[str, Any]]]:
+def load_lines(lines: list[str], tokenizer: Any, kind: str = "pairs") -> tuple[LoadCounts, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return load(path, tokenizer, pairs)
+        return load(path, tokenizer, kind)
 
 
 def texts() -> st.SearchStrategy[Any]:
@@ -58,15 +63,17 @@ def texts() -> st.SearchStrategy[Any]:
 @examples(120)
 @given(
     rows=st.lists(
-        st.dictionaries(st.sampled_from(("prompt", "chosen", "rejected", "id", "turns", "question")), texts()), max_size=4
+        st.dictionaries(st.sampled_from(("prompt", "chosen", "rejected", "completion", "id", "turns", "question")), texts()),
+        max_size=4,
     )
 )
 @example(rows=[{"prompt": "\ud800", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "\udfff", "rejected": "b"}])
+@example(rows=[{"prompt": "p", "completion": "\ud800"}, {"prompt": "p", "completion": "a"}])
 @example(rows=[{"id": "\ud800", "prompt": "p", "chosen": "a", "rejected": "b"}])
 @example(rows=[{"id": [1], "prompt": "p", "chosen": "a", "rejected": "b"}])
 def test_rows_of_any_content_are_kept_or_dead_letters(rows: list[dict[str, Any]], tokenizer: Any) -> None:
-    for pairs in (True, False):
-        counts, _ = load_lines([json.dumps(row) for row in rows], tokenizer, pairs)
+    for kind in LOADERS:
+        counts, _ = load_lines([json.dumps(row) for row in rows], tokenizer, kind)
         assert counts.read == len(rows)
 
 
@@ -101,7 +108,7 @@ def test_rows_at_the_limit_of_the_stack_are_dead_letters(tokenizer: Any) -> None
 def test_a_conversation_that_the_chat_template_refuses_is_a_dead_letter(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", STRICT)
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    counts, (letter,) = load_lines([json.dumps({"prompt": turns}), json.dumps({"prompt": "p"})], tokenizer, pairs=False)
+    counts, (letter,) = load_lines([json.dumps({"prompt": turns}), json.dumps({"prompt": "p"})], tokenizer, "prompts")
     assert (counts.kept, letter["reason"]) == (1, "bad_conversation")
     assert "role system" in letter["detail"]
 
@@ -194,7 +201,7 @@ def test_a_parquet_row_that_is_no_text_is_a_dead_letter(tmp_path: Path, tokenize
 
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"prompt": pa.array([b"a", b"\xff", b"c"]).view(pa.string())}), path)
-    counts, (letter,) = load(path, tokenizer, pairs=False)
+    counts, (letter,) = load(path, tokenizer, "prompts")
     assert (counts.kept, letter["line"], letter["reason"]) == (2, 2, "bad_utf8")
 
 
