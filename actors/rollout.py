@@ -239,12 +239,14 @@ class RolloutActor:
         return self._busy.seconds
 
     async def stop(self) -> None:
-        """Shut the engine's processes down."""
+        """Shut the engine's processes down; vLLM leaves some shared memory of workers that share an engine."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
             self._fence = "the engine was stopped"
             self._buffer.close()
+            traces = traces_of_children()
             await asyncio.to_thread(engine.shutdown)
+            await asyncio.to_thread(clear, traces)
 
     async def _answer(self, request: GenerationRequest) -> Answer:
         config = self._config

@@ -172,32 +172,6 @@ def test_a_learner_sends_its_weights_to_the_engine(
     rollouts.sync(Sent(43, weights_of(tiny_model, 1.0)))
 
 
-def test_a_broadcast_goes_on_without_an_engine_that_dies_and_to_the_one_in_its_place(
-    ray: ClusterSection, tiny_model: Path
-) -> None:
-    pool = RolloutPool(str(tiny_model), MODEL, settings(actors=2).rollout, ray, seed=0)
-    transfer = TransferSection(backend="broadcast", bucket_mib=1, broadcast_timeout_s=10)
-    gang = PolicyLearner(str(tiny_model), MODEL, settings().model_copy(update={"transfer": transfer}), ray, seed=0)
-    try:
-        gang.wait_ready()
-        pool.wait_ready()
-        gang.connect(pool)
-        pool.sync(gang.weights(1))
-        ray_module.kill(pool._engines[1].actor)
-        pool.sync(gang.weights(2))
-        assert {engine.served.version for engine in pool._engines if engine.served} == {2}
-        with pool._members:
-            assert pool._members.wait_for(lambda: len(pool._engines) == 2 or pool._failure, timeout=120)
-        gang.step(0, 0.1, [ray_module.put(scored_batch(ANSWER_LENGTHS, seed=1))])
-        pool.sync(gang.weights(3))
-        assert [engine.served.version for engine in pool._engines if engine.served] == [3, 3]
-        answers = answers_of(pool, requests(6, seed=40))
-        assert gap(answers, log_probs_of(weights_in(gang), tiny_model, answers)) <= 1e-3
-    finally:
-        pool.stop()
-        gang.stop()
-
-
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the first gang of the test below did: its commit after one step, and its weights after two."""
