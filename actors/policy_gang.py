@@ -14,10 +14,10 @@ from actors.policy_learner import PolicyLearnerRank
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.config.sections import ClusterSection, ModelSection, TransferSection
+from dvpo_ray.config.sections import AUTO, OBJECT_STORE, SHARED_MEMORY, ClusterSection, ModelSection, TransferSection
 from dvpo_ray.errors import LearnerLostError
 from dvpo_ray.learning.ptx import Demonstrations
-from dvpo_ray.rows import StepResult
+from dvpo_ray.rows import Receivers, StepResult
 from dvpo_ray.stages import Handle
 
 
@@ -39,12 +39,12 @@ class ServingGang(Gang):
             raise LearnerLostError("the learner has no weights yet: it is being started again")
         return GangWeights(self, current if version is None else version, current, count)
 
-    def shares_memory(self) -> bool:
-        """Whether weights go through shared memory: when all engines are on the node of rank 0, unless the recipe says how."""
-        backend = self.transfer.backend
-        if backend == "auto" and self._rollouts is not None:
-            return self._rollouts.nodes() == {self._where[0]}
-        return backend != "object_store"
+    def way(self) -> str:
+        """How weights go: through shared memory when all engines are on the node of rank 0, unless the recipe says how."""
+        if self.transfer.backend != AUTO:
+            return self.transfer.backend
+        together = self._rollouts is None or self._rollouts.nodes() == {self._where[0]}
+        return SHARED_MEMORY if together else OBJECT_STORE
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""
@@ -103,14 +103,12 @@ class GangWeights:
     held: int
     count: int
 
-    def bucket(self, index: int) -> Handle:
+    def bucket(self, index: int, receivers: Receivers) -> Handle:
         """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
         doing = f"gathering bucket {index} of weights {self.version}"
-        shared = self.gang.shares_memory()
+        given = (self.version, self.held, index, self.gang.way(), receivers)
         with self.gang.submitting:
-            calls = [
-                actor.bucket.options(num_returns=2).remote(self.version, self.held, index, shared) for actor in self.gang.actors
-            ]
+            calls = [actor.bucket.options(num_returns=2).remote(*given) for actor in self.gang.actors]
         self.gang.await_calls([done for _, done in calls], doing)
         return calls[0][0]
 

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from torch import Tensor
 
+from actors.broadcast import Sender
 from actors.deepspeed_engine import TrainingEngine
 from actors.rank import Rank
 from actors.watchdog import watched
-from dvpo_ray.config.sections import LearnerSection, LoraSection, ModelSection, TransferSection
+from dvpo_ray.config.sections import (
+    BROADCAST,
+    SHARED_MEMORY,
+    LearnerSection,
+    LoraSection,
+    ModelSection,
+    TransferSection,
+)
 from dvpo_ray.errors import WeightSyncError
 from dvpo_ray.learning.batching import SequenceBatch
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.lora import ADAPTERS, add_adapters, set_dropout
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Adapters, TensorSpec, WeightBucket
+from dvpo_ray.rows import Adapters, Receivers, TensorSpec, WeightBucket
 from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, spec_of, write_bucket
 
 
@@ -42,6 +52,8 @@ class PolicyRank(Rank):
         self.version = 0
         self._bucket_bytes = transfer.bucket_mib * 2**20
         self._memory = SharedBuffer()
+        self._patience_s = transfer.broadcast_timeout_s
+        self._sender: Sender | None = None
         self._buckets: list[tuple[TensorSpec, ...]] = []
         self._adapters: Adapters | None = None
 
@@ -68,8 +80,8 @@ class PolicyRank(Rank):
         return self.version, len(self._buckets)
 
     @watched
-    def bucket(self, version: int, held: int, index: int, shared: bool) -> tuple[WeightBucket | None, bool]:
-        """One bucket of the current weights, or adapters, in shared memory or as an array, and that it was made.
+    def bucket(self, version: int, held: int, index: int, way: str, receivers: Receivers) -> tuple[WeightBucket | None, bool]:
+        """One bucket of the current weights, or adapters, on its ``way`` (a backend of ``transfer``), and that it was made.
 
         Rank 0 gives it, all take part in gathering. The memory is used again for the next bucket: engines must have loaded this
         one before.
@@ -84,11 +96,25 @@ class PolicyRank(Rank):
             if self.rank != 0:
                 return None, True
             size = layout(specs)[1]
-            memory = self._memory.bytes(size) if shared else torch.empty(size, dtype=torch.uint8)
+            memory = self._room(way, size, receivers)
             digest = write_bucket(memory, specs, weights)
-        where: dict[str, Any] = {"path": self._memory.path} if shared else {"data": memory.numpy()}
-        bucket = WeightBucket(version, index, len(self._buckets), specs, size, digest, adapters=self._adapters, **where)
-        return bucket, True
+        bucket = WeightBucket(version, index, len(self._buckets), specs, size, digest, adapters=self._adapters)
+        return replace(bucket, **self._where(way, memory)), True
+
+    def _room(self, way: str, size: int, receivers: Receivers) -> Tensor:
+        """Memory for a bucket [bytes] (uint8)."""
+        if way == BROADCAST:
+            if self._sender is None:
+                self._sender = Sender(ray.util.get_node_ip_address(), self.device, self._patience_s)
+            return self._sender.buffer(size, receivers)
+        return self._memory.bytes(size) if way == SHARED_MEMORY else torch.empty(size, dtype=torch.uint8)
+
+    def _where(self, way: str, memory: Tensor) -> dict[str, Any]:
+        """The fields of a bucket that say where its bytes are."""
+        if way == BROADCAST:
+            assert self._sender is not None
+            return {"channel": self._sender.send(memory)}
+        return {"path": self._memory.path} if way == SHARED_MEMORY else {"data": memory.numpy()}
 
     def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """As for every rank, with the weights' version."""
@@ -110,6 +136,8 @@ class PolicyRank(Rank):
     def stop(self) -> None:
         """Leave the gang and give shared memory back."""
         self._memory.close()
+        if self._sender is not None:
+            self._sender.close()
         self.leave()
 
     def token_log_probs(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> dict[int, np.ndarray]:

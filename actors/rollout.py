@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from actors.metrics import busy_counter, count, show
 from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import GenerationSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, RowDeadlineError, WeightSyncError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
-from dvpo_ray.rows import Adapters, Answer, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
+from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
@@ -115,13 +116,18 @@ class RolloutActor:
         for task in self._under_way:
             task.cancel()
 
-    async def load_bucket(self, bucket: WeightBucket) -> ServedWeights | None:
+    async def load_bucket(self, bucket: WeightBucket, place: int = 0) -> ServedWeights | None:
         """Verify and load one bucket of a version; buckets come in order. Serves the version after the last, and says so.
+
+        ``place`` is this engine's among those that a broadcast is for.
 
         A damaged bucket is refused and may be sent again. From the first good bucket on the engine is fenced, and it stays so
         after a failure, until all buckets of a version are loaded.
         """
-        await asyncio.to_thread(verify, bucket)
+        if bucket.channel is None:
+            await asyncio.to_thread(verify, bucket)
+        else:
+            await self._receive(bucket, bucket.channel, place)
         if bucket.adapters is not None:
             await asyncio.to_thread(self._check_base, bucket.adapters)
         try:
@@ -131,6 +137,18 @@ class RolloutActor:
             await self.abandon_update()
             raise
 
+    async def _receive(self, bucket: WeightBucket, channel: Channel, place: int) -> None:
+        """Let every worker receive and verify a bucket; the engine neither generates meanwhile nor changes its weights.
+
+        Raises:
+            DamagedWeightsError: it did not come whole.
+        """
+        given = (asdict(channel), place, bucket.bytes, bucket.digest)
+        with engine_errors():
+            troubles = await self._engine.collective_rpc("receive_bucket", args=given)
+        if any(troubles):
+            raise DamagedWeightsError(f"{bucket} did not come whole: {next(filter(None, troubles))}; it was refused")
+
     async def _take(self, bucket: WeightBucket) -> ServedWeights | None:
         """Load a verified bucket."""
         began = time.monotonic()
@@ -139,7 +157,7 @@ class RolloutActor:
         if self._expected != (bucket.version, bucket.index):
             raise WeightSyncError(f"bucket {bucket.index} of weights {bucket.version} came, expected {self._expected}")
         self._expected = (bucket.version, bucket.index + 1)
-        self._payload.update(bucket.sha256.encode())
+        self._payload.update(bucket.digest.encode())
         self._received += bucket.bytes
         await self._load(bucket)
         self._loading_seconds += time.monotonic() - began
@@ -164,6 +182,7 @@ class RolloutActor:
     async def _load(self, bucket: WeightBucket) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
+        # A bucket that was broadcast is in the workers' memory already.
         path = bucket.path
         if bucket.data is not None:
             self._buffer.bytes(bucket.bytes).numpy()[:] = bucket.data
@@ -220,12 +239,14 @@ class RolloutActor:
         return self._busy.seconds
 
     async def stop(self) -> None:
-        """Shut the engine's processes down."""
+        """Shut the engine's processes down; vLLM leaves some shared memory of workers that share an engine."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
             self._fence = "the engine was stopped"
             self._buffer.close()
+            traces = traces_of_children()
             await asyncio.to_thread(engine.shutdown)
+            await asyncio.to_thread(clear, traces)
 
     async def _answer(self, request: GenerationRequest) -> Answer:
         config = self._config

@@ -29,7 +29,7 @@ from dvpo_ray.errors import (
     WeightSyncError,
 )
 from dvpo_ray.monitoring import RESTARTS
-from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, ServedWeights
+from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, Receivers, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 
 SENDINGS = 3
@@ -71,6 +71,7 @@ class RolloutPool:
         self._cluster = cluster
         self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
         self._budget = rollout.max_restarts
+        self._workers = rollout.engine.tensor_parallel
         self._attempts = rollout.max_row_attempts
         self._missed: dict[str, int] = {}
         self._starts = 0
@@ -376,8 +377,8 @@ class RolloutPool:
         died: list[tuple[Engine, ActorFailedError]] = []
         served: dict[str, ServedWeights | None] = {}
         for attempt in range(SENDINGS):
-            bucket = weights.bucket(index)
-            calls = [(engine, engine.actor.load_bucket.remote(bucket)) for engine in waiting]
+            bucket = weights.bucket(index, Receivers(tuple(engine.name for engine in waiting), self._workers, attempt))
+            calls = [(engine, engine.actor.load_bucket.remote(bucket, place)) for place, engine in enumerate(waiting)]
             waiting = []
             for engine, call in calls:
                 doing = f"loading bucket {index} of weights {weights.version}"

@@ -6,7 +6,6 @@ What crosses into the worker is plain JSON (a path and what lies there); tensors
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -26,9 +26,11 @@ from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
+from actors.broadcast import Receiver
 from actors.watchdog import answer_with_stacks
+from dvpo_ray.digests import digest
 from dvpo_ray.models.lora import merged_tensors
-from dvpo_ray.rows import TensorSpec
+from dvpo_ray.rows import Channel, TensorSpec
 from dvpo_ray.weights import mapped, read_bucket
 
 BACKEND = "dvpo_buckets"
@@ -43,7 +45,7 @@ class BucketInitInfo(WeightTransferInitInfo):
 class BucketUpdateInfo(WeightTransferUpdateInfo):
     """Where a bucket lies and the (name, type, shape) of its tensors; already verified by the rollout actor.
 
-    With ``adapter_scale`` they are LoRA matrices.
+    Without a path it is the one that was broadcast. With ``adapter_scale`` the tensors are LoRA matrices.
     """
 
     path: str
@@ -62,9 +64,21 @@ class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpda
 
     init_info_cls = BucketInitInfo
     update_info_cls = BucketUpdateInfo
+    _receiver: Receiver | None = None
+    _received: Tensor
 
     def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
         """No connection to open."""
+
+    def receive_broadcast(self, channel: Channel, rank: int, size: int, expected: str) -> str:
+        """Receive a bucket, to be loaded next; returns what is wrong with it, if anything is."""
+        self._receiver = self._receiver or Receiver(self.device)
+        try:
+            self._received = self._receiver.receive(channel, rank, size)
+        except RuntimeError as error:
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        found = digest(self._received)
+        return "" if found == expected else f"digest {found[:16]}..., expected {expected[:16]}..."
 
     def start_weight_update(self) -> None:
         """Prepare every layer to take checkpoint-format weights again."""
@@ -88,7 +102,7 @@ class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpda
     def receive_weights(self, update_info: BucketUpdateInfo) -> None:
         """Load a bucket's tensors into the model, and keep copies of those whose layers wait for the next bucket."""
         specs = [TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in update_info.tensors]
-        tensors = read_bucket(mapped(update_info.path), specs)
+        tensors = read_bucket(mapped(update_info.path) if update_info.path else self._received, specs)
         self._scale = update_info.adapter_scale
         if self._scale is not None:
             self._adapters |= {name: tensor.to(self.device, copy=True) for name, tensor in tensors}
@@ -117,7 +131,9 @@ class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpda
         keep_untouched(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held open."""
+        """Leave the group of the last broadcast."""
+        if self._receiver is not None:
+            self._receiver.close()
 
 
 def keep_untouched(model: Any) -> None:
@@ -178,7 +194,7 @@ class DvpoWorkerExtension:
     """Mixed into vLLM's worker class."""
 
     def weight_digest(self) -> str:
-        """sha256 over the names and digests of all parameters, buffers and packed weights of this worker.
+        """Digest over the names and digests of all parameters, buffers and packed weights of this worker.
 
         On CPU vLLM multiplies by packed copies whose bytes cannot be read, and drops the weights they were made of. Such a
         layer is known by its answer to a fixed input.
@@ -186,12 +202,17 @@ class DvpoWorkerExtension:
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         tensors = dict(model.named_parameters()) | dict(model.named_buffers()) | dict(packed_answers(model))
 
-        def digest(name: str) -> bytes:
-            flat = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            return f"{name}={hashlib.sha256(flat).hexdigest()};".encode()
+        def named(name: str) -> bytes:
+            return f"{name}={digest(tensors[name].detach().contiguous().flatten().view(torch.uint8))};".encode()
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            return hashlib.sha256(b"".join(threads.map(digest, sorted(tensors)))).hexdigest()
+            return xxhash.xxh3_128_hexdigest(b"".join(threads.map(named, sorted(tensors))))
+
+    def receive_bucket(self, channel: dict[str, Any], place: int, size: int, expected: str) -> str:
+        """Receive a bucket that is broadcast to all workers of all engines; returns what is wrong with it, if anything is."""
+        workers, rank = self.parallel_config.world_size, self.rank  # type: ignore[attr-defined]
+        engine = self.weight_transfer_engine  # type: ignore[attr-defined]
+        return str(engine.receive_broadcast(Channel(**channel), 1 + place * workers + rank, size, expected))
 
     def abandon_weight_update(self) -> None:
         """Allow a new update to begin where one was broken off."""

@@ -21,7 +21,7 @@ from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.driver import Driver
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import GenerationRequest, ServedWeights, StepResult
+from dvpo_ray.rows import GenerationRequest, Receivers, ServedWeights, StepResult
 from dvpo_ray.run import Run
 from dvpo_ray.stages import Weights
 
@@ -55,7 +55,7 @@ class NoWeights:
     version: int
     count: int = 0
 
-    def bucket(self, index: int) -> None:
+    def bucket(self, index: int, receivers: Receivers) -> None:
         """There is none."""
 
 

@@ -1,7 +1,8 @@
 """One training step, this project against TRL's trainers: same model, prompts, batch and answer length, one after the other.
 
-DVPO is measured before and after the others, because the speed of a shared machine drifts; the mean of both counts.
-TRL runs in an environment of its own, made on first use from requirements-trl.txt.
+DVPO is measured before and after the others, because the speed of a shared machine drifts; the mean of both counts. What was
+measured is kept, so that a run that was broken off goes on; ``--again`` begins anew. TRL runs in an environment of its own,
+made on first use from requirements-trl.txt.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,15 @@ def peer_python() -> Path:
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)], check=True)
         mark.touch()
     return python
+
+
+def kept(name: str, measure: Callable[[], dict[str, Any]], again: bool) -> dict[str, Any]:
+    """What was measured under this name before, or is now."""
+    path = RUNS / "step-time" / f"{name}.json"
+    if again or not path.is_file():
+        measured = measure()
+        path.write_text(json.dumps(measured) + "\n")
+    return json.loads(path.read_text())
 
 
 def measure_trl(steps: int, trainer: str, weights: str, micro_batch: int) -> dict[str, Any]:
@@ -100,12 +112,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--trl-steps", type=int, default=4)
     parser.add_argument("--trainers", nargs="+", choices=("ppo", "grpo", "rloo"), default=["ppo", "grpo", "rloo"])
+    parser.add_argument("--again", action="store_true", help="measure what was measured before")
     arguments = parser.parse_args()
-    before = measure_ours(arguments.steps)
-    ours = {name: measure_ours(arguments.steps, name) for name in arguments.trainers}
+    steps, again = arguments.steps, arguments.again
+    value_model()
+    before = kept("dvpo-before", lambda: measure_ours(steps), again)
+    ours = {name: kept(f"our-{name}", partial(measure_ours, steps, name), again) for name in arguments.trainers}
     chosen = [peer for peer in PEERS if peer[0] in arguments.trainers]
-    peers = {peer: measure_trl(arguments.trl_steps, *peer) for peer in chosen}
-    after = measure_ours(arguments.steps)
+    peers = {
+        peer: kept(f"trl-{'-'.join(map(str, peer))}", partial(measure_trl, arguments.trl_steps, *peer), again) for peer in chosen
+    }
+    after = kept("dvpo-after", lambda: measure_ours(steps), again)
     seconds = statistics.mean([before["seconds_per_step"], after["seconds_per_step"]])
     dvpo = {"seconds_per_step": seconds, "peak_memory_gb": max(before["peak_memory_gb"], after["peak_memory_gb"])}
     rows: list[list[Any]] = [["DVPO", dvpo["seconds_per_step"], dvpo["peak_memory_gb"], "", ""]]

@@ -16,7 +16,7 @@ from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.packaged import resolve_model
 
 ROUNDS, WARM_UP = 10, 2
-WAYS = (("shared_memory", 512), ("shared_memory", 64), ("object_store", 64))
+WAYS = (("shared_memory", 512), ("shared_memory", 64), ("object_store", 64), ("broadcast", 512), ("broadcast", 64))
 
 
 def measure(backend: str, bucket_mib: int) -> list[str]:

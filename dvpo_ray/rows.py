@@ -177,12 +177,31 @@ class Adapters:
 
 
 @dataclass(frozen=True)
+class Receivers:
+    """The engines that a bucket is for, by name, each of ``workers`` processes; ``attempt`` counts how often it was sent."""
+
+    engines: tuple[str, ...]
+    workers: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Where a bucket is broadcast: by rank 0 of the ``size`` processes that meet at ``address``:``port``."""
+
+    backend: str
+    address: str
+    port: int
+    size: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
 class WeightBucket:
     """Some tensors of one weight version on their way to the engines: bucket ``index`` of ``count``.
 
-    ``tensors`` are in the order in which they lie. The bytes are in ``data`` [bytes] (uint8), or, when it
-    is None, in the shared memory that ``path`` names on the learner's node. Without ``adapters`` the tensors are the weights
-    themselves.
+    ``tensors`` are in the order in which they lie. The bytes are in ``data`` [bytes] (uint8), come through ``channel``, or lie
+    in the shared memory that ``path`` names on the learner's node. Without ``adapters`` the tensors are the weights themselves.
     """
 
     version: int
@@ -190,10 +209,14 @@ class WeightBucket:
     count: int
     tensors: tuple[TensorSpec, ...]
     bytes: int
-    sha256: str
+    digest: str
     path: str = ""
     data: np.ndarray | None = None
+    channel: Channel | None = None
     adapters: Adapters | None = None
+
+    def __str__(self) -> str:
+        return f"bucket {self.index + 1} of {self.count} of weights {self.version}"
 
 
 @dataclass(frozen=True)

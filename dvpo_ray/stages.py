@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from dvpo_ray.errors import RowsLostError
-from dvpo_ray.rows import GenerationRequest, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.rows import GenerationRequest, Receivers, ScoredBatch, ServedWeights, StepResult
 
 Handle = Any
 T = TypeVar("T")
@@ -46,8 +46,8 @@ class Weights(Protocol):
         """How many buckets there are."""
         ...
 
-    def bucket(self, index: int) -> Handle:
-        """A bucket (``WeightBucket``); it may be asked for again, and the one before is then gone."""
+    def bucket(self, index: int, receivers: Receivers) -> Handle:
+        """A bucket (``WeightBucket``) for these engines; it may be asked for again, and the one before is then gone."""
         ...
 
 

@@ -2,17 +2,15 @@
 
 A bucket is some whole tensors, one after another, without a header; what lies where travels beside it as plain numbers. It is
 kept in anonymous shared memory, which has a name only while its process lives: nothing stays behind when one is killed, and
-the size of ``/dev/shm`` does not matter.
+the size of ``/dev/shm`` does not matter. Buckets that are broadcast (``actors.broadcast``) lie on the learner's device.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dvpo_ray.digests import digest
 from dvpo_ray.errors import DamagedWeightsError, WeightSyncError
 from dvpo_ray.rows import TensorSpec, WeightBucket
 
-HASH_CHUNK = 8 * 2**20
 ALIGNMENT = 64
 _MAPPED: dict[tuple[int, int, int], mmap.mmap] = {}
 
@@ -101,14 +99,15 @@ def write_bucket(buffer: Tensor, specs: Sequence[TensorSpec], tensors: Mapping[s
         if flat.numel() != spec_bytes(spec):
             raise WeightSyncError(f"tensor '{spec.name}' has {flat.numel()} bytes, expected {spec_bytes(spec)}")
         buffer[start : start + spec_bytes(spec)].copy_(flat)
-    return tree_sha256(buffer.numpy())
+    return digest(buffer)
 
 
 def read_bucket(data: Any, specs: Sequence[TensorSpec]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a bucket's tensors, views of ``data`` (anything with the buffer protocol)."""
-    for spec, start in zip(specs, layout(specs)[0], strict=True):
-        flat = torch.frombuffer(data, dtype=torch.uint8, count=spec_bytes(spec), offset=start)
-        yield spec.name, flat.view(getattr(torch, spec.dtype)).view(spec.shape)
+    """(name, tensor) of a bucket's tensors, views of ``data``: a uint8 tensor, or anything with the buffer protocol."""
+    starts, size = layout(specs)
+    buffer = data if isinstance(data, Tensor) else torch.frombuffer(data, dtype=torch.uint8, count=size)
+    for spec, start in zip(specs, starts, strict=True):
+        yield spec.name, buffer[start : start + spec_bytes(spec)].view(getattr(torch, spec.dtype)).view(spec.shape)
 
 
 def verify(bucket: WeightBucket) -> None:
@@ -117,18 +116,21 @@ def verify(bucket: WeightBucket) -> None:
     Raises:
         DamagedWeightsError: it is missing, cut short or altered.
     """
-    where = f"bucket {bucket.index + 1} of {bucket.count} of weights {bucket.version}"
     try:
         data = bucket_bytes(bucket)
-        size = min(len(data), bucket.bytes)
-        found = tree_sha256(np.frombuffer(data, np.uint8, count=size))
+        damage = damage_of(torch.frombuffer(data, dtype=torch.uint8, count=min(len(data), bucket.bytes)), bucket)
     except (OSError, ValueError) as error:
-        raise DamagedWeightsError(f"{where} cannot be read: {error}") from error
-    if size != bucket.bytes or found != bucket.sha256:
-        raise DamagedWeightsError(
-            f"{where} is damaged: {size} bytes, digest {found[:16]}..., expected {bucket.bytes} bytes, "
-            f"{bucket.sha256[:16]}...; it was refused"
-        )
+        raise DamagedWeightsError(f"{bucket} cannot be read: {error}") from error
+    if damage:
+        raise DamagedWeightsError(f"{bucket} is damaged: {damage}; it was refused")
+
+
+def damage_of(data: Tensor, bucket: WeightBucket) -> str:
+    """How these bytes differ from the bucket's; empty when they do not."""
+    found = digest(data)
+    if data.numel() == bucket.bytes and found == bucket.digest:
+        return ""
+    return f"{data.numel()} bytes, digest {found[:16]}..., expected {bucket.bytes} bytes, {bucket.digest[:16]}..."
 
 
 def bucket_bytes(bucket: WeightBucket) -> Any:
@@ -145,12 +147,3 @@ def mapped(path: str) -> mmap.mmap:
             _MAPPED.clear()
             _MAPPED[key] = mmap.mmap(file.fileno(), 0)
         return _MAPPED[key]
-
-
-def tree_sha256(data: Any) -> str:
-    """sha256 over the sha256 digests of 8 MiB chunks, hashed on all cores."""
-    view = memoryview(data)
-    starts = range(0, max(len(view), 1), HASH_CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        joined = b"".join(threads.map(lambda start: hashlib.sha256(view[start : start + HASH_CHUNK]).digest(), starts))
-    return hashlib.sha256(joined).hexdigest()

@@ -17,6 +17,7 @@ from actors.scorer_pool import ScorerPool
 from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.data import DeadLetters, load_pairs
+from dvpo_ray.data.loading import Overlong
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
@@ -39,14 +40,21 @@ def evaluate_value(folder: Path, data: str, max_prompt_tokens: int, max_answer_t
     return rank_pairs(folder, data, max_prompt_tokens, max_answer_tokens)
 
 
-def rank_pairs(folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int) -> dict[str, Any]:
+def rank_pairs(
+    folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int, overlong: Overlong = "reject"
+) -> dict[str, Any]:
     """As ``evaluate_value``, of any model that gives tokens values, such as the critic of a ``ppo`` run."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with DeadLetters(None) as letters:
         pairs, counts = load_pairs(
-            data, tokenizer, max_prompt_tokens=max_prompt_tokens, max_answer_tokens=max_answer_tokens, dead_letters=letters
+            data,
+            tokenizer,
+            max_prompt_tokens=max_prompt_tokens,
+            max_answer_tokens=max_answer_tokens,
+            dead_letters=letters,
+            overlong=overlong,
         )
     if not pairs:
         raise ConfigError(f"'{data}': none of {counts.read} rows can be used: {counts.rejected}")

@@ -13,10 +13,18 @@ import torch
 from actors.policy_gang import PolicyGang
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.config.sections import DataSection, EngineSection, LearnerSection, ModelSection, RolloutSection, ScorerSection
+from dvpo_ray.config.sections import (
+    DataSection,
+    EngineSection,
+    LearnerSection,
+    ModelSection,
+    RolloutSection,
+    ScorerSection,
+    TransferSection,
+)
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Adapters, Answer, GenerationRequest, WeightBucket
+from dvpo_ray.rows import Adapters, Answer, GenerationRequest, Receivers, WeightBucket
 from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, spec_of, write_bucket
 
 ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
@@ -76,7 +84,7 @@ class Sent:
     def count(self) -> int:
         return len(self._buckets)
 
-    def bucket(self, index: int) -> WeightBucket:
+    def bucket(self, index: int, receivers: Receivers) -> WeightBucket:
         specs = self._buckets[index]
         size = layout(specs)[1]
         memory = self._memory.bytes(size)
@@ -103,11 +111,14 @@ def gap(answers: list[Answer], expected: list[np.ndarray]) -> float:
 
 
 def weights_in(gang: PolicyGang) -> dict[str, torch.Tensor]:
+    """What the learner holds, whichever way it sends it."""
+    transfer, gang.transfer = gang.transfer, TransferSection(backend="shared_memory")
     weights = gang.weights(0)
     found = {}
     for index in range(weights.count):
-        bucket = ray_module.get(weights.bucket(index), timeout=60)
+        bucket = ray_module.get(weights.bucket(index, Receivers((), 1)), timeout=60)
         found |= {name: tensor.clone() for name, tensor in read_bucket(bytearray(bucket_bytes(bucket)), bucket.tensors)}
+    gang.transfer = transfer
     return found
 
 

@@ -13,7 +13,7 @@ from dvpo_ray.committer import Committer
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.driver import Driver
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.rows import GenerationRequest, Ragged, Receivers, ScoredBatch, ServedWeights, StepResult
 from dvpo_ray.run import Run
 from dvpo_ray.run_folder import COMMITS
 from dvpo_ray.stages import Stages, Weights
@@ -47,7 +47,7 @@ class FakeWeights:
     version: int
     count: int = 0
 
-    def bucket(self, index: int) -> Any:
+    def bucket(self, index: int, receivers: Receivers) -> Any:
         """There is none."""
         raise IndexError(index)
 

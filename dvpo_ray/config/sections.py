@@ -291,12 +291,19 @@ class CommitSection(Section):
         return self
 
 
+AUTO, SHARED_MEMORY, OBJECT_STORE, BROADCAST = "auto", "shared_memory", "object_store", "broadcast"
+
+
 class TransferSection(Section):
     """How new weights travel from the learner to the engines."""
 
-    backend: Literal["auto", "shared_memory", "object_store"] = Field(
+    backend: Literal["auto", "shared_memory", "object_store", "broadcast"] = Field(
         "auto",
-        description="Shared memory (one node), Ray's object store (several nodes), or the first where it will do.",
+        description="Shared memory (one node), Ray's object store (several nodes), or with `auto` the first where it will do; "
+        "`broadcast` sends to all engines at once, by NCCL from GPU to GPU (learner and engines each on their own) or by Gloo.",
+    )
+    broadcast_timeout_s: float = Field(
+        120.0, gt=0, description="Longest wait for all engines to meet for a broadcast, and for a bucket to arrive, in seconds."
     )
     bucket_mib: int = Field(
         512,

@@ -152,7 +152,7 @@ def test_answers_under_way_go_on_with_the_new_weights(rollouts: RolloutPool, tin
             assert np.abs(answer.log_probs - log_probs)[sampled].max() <= 1e-3
 
 
-@pytest.mark.parametrize("backend", ["shared_memory", "object_store"])
+@pytest.mark.parametrize("backend", ["shared_memory", "object_store", "broadcast"])
 def test_a_learner_sends_its_weights_to_the_engine(
     rollouts: RolloutPool, ray: ClusterSection, tiny_model: Path, backend: str
 ) -> None:
