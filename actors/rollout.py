@@ -28,9 +28,10 @@ from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationReq
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
-# What the processes of a vLLM engine share: message queues and semaphores of Python's multiprocessing.
+# What the processes of a vLLM engine share: message queues and semaphores of Python's multiprocessing, and between its workers
+# on CPU the buffers of their collectives.
 SHARED_MEMORY = Path("/dev/shm")
-ENGINE_FILES = ("psm_", "sem.mp-")
+ENGINE_FILES = ("psm_", "sem.mp-", "vllm_dist_")
 PATIENCE_S = 5.0
 
 

@@ -15,15 +15,15 @@ from tests.fakes import scored_batch
 
 pytestmark = pytest.mark.integration
 
-BROADCAST = TransferSection(backend="broadcast", bucket_mib=1, broadcast_timeout_s=10)
+BROADCAST = TransferSection(backend="broadcast", bucket_mib=1, broadcast_timeout_s=5)
 
 
 def learner(ray: ClusterSection, tiny_model: Path) -> PolicyLearner:
     return PolicyLearner(str(tiny_model), MODEL, settings().model_copy(update={"transfer": BROADCAST}), ray, seed=0)
 
 
-def train(gang: PolicyLearner, step: int) -> None:
-    gang.step(step, 0.1, [ray_module.put(scored_batch(ANSWER_LENGTHS, seed=step + 1))])
+def train(gang: PolicyLearner, seed: int) -> None:
+    gang.step(0, 0.1, [ray_module.put(scored_batch(ANSWER_LENGTHS, seed=seed))])
 
 
 def agree(pool: RolloutPool, gang: PolicyLearner, tiny_model: Path) -> bool:
@@ -62,10 +62,10 @@ def test_two_workers_of_one_engine_are_given_the_same_weights_either_way(ray: Cl
         gang.wait_ready()
         pool.wait_ready()
         gang.connect(pool)
-        for step, transfer in enumerate((BROADCAST, TransferSection(backend="shared_memory"))):
+        for version, transfer in enumerate((BROADCAST, TransferSection(backend="shared_memory"))):
             gang.transfer = transfer
-            train(gang, step)
-            pool.sync(gang.weights(step + 1))
+            train(gang, version)
+            pool.sync(gang.weights(version + 1))
             assert agree(pool, gang, tiny_model)
     finally:
         pool.stop()
