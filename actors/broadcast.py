@@ -105,9 +105,13 @@ class Sender:
             self._group = None
 
     def _was_sent(self) -> bool:
-        error = self._sent.exception(timeout=2 * self._timeout_s)
+        error: BaseException | None
+        try:
+            error = self._sent.exception(timeout=2 * self._timeout_s)
+        except TimeoutError as late:
+            error = late
         if error is not None:
-            logging.getLogger(__name__).warning("a broadcast of weights broke off: %s", error)
+            logging.getLogger(__name__).warning("a broadcast of weights broke off: %r", error)
         return error is None
 
     def _open(self, receivers: Receivers) -> Group:
