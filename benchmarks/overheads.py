@@ -237,10 +237,13 @@ def serve_bare(part: str, policy: PolicyTraining) -> None:
 
 @contextmanager
 def bare(part: str) -> Iterator[Callable[[], float]]:
-    """One part in a process of its own, with the environment of its actor: each call is a round and returns its speed."""
+    """One part in a process of its own, with the environment and niceness of its actor: each call is a round and returns its
+    speed."""
     environment = engine_environment(0) if part == "rollout" else actor_environment(0)
     environment = os.environ | environment | {"PYTHONPATH": str(ROOT), "BENCHMARK_PORT": str(free_port())}
-    command = [sys.executable, "-m", "benchmarks.overheads", "--part", part]
+    # Ray lowers its workers' priority; a bare part that kept its own would be disturbed less by what else the machine does.
+    niceness = os.environ.get("RAY_worker_niceness", "15")
+    command = ["nice", "-n", niceness, sys.executable, "-m", "benchmarks.overheads", "--part", part]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin and process.stdout
