@@ -27,17 +27,33 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
-def test_the_image_runs_as_the_user_of_the_pods_and_keeps_no_build_tools() -> None:
+def test_the_image_runs_as_the_user_of_the_pods() -> None:
     from dvpo_ray.kubernetes.pods import USER
 
     assert instructions("USER") == [f"{USER}:{USER}"]
     assert instructions("COPY")[-1] == "--from=build /opt/dvpo /opt/dvpo"
-    runtime, everything = (
-        set((ROOT / "requirements" / name).read_text().splitlines()) for name in ("cpu-runtime.txt", "cpu.txt")
-    )
-    assert runtime < everything, "the image runs the versions that were tested"
+
+
+@pytest.mark.parametrize("engine", ["cpu", "cuda"])
+def test_the_image_holds_the_versions_that_were_tested_and_no_tools_of_tests(engine: str) -> None:
+    runtime, everything = pins(f"{engine}-runtime"), pins(engine)
+    assert runtime < everything, sorted(runtime - everything)
     left_out = {line.partition("==")[0] for line in everything - runtime}
     assert {"pytest", "mypy", "ruff", "hypothesis"} <= left_out
+    assert not any(name.startswith(("nvidia-", "torch")) for name in left_out), left_out
+
+
+def pins(name: str) -> set[str]:
+    return set((ROOT / "requirements" / f"{name}.txt").read_text().splitlines())
+
+
+def test_the_image_for_gpus_holds_no_cpu_build_and_a_compiler() -> None:
+    """Triton compiles its driver with `gcc` when the first kernel is launched; CUDA's libraries are pinned packages."""
+    assert not any("+cpu" in line for line in pins("cuda-runtime"))
+    names = {line.partition("==")[0] for line in pins("cuda-runtime")}
+    assert {"torch", "vllm", "triton", "nvidia-cublas", "nvidia-nccl-cu13"} <= names
+    final = [line for line in instructions("RUN") if "useradd" in line]
+    assert len(final) == 1 and '"cuda" ]; then' in final[0] and "gcc" in final[0] and "libc6-dev" in final[0]
 
 
 def test_only_what_is_copied_enters_the_build() -> None:
