@@ -203,6 +203,13 @@ def test_a_function_of_ones_own_must_go_along(folder: Path) -> None:
     assert "lib/gold.py" in names(packed(folder, options, beside, recipe="policy.toml"))
 
 
+@pytest.mark.parametrize("image", [False, True])
+def test_our_own_functions_go_along_from_the_checkout_too(folder: Path, monkeypatch: pytest.MonkeyPatch, image: bool) -> None:
+    monkeypatch.chdir(ROOT)
+    submission = pack(read("demo"), Options(limit=100 * MIB, here=True, image=image), folder.parent / "package.zip")
+    assert names(submission) >= ({RECIPE} if image else {RECIPE, "dvpo_ray/demo/gold.py"})
+
+
 @pytest.mark.parametrize("path", ["../package.zip", "/etc/passwd", ".", "nowhere"])
 def test_only_what_is_below_the_folder_goes_along(folder: Path, path: str) -> None:
     (folder.parent / "package.zip").touch()
