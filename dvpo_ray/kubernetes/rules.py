@@ -60,6 +60,15 @@ def traffic_is_denied_by_default(documents: Sequence[Tree]) -> Iterator[Problem]
     yield "no NetworkPolicy denies all traffic", "add one with podSelector: {} and policyTypes [Ingress, Egress]"
 
 
+def senders_are_named(documents: Sequence[Tree]) -> Iterator[Problem]:
+    """One rule without `from` lets the whole cluster in, whatever the others deny."""
+    for document in documents:
+        rules = items(tree(document.get("spec")).get("ingress")) if document.get("kind") == "NetworkPolicy" else []
+        if any(not tree(rule).get("from") for rule in rules):
+            name = tree(document.get("metadata")).get("name")
+            yield f"NetworkPolicy {name} lets everyone in", "say in `from` who may come, or leave the rule out"
+
+
 def names_can_be_looked_up(documents: Sequence[Tree]) -> Iterator[Problem]:
     """Without DNS no pod finds its head."""
     rules = [tree(rule) for spec in _policies(documents) for rule in items(spec.get("egress"))]
@@ -83,6 +92,7 @@ def _policies(documents: Sequence[Tree]) -> list[Tree]:
 
 NAMESPACE_RULES: tuple[Callable[[Sequence[Tree]], Iterator[Problem]], ...] = (
     traffic_is_denied_by_default,
+    senders_are_named,
     names_can_be_looked_up,
     pods_are_restricted,
 )

@@ -297,7 +297,11 @@ def _policies(documents: list[Tree]) -> dict[str, Tree]:
     ("rule", "fault"),
     [
         ("traffic_is_denied_by_default", lambda documents: documents.remove(_policies(documents)["deny-all"])),
-        ("traffic_is_denied_by_default", lambda documents: _policies(documents)["deny-all"]["spec"].update(ingress=[{}])),
+        (
+            "traffic_is_denied_by_default",
+            lambda documents: _policies(documents)["deny-all"]["spec"].update(policyTypes=["Ingress"]),
+        ),
+        ("senders_are_named", lambda documents: _policies(documents)["operator"]["spec"]["ingress"][0].pop("from")),
         ("names_can_be_looked_up", lambda documents: documents.remove(_policies(documents)["names"])),
         ("names_can_be_looked_up", lambda documents: _policies(documents)["names"]["spec"]["egress"][0]["ports"].pop(0)),
         (
