@@ -123,12 +123,14 @@ class JobClient:
         async def tail() -> None:
             lines = self._client.tail_job_logs(job)
             following = asyncio.ensure_future(anext(lines))
+            ended = False
             try:
                 while True:
                     done, _ = await asyncio.wait({following}, timeout=SILENCE_S)
                     if not done:
-                        if _has_ended(await asyncio.to_thread(self.job, job)):
+                        if ended:  # its last lines had time to come
                             return
+                        ended = _has_ended(await asyncio.to_thread(self.job, job))
                         continue
                     try:
                         text = following.result()

@@ -67,8 +67,8 @@ class ModelSection(Section):
     )
     attention: Attention = Field(
         "sdpa",
-        description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU, `flash_attention_2` needs the "
-        "package flash-attn.",
+        description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU, `flash_attention_2` needs "
+        "the package flash-attn.",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",

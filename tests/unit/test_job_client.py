@@ -47,19 +47,24 @@ def test_an_address_is_a_url_without_a_password(address: str) -> None:
 
 
 class SilentServer:
-    """Sends a line and then nothing, and knows how the job is when it is asked; ``statuses`` in the order of the asking."""
+    """Sends a line and then nothing, or ``last`` when all ``statuses`` were asked for, in their order."""
 
-    def __init__(self, *statuses: str, breaks: bool = False) -> None:
-        self.statuses, self.breaks = list(statuses), breaks
+    def __init__(self, *statuses: str, breaks: bool = False, last: str = "") -> None:
+        self.statuses, self.breaks, self.last = list(statuses), breaks, last
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         yield "step 1\n"
+        if self.last:
+            while self.statuses:
+                await asyncio.sleep(0.01)
+            yield self.last
+            return
         if self.breaks:
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
         await asyncio.Event().wait()
 
     def get_job_info(self, job: str) -> JobDetails:
-        status = self.statuses.pop(0)
+        status = self.statuses.pop(0) if self.statuses else "SUCCEEDED"
         if status == "lost":
             raise requests.ConnectTimeout("timed out")
         return JobDetails(type=JobType.SUBMISSION, submission_id=job, status=JobStatus(status), entrypoint="x")
@@ -82,6 +87,13 @@ def test_a_connection_that_broke_without_a_word_does_not_hang_the_command(monkey
     client, written = following(SilentServer("RUNNING", "RUNNING", breaks=True), monkeypatch)
     with pytest.raises(RunError, match="ended before the job did, which goes on"):
         client.follow("x", written.append)
+
+
+def test_the_last_lines_of_a_job_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be on their way when the job is asked after and has ended."""
+    client, written = following(SilentServer("RUNNING", "SUCCEEDED", last="step 2\n"), monkeypatch)
+    assert client.follow("x", written.append)["status"] == "SUCCEEDED"
+    assert written == ["step 1\n", "step 2\n"]
 
 
 def test_a_reader_that_has_gone_is_not_taken_for_a_cluster_that_has(monkeypatch: pytest.MonkeyPatch) -> None:
