@@ -37,6 +37,7 @@ DEVICES = 'mount -t proc proc "$R/proc"; mount --bind /dev "$R/dev"; '
 READ_ONLY = (
     'mount --bind "$R" "$R"; mount -o remount,bind,ro "$R"; '
     + DEVICES
+    + 'mount -t sysfs -o ro sys "$R/sys"; '
     + 'mount -t tmpfs -o size=2g shm "$R/dev/shm"; mount -t tmpfs tmp "$R/tmp"; mount --bind "$RUNS" "$R/runs"; '
     + "ip link set lo up; "
 )
