@@ -44,8 +44,10 @@ dashboard:  ## Write the Grafana dashboard again
 k8s:  ## Write what is generated under k8s/ again
 	@$(RUN) python -m scripts.k8s_overlays
 
+# A CPU build of torch that UV_FIND_LINKS names is not for GPUs.
 lock:  ## Pin the whole dependency tree again
 	@$(RUN) for engine in cpu cuda; do \
+		if [ $$engine = cuda ]; then export UV_FIND_LINKS=; fi; \
 		uv pip compile requirements/$$engine.in --overrides requirements/overrides-$$engine.txt --no-header --no-annotate --no-emit-find-links \
 			--python-version 3.11 --python-platform linux -o requirements/$$engine.txt; \
 		uv pip compile requirements/$$engine-runtime.in -c requirements/$$engine.txt --overrides requirements/overrides-$$engine.txt \

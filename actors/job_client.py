@@ -25,7 +25,7 @@ from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
 from dvpo_ray.config.sections import RUN_NAME
-from dvpo_ray.errors import ConfigError, RunError, UserInputError
+from dvpo_ray.errors import ConfigError, DvpoError, RunError, UserInputError
 from dvpo_ray.submission import Submission
 
 # A package passes through the dashboard and into the store of the cluster's state: the smaller of their limits holds.
@@ -33,7 +33,11 @@ UPLOAD_LIMIT = min(DASHBOARD_CLIENT_MAX_SIZE, GCS_STORAGE_MAX_SIZE)
 URL = re.compile(r"https?://[^@\s]+")
 # Networks inside a machine, of containers and virtual machines: every such machine has the same address there.
 BRIDGE = re.compile(r"br-[0-9a-f]{12}|(?:cni|docker|podman|virbr)-?\d+")
+# What may stand in the path of a URL as it is.
+JOB = re.compile(r"[^\s/?#%]+")
 TIMEOUT_S = 60.0
+# A job that prints nothing for so long is asked after: a connection that broke in between does not say so.
+SILENCE_S = 60.0
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 
@@ -117,14 +121,33 @@ class JobClient:
         """
 
         async def tail() -> None:
-            async for text in self._client.tail_job_logs(job):
-                write(text)
+            lines = self._client.tail_job_logs(job)
+            following = asyncio.ensure_future(anext(lines))
+            ended = False
+            try:
+                while True:
+                    done, _ = await asyncio.wait({following}, timeout=SILENCE_S)
+                    if not done:
+                        if ended:  # its last lines had time to come
+                            return
+                        ended = _has_ended(await asyncio.to_thread(self.job, job))
+                        continue
+                    try:
+                        text = following.result()
+                    except (StopAsyncIteration, RuntimeError):  # the end of the log, or of the connection
+                        return
+                    write(text)
+                    following = asyncio.ensure_future(anext(lines))
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+                await lines.aclose()
 
-        found = self.job(job)
+        self.job(job)
         with self._explained(job):
             asyncio.run(tail())
-            found = self.job(job)
-        if not JobStatus(found["status"]).is_terminal():
+        found = self.job(job)
+        if not _has_ended(found):
             raise RunError(
                 f"the connection to job '{job}' ended before the job did, which goes on: `dvpo jobs logs {job} --follow`"
             )
@@ -138,8 +161,12 @@ class JobClient:
     @contextmanager
     def _explained(self, job: str | None = None) -> Iterator[None]:
         """Turn Ray's errors, and those of the libraries under it, into ours."""
+        if job is not None and not JOB.fullmatch(job):
+            raise UserInputError(f"'{job}' is no name of a job; `dvpo jobs list` shows those that are")
         try:
             yield
+        except (DvpoError, BrokenPipeError):  # ours already; and nobody reads what we print, which is no fault of the cluster
+            raise
         except AuthenticationError as error:
             raise RunError(self._refusal(str(error).partition("\n")[0])) from error
         except aiohttp.WSServerHandshakeError as error:
@@ -203,6 +230,10 @@ def summary(job: JobDetails) -> dict[str, Any]:
         "exit_code": job.driver_exit_code,
         "message": (job.message or "").partition("\n")[0],
     }
+
+
+def _has_ended(found: Mapping[str, Any]) -> bool:
+    return JobStatus(found["status"]).is_terminal()
 
 
 def _time(milliseconds: int | None) -> str | None:

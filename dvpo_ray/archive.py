@@ -42,15 +42,19 @@ class Archive:
         """Put a file in under a name, or a folder's files under names below it.
 
         Raises:
-            ConfigError: the archive gets too large, or holds another file of that name.
+            ConfigError: the archive gets too large, holds another file of that name, or a file or folder cannot be read.
         """
-        for file in sorted(_files(path)):
-            inner = name if file == path else f"{name}/{file.relative_to(path).as_posix()}"
-            if self._held.get(inner) != file.resolve():
-                self._write(self._entry(inner, file.resolve()), file)
+        try:
+            for file in sorted(_files(path)):
+                inner = name if file == path else f"{name}/{file.relative_to(path).as_posix()}"
+                if self._held.get(inner) != file.resolve():
+                    self._write(self._entry(inner, file.resolve()), file)
+        except (OSError, UnicodeEncodeError) as error:
+            raise ConfigError(f"'{name}' cannot go along: {error}: correct its permissions or names, or leave it out") from error
 
     def _write(self, entry: zipfile.ZipInfo, file: Path) -> None:
         before = self._path.stat().st_size
+        entry.file_size = file.stat().st_size  # what is written is longer than a plain entry holds if this is
         with file.open("rb") as source, self._zip.open(entry, "w") as target:
             for piece in iter(partial(source.read, MIB), b""):
                 target.write(piece)
@@ -69,7 +73,7 @@ class Archive:
     def _check_size(self) -> None:
         size = self._path.stat().st_size
         if size > self._limit:
-            largest = max(self._sizes, key=lambda name: self._sizes[name])
+            largest = max(self._sizes, key=lambda name: self._sizes[name], default=next(iter(self._held)))
             raise ConfigError(
                 f"the job's package is larger than the {self._limit / MIB:.1f} MiB that the cluster takes, packed; most of it is "
                 f"'{largest}': copy it to where the cluster's machines see it and give its absolute path"
@@ -77,9 +81,18 @@ class Archive:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A file, or those in a folder and below; links to folders are not followed."""
+    """A file, or those in a folder and below; links to folders are not followed.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     if path.is_file():
         yield path
-    for folder, inner, files in os.walk(path):
+        return
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, inner, files in os.walk(path, onerror=refuse):
         inner[:] = [name for name in inner if not name.startswith(".") and name != "__pycache__"]
         yield from (Path(folder) / name for name in files if not name.startswith(".") and (Path(folder) / name).is_file())

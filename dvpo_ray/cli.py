@@ -224,6 +224,7 @@ def k8s_render(
 
     def work() -> dict[str, Any]:
         jobs = importlib.import_module("dvpo_ray.kubernetes.render")
+        jobs.refuse_image(image)
         request = jobs.Request(devices, image, jobs.flavour(flavour), name, claim, queue, secret, gpus_per_node, model)
         typer.echo(jobs.render(_kind(kind), recipe, overrides, request), nl=False)
         return {}
@@ -240,8 +241,9 @@ def k8s_check(
 
     def work() -> dict[str, Any]:
         kubernetes = importlib.import_module("dvpo_ray.kubernetes")
-        documents = [document for file in files for document in kubernetes.read_manifests(file)]
-        found = kubernetes.check(documents)
+        read = [(document, str(file)) for file in files for document in kubernetes.read_manifests(file)]
+        documents = [document for document, _ in read]
+        found = kubernetes.check(documents, ["standard input" if file == "-" else file for _, file in read])
         if found:
             raise UserInputError(f"{len(found)} rule(s) broken\n" + "\n".join(f"  {finding}" for finding in found))
         return {"documents": len(documents), "findings": 0}

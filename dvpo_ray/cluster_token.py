@@ -33,11 +33,26 @@ def make_token() -> None:
             file.write(secrets.token_hex(TOKEN_BYTES))
             file.flush()
             with suppress(FileExistsError):
-                os.link(file.name, TOKEN_FILE)
+                _link(Path(file.name))
     protect_token()
 
 
 def protect_token() -> None:
     """Make Ray's own token file readable for its owner alone: Ray writes it readable for everyone on the machine."""
-    if TOKEN_FILE.is_file() and TOKEN_FILE.stat().st_uid == os.getuid():
+    if not TOKEN_FILE.is_file():
+        return
+    found = TOKEN_FILE.stat()
+    # On a file system that cannot be written, one that is closed already must not be touched.
+    if found.st_uid == os.getuid() and found.st_mode & 0o077:
         TOKEN_FILE.chmod(0o600)
+
+
+def _link(file: Path) -> None:
+    """Give the file the token's name too, or where there are no links, its content; FileExistsError when the name is taken."""
+    try:
+        os.link(file, TOKEN_FILE)
+    except FileExistsError:
+        raise
+    except OSError:
+        with os.fdopen(os.open(TOKEN_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
+            target.write(file.read_text())

@@ -19,7 +19,7 @@ Check = dict[str, str]
 
 def examine() -> list[Check]:
     """All checks, each with name, status (``ok``, ``warn``, ``fail``), what was found, and a remedy."""
-    return [*_versions(), _engine(), _accelerator(), _cores(), _memory(), _shared_memory(), _trap(), _ray()]
+    return [*_versions(), _engine(), _accelerator(), *_compiler(), _cores(), _memory(), _shared_memory(), _trap(), _ray()]
 
 
 def _check(name: str, status: str, found: str, remedy: str = "") -> Check:
@@ -62,6 +62,17 @@ def _accelerator() -> Check:
         return _check("accelerator", "ok", f"CPU with {features[0]}")
     remedy = "bfloat16 is slow here: set dtype = 'float32' in learner, scorer and engine"
     return _check("accelerator", "warn", f"CPU without bfloat16 instructions ({', '.join(features) or 'none known'})", remedy)
+
+
+def _compiler() -> list[Check]:
+    """On a GPU Triton compiles its own driver, when the engine launches its first kernel."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    remedy = "install gcc and the C library's headers (Debian: gcc libc6-dev): Triton compiles its driver at the first kernel"
+    return [_check("C compiler", "ok" if found else "fail", found or "none", remedy)]
 
 
 def _cores() -> Check:

@@ -6,7 +6,6 @@ Whoever may look at a cluster may read all of it, so nothing secret goes along.
 from __future__ import annotations
 
 import math
-import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,20 +17,15 @@ from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, Recipe, Rew
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.loading import build, recipe_tree, to_toml, toml_value
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
-from dvpo_ray.config.references import data_sources, functions, models, secrets, settings_at
+from dvpo_ray.config.references import CODE, data_sources, functions, left_behind, models, places, secrets, settings_at
 from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.models.packaged import SMOLLM2
 
 RECIPE = "recipe.toml"
-CODE = ("dvpo_ray", "actors", "jobs")
 ROOT = Path(__file__).resolve().parents[1]
 # Ray's job server sends SIGTERM, and SIGKILL so many seconds later; it reads this from the job's own environment.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
-# What may be a URL, and how one of this machine's files begins. MLflow takes the word `databricks` for a server.
-PLACES = ("value.commit.copy_to", "policy.commit.copy_to", "dpo.commit.copy_to", "tracking.mlflow_uri")
-FILES = ("file://", "file:", "sqlite:///")
-ELSEWHERE = re.compile(r"[\w+.-]+:|databricks$")
 # Of a policy's step score, learn, sync and commit; of another training's last one learn, commit, measure and save.
 CALLS_TO_STOP = 4
 COMMANDS: dict[type[Recipe], tuple[str, str]] = {
@@ -187,10 +181,7 @@ def _lasting(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
             yield key, "", text
     if recipe.run.resume not in ("auto", "never"):
         yield "run.resume", "", recipe.run.resume
-    for key, text in settings_at(recipe, PLACES).items():
-        scheme = next((scheme for scheme in FILES if text.startswith(scheme)), "")
-        if scheme or not ELSEWHERE.match(text):
-            yield key, scheme, text.removeprefix(scheme)
+    yield from places(recipe)
 
 
 def _data(recipe: Recipe) -> Iterator[Path]:
@@ -220,10 +211,9 @@ def _inside(text: str, key: str = "--include") -> Path:
 def _check_functions(recipe: Recipe, included: Sequence[Path]) -> None:
     """Refuse a function of a module that lies here and was left behind. Others must be installed on the cluster."""
     for key, text in functions(recipe).items():
-        module = Path(*text.partition(":")[0].split("."))
-        for path in (module.with_suffix(".py"), module / "__init__.py"):
-            if path.exists() and not any(path == one or one in path.parents for one in included):
-                raise ConfigError(f"{key} = '{text}': '{path}' lies in {Path.cwd()} and would stay there: add --include {path}")
+        path = left_behind(text, included)
+        if path is not None:
+            raise ConfigError(f"{key} = '{text}': '{path}' lies in {Path.cwd()} and would stay there: add --include {path}")
 
 
 def _stop_wait_s(recipe: Recipe) -> int:

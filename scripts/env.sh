@@ -35,6 +35,8 @@ if [ ! -f "$env/.complete-$key" ]; then
     setting() { "$env/bin/python" -m pip config get "global.$1" 2>/dev/null || true; }
     links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(setting find-links)}}
     index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(setting index-url)}}
+    # A CPU build of torch that lies here would stand in for the one with CUDA.
+    if [ "$engine" = cuda ] && compgen -G "${links%% *}/torch-*+cpu*" >/dev/null; then links=; unset UV_FIND_LINKS; fi
     [ -n "$links" ] && export UV_FIND_LINKS="${links// /,}"
     [ -n "$index" ] && export UV_DEFAULT_INDEX="$index"
     options=()

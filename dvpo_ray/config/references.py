@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
 from dvpo_ray.config.recipes import Recipe
 from dvpo_ray.config.rewards import FunctionReward, model_rewards
+
+# The packages of this project, whose modules are wherever it runs.
+CODE = ("dvpo_ray", "actors", "jobs")
+# What may be a URL, and how one of a machine's files begins. MLflow takes the word `databricks` for a server.
+PLACES = ("value.commit.copy_to", "policy.commit.copy_to", "dpo.commit.copy_to", "tracking.mlflow_uri")
+FILES = ("file://", "file:", "sqlite:///")
+ELSEWHERE = re.compile(r"[\w+.-]+:|databricks$")
 
 
 def data_sources(recipe: Recipe) -> dict[str, str]:
@@ -45,6 +54,26 @@ def functions(recipe: Recipe) -> dict[str, str]:
         if isinstance(reward, FunctionReward):
             found[f"policy.rewards.{name}.function"] = reward.function
     return found
+
+
+def left_behind(text: str, kept: Sequence[Path] = ()) -> Path | None:
+    """The file of a function's module when it lies below the current folder, is none of ours, and not among or below ``kept``."""
+    parts = text.partition(":")[0].split(".")
+    if parts[0] in CODE:
+        return None
+    module = Path(*parts)
+    for path in (module.with_suffix(".py"), module / "__init__.py"):
+        if path.exists() and not any(path == one or one in path.parents for one in kept):
+            return path
+    return None
+
+
+def places(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """(dotted path, scheme, path) of what a run writes outside its folder, where that is in the file system."""
+    for key, text in settings_at(recipe, PLACES).items():
+        scheme = next((scheme for scheme in FILES if text.startswith(scheme)), "")
+        if scheme or not ELSEWHERE.match(text):
+            yield key, scheme, text.removeprefix(scheme)
 
 
 def secrets(section: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[str]:

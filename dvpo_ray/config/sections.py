@@ -66,7 +66,9 @@ class ModelSection(Section):
         description="Folder with safetensors, config and tokenizer; `smollm2-135m-instruct` is the packaged demo model.",
     )
     attention: Attention = Field(
-        "sdpa", description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU."
+        "sdpa",
+        description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU, `flash_attention_2` needs "
+        "the package flash-attn.",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",

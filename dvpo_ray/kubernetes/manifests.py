@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,24 @@ from dvpo_ray.errors import UserInputError
 Tree = dict[str, Any]
 ROLE = "dvpo-ray/role"
 PREEMPTIBLE = "dvpo-ray/preemptible"
-BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-DECIMAL = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+MERGE = "tag:yaml.org,2002:merge"
+BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60}
+DECIMAL = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A broken rule: where it is broken, what is wrong, how to mend it."""
+    """A broken rule: where it is broken, what is wrong, how to mend it. ``file`` is empty for what came from none."""
 
     rule: str
     where: str
     message: str
     remedy: str
+    file: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}: {self.remedy} [{self.rule}]"
+        where = f"{self.file}: {self.where}" if self.file else self.where
+        return f"{where}: {self.message}: {self.remedy} [{self.rule}]"
 
 
 @dataclass(frozen=True)
@@ -91,24 +95,32 @@ class RayObject:
 
 
 def read_manifests(path: Path) -> list[Tree]:
-    """All documents of a YAML file (``-`` is standard input).
+    """All objects of a YAML file (``-`` is standard input); those of a List, as `kubectl get -o yaml` prints it, one by one.
 
     Raises:
         UserInputError: it cannot be read, is no YAML, names a key twice, or holds something that is no manifest.
     """
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        documents = [document for document in yaml.load_all(text, Loader=_StrictLoader) if document is not None]
     except (OSError, UnicodeDecodeError) as error:
         raise UserInputError(f"{path}: cannot read the manifest: {error}") from error
-    except yaml.YAMLError as error:
+    try:
+        documents = [document for document in yaml.load_all(text, Loader=_StrictLoader) if document is not None]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; brackets without end
         raise UserInputError(f"{path}: not valid YAML: {error}") from error
     if not documents:
         raise UserInputError(f"{path}: holds no manifest")
+    found: list[Tree] = []
     for number, document in enumerate(documents, 1):
-        if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
-            raise UserInputError(f"{path}: document {number} has no kind: every document must be a Kubernetes object")
-    return documents
+        if isinstance(document, dict) and document.get("kind") == "List":
+            inner = [(f"{number}, item {index},", item) for index, item in enumerate(items(document.get("items")), 1)]
+        else:
+            inner = [(str(number), document)]
+        for place, one in inner:
+            if not isinstance(one, dict) or not isinstance(one.get("kind"), str):
+                raise UserInputError(f"{path}: document {place} has no kind: every document must be a Kubernetes object")
+            found.append(one)
+    return found
 
 
 def ray_object(document: Mapping[str, Any]) -> RayObject | None:
@@ -134,8 +146,8 @@ def items(value: Any) -> list[Any]:
 
 def quantity(value: Any) -> float | None:
     """A Kubernetes quantity as a number; None when it is none. ``500m`` is 0.5, ``2Gi`` is 2147483648."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]i|[mkMGT]?)", str(value))
-    return None if found is None else float(found[1]) * (BINARY | DECIMAL)[found[2]]
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:[eE]\d+)?)([KMGTPE]i|[numkMGTPE]?)", str(value))
+    return None if found is None else float(Decimal(found[1]) * Decimal(str((BINARY | DECIMAL)[found[2]])))
 
 
 def _pod(template: Any) -> Tree:
@@ -146,7 +158,8 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML as an API server takes it: a key stands once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        # Keys that come in by `<<` may be there already: those that are written win.
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands more than once", node.start_mark)

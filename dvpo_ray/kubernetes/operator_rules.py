@@ -68,6 +68,15 @@ def a_retry_goes_on(ray: RayObject) -> Iterator[Problem]:
         yield "backoffLimit with InteractiveMode or clusterSelector", "set backoffLimit: 0"
 
 
+def the_submitter_is_ours(ray: RayObject) -> Iterator[Problem]:
+    """The operator's own submitter keeps its privileges: a namespace that is `restricted` refuses it, and no job starts."""
+    mode = ray.job.get("submissionMode", "K8sJobMode")
+    if ray.job and mode == "K8sJobMode" and "submitterPodTemplate" not in ray.job:
+        yield "no submitterPodTemplate: the operator's own keeps privileges", "give one, as `dvpo k8s render` does"
+    if mode == "SidecarMode":
+        yield "SidecarMode, whose container keeps privileges", "take K8sJobMode with a submitterPodTemplate"
+
+
 def a_queue_wants_fixed_sizes(ray: RayObject) -> Iterator[Problem]:
     """Kueue admits a job as a whole."""
     if not ray.job.get("suspend"):
@@ -163,6 +172,7 @@ OPERATOR_RULES: tuple[Callable[[RayObject], Iterator[Problem]], ...] = (
     suspension_needs_shutdown,
     deletion_has_one_rule_book,
     a_retry_goes_on,
+    the_submitter_is_ours,
     a_queue_wants_fixed_sizes,
     the_head_computes_nothing,
     autoscaling_is_version_2,

@@ -9,7 +9,9 @@ from dvpo_ray.kubernetes.manifests import PodTemplate, items, quantity, tree
 from dvpo_ray.kubernetes.operator_rules import Problem
 
 DIGEST = re.compile(r"[^@]+@sha256:([0-9a-f]{64})")
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|COMMIT_KEY")
+# What names of secrets hold, as whole words; TOKENIZERS_PARALLELISM is none, nor is what names a file that holds one.
+SECRET_WORDS = r"(?:TOKEN|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS?|(?:API|COMMIT|PRIVATE|ACCESS)_?KEY)"
+SECRET_NAME = re.compile(rf"(?:^|_){SECRET_WORDS}(?!\w*_(?:PATH|FILE)$)(?:_|$)", re.IGNORECASE)
 SHM = "/dev/shm"
 
 
@@ -44,6 +46,7 @@ def has_no_privileges(pod: PodTemplate) -> Iterator[Problem]:
             "allowPrivilegeEscalation: false": own.get("allowPrivilegeEscalation") is not False,
             "capabilities.drop: [ALL]": "ALL" not in items(tree(own.get("capabilities")).get("drop")),
             "readOnlyRootFilesystem: true": own.get("readOnlyRootFilesystem") is not True,
+            "capabilities.add to nothing": bool(tree(own.get("capabilities")).get("add")),
             "privileged: false": own.get("privileged") is True,
             "seccompProfile.type: RuntimeDefault": tree((of_pod | own).get("seccompProfile")).get("type") != "RuntimeDefault",
         }
@@ -51,6 +54,9 @@ def has_no_privileges(pod: PodTemplate) -> Iterator[Problem]:
         if missing:
             yield f"container {container.get('name')} keeps privileges", f"set {', '.join(missing)}"
     shared = [key for key in ("hostNetwork", "hostPID", "hostIPC") if pod.spec.get(key)]
+    shared += [f"hostPath of volume {tree(one).get('name')}" for one in items(pod.spec.get("volumes")) if "hostPath" in tree(one)]
+    ports = [tree(port) for container in pod.containers for port in items(container.get("ports"))]
+    shared += [f"hostPort {port['hostPort']}" for port in ports if port.get("hostPort")]
     if shared:
         yield f"shares {', '.join(shared)} with its node", "leave them out"
 
@@ -68,12 +74,20 @@ def has_no_service_account(pod: PodTemplate) -> Iterator[Problem]:
 def image_is_pinned(pod: PodTemplate) -> Iterator[Problem]:
     """A tag is whatever was pushed last; a retry must run the same code."""
     for container in pod.containers:
-        image = str(container.get("image"))
-        found = DIGEST.fullmatch(image)
-        if found is None:
-            yield f"image '{image}' is not pinned", "name it as NAME@sha256:DIGEST"
-        elif set(found[1]) == {"0"}:
-            yield f"image '{image}' is a placeholder", "give yours: `kustomize edit set image NAME=YOURS@sha256:DIGEST`"
+        for what, remedy in image_problems(str(container.get("image"))):
+            yield f"container {container.get('name')}: {what}", remedy
+
+
+def image_problems(image: str) -> Iterator[Problem]:
+    """Why an image will not do: it has no digest, or that of the files under k8s/, which is to be replaced."""
+    found = DIGEST.fullmatch(image)
+    if found is None:
+        yield f"image '{image}' is not pinned", "name it as NAME@sha256:DIGEST"
+    elif set(found[1]) == {"0"}:
+        yield (
+            f"image '{image}' is a placeholder",
+            "give yours: `images:` in kustomization.yaml, which `kustomize edit set image NAME=YOURS@sha256:DIGEST` writes",
+        )
 
 
 def shared_memory_is_memory(pod: PodTemplate) -> Iterator[Problem]:
@@ -81,7 +95,8 @@ def shared_memory_is_memory(pod: PodTemplate) -> Iterator[Problem]:
     if pod.role == "submitter":
         return
     volumes = {str(tree(volume).get("name")): tree(tree(volume).get("emptyDir")) for volume in items(pod.spec.get("volumes"))}
-    container = (pod.containers or [{}])[0]
+    # Ray's is the first; containers that run before it have their own needs.
+    container = tree((items(pod.spec.get("containers")) or [{}])[0])
     mounts = {str(tree(mount).get("mountPath")): str(tree(mount).get("name")) for mount in items(container.get("volumeMounts"))}
     volume = volumes.get(mounts.get(SHM, ""), {})
     limit = quantity(tree(tree(container.get("resources")).get("limits")).get("memory"))

@@ -13,10 +13,11 @@ import yaml
 
 from dvpo_ray.config import PipelineRecipe, Recipe
 from dvpo_ray.config.loading import build, recipe_tree, to_toml
-from dvpo_ray.config.references import data_sources, models, secrets
+from dvpo_ray.config.references import data_sources, functions, left_behind, models, places, secrets
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.kubernetes.manifests import ROLE, Tree, ray_object
 from dvpo_ray.kubernetes.operator_rules import QUEUE, name_is_a_short_label
+from dvpo_ray.kubernetes.pod_rules import image_problems
 from dvpo_ray.kubernetes.pods import (
     GANG,
     JOB,
@@ -71,6 +72,16 @@ class Request:
     model: Path | None = None
 
 
+def refuse_image(image: str) -> None:
+    """Refuse an image that is not named by its digest, as ``image_is_pinned`` would the pods made of it.
+
+    Raises:
+        UserInputError: it is not, or its digest is the placeholder of the files under k8s/.
+    """
+    for problem, remedy in image_problems(image):
+        raise UserInputError(f"--image: {problem}: {remedy}")
+
+
 def render(kind: type[Recipe], path: str, overrides: list[str], request: Request) -> str:
     """All objects of a recipe as YAML.
 
@@ -82,6 +93,7 @@ def render(kind: type[Recipe], path: str, overrides: list[str], request: Request
     groups = groups_of(recipe, request.devices, request.gpus_per_node, request.model)
     _refuse_secrets(recipe)
     _refuse_local_paths(recipe)
+    _refuse_another_start(recipe)
     settings = _for_cluster(tree, recipe, groups)
     if request.flavour is Flavour.KUEUE:
         # A queue admits a job of one size: there is no room for more scorers.
@@ -210,13 +222,30 @@ def _refuse_secrets(recipe: Recipe) -> None:
 
 
 def _refuse_local_paths(recipe: Recipe) -> None:
-    """What pods read must be in the image, on the volume, or on a hub."""
-    for key, text in (models(recipe) | data_sources(recipe)).items():
-        if _is_local(key, text):
+    """What pods read must be in the image, on the volume, or on a hub; what they write, on the volume or away."""
+    read = ((key, text, text) for key, text in (models(recipe) | data_sources(recipe)).items() if _is_local(key, text))
+    written = ((key, f"{scheme}{path}", path) for key, scheme, path in places(recipe) if not path.startswith(f"{RUNS}/"))
+    for key, text, path in (*read, *written):
+        raise UserInputError(
+            f"{key} = '{text}' is on this machine, pods see the image and the volume: name it as "
+            f"{text.removesuffix(path)}{RUNS}/..., and copy to the volume what is read there"
+        )
+    for key, text in functions(recipe).items():
+        module = left_behind(text)
+        if module is not None:
             raise UserInputError(
-                f"{key} = '{text}' is on this machine, pods see the image and the volume: copy it to the volume and name it "
-                f"as {RUNS}/..."
+                f"{key} = '{text}': '{module}' lies in {Path.cwd()}, where pods do not see it: install it in an image made from "
+                "this project's"
             )
+
+
+def _refuse_another_start(recipe: Recipe) -> None:
+    """A retry must go on from what its job has committed, not begin again where the recipe says."""
+    if recipe.run.resume not in ("auto", "never"):
+        raise UserInputError(
+            f"run.resume = '{recipe.run.resume}': a job on Kubernetes goes on from the last commit of its own run: leave it out; "
+            f"to go on with another run, copy its folder to {RUNS} and give its name as run.name"
+        )
 
 
 def _is_local(key: str, text: str) -> bool:

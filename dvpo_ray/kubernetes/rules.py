@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from dvpo_ray.kubernetes.manifests import Finding, PodTemplate, Tree, items, ray_object, tree
 from dvpo_ray.kubernetes.operator_rules import OPERATOR_RULES, Problem
@@ -12,19 +13,28 @@ DIRECTIONS = {"Ingress", "Egress"}
 DNS = 53
 
 
-def check(documents: Sequence[Tree]) -> list[Finding]:
-    """Every broken rule in these documents. Rules of a namespace are looked at when the Namespace is among them."""
-    found = [finding for document in documents for finding in _of_document(document)]
-    for document in documents:
+def check(documents: Sequence[Tree], files: Sequence[str] = ()) -> list[Finding]:
+    """Every broken rule in these documents. Rules of a namespace are looked at when the Namespace is among them.
+
+    ``files`` says for each document where it came from, for findings to name.
+    """
+    named = list(zip(documents, files or [""] * len(documents), strict=True))
+    found = [replace(finding, file=file) for document, file in named for finding in _of_document(document)]
+    for document, file in named:
         if document.get("kind") == "Namespace":
             where = f"Namespace {tree(document.get('metadata')).get('name')}"
-            found += [Finding(rule.__name__, where, *problem) for rule in NAMESPACE_RULES for problem in rule(documents)]
+            problems = ((rule.__name__, problem) for rule in NAMESPACE_RULES for problem in rule(documents))
+            found += [Finding(rule, where, *problem, file=file) for rule, problem in problems]
     return found
 
 
 def _of_document(document: Tree) -> Iterator[Finding]:
     ray = ray_object(document)
     if ray is None:
+        if str(document.get("apiVersion")).startswith("ray.io/"):
+            kind, name = document.get("kind"), tree(document.get("metadata")).get("name")
+            problem = ("these rules know RayJob and RayCluster alone", "render one, or look at this object yourself")
+            yield Finding("kind_is_known", f"{kind} {name}", *problem)
         return
     for operator_rule in OPERATOR_RULES:
         yield from (Finding(operator_rule.__name__, ray.where, *problem) for problem in operator_rule(ray))
@@ -50,6 +60,15 @@ def traffic_is_denied_by_default(documents: Sequence[Tree]) -> Iterator[Problem]
     yield "no NetworkPolicy denies all traffic", "add one with podSelector: {} and policyTypes [Ingress, Egress]"
 
 
+def senders_are_named(documents: Sequence[Tree]) -> Iterator[Problem]:
+    """One rule without `from` lets the whole cluster in, whatever the others deny."""
+    for document in documents:
+        rules = items(tree(document.get("spec")).get("ingress")) if document.get("kind") == "NetworkPolicy" else []
+        if any(not tree(rule).get("from") for rule in rules):
+            name = tree(document.get("metadata")).get("name")
+            yield f"NetworkPolicy {name} lets everyone in", "say in `from` who may come, or leave the rule out"
+
+
 def names_can_be_looked_up(documents: Sequence[Tree]) -> Iterator[Problem]:
     """Without DNS no pod finds its head."""
     rules = [tree(rule) for spec in _policies(documents) for rule in items(spec.get("egress"))]
@@ -73,6 +92,7 @@ def _policies(documents: Sequence[Tree]) -> list[Tree]:
 
 NAMESPACE_RULES: tuple[Callable[[Sequence[Tree]], Iterator[Problem]], ...] = (
     traffic_is_denied_by_default,
+    senders_are_named,
     names_can_be_looked_up,
     pods_are_restricted,
 )

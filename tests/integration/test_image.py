@@ -1,35 +1,30 @@
-"""The steps that build the image, carried out in a folder of their own: what they make runs without this checkout."""
+"""The steps that build the image, carried out in a folder of their own, where no bare Debian can be made (test_image_root.py does
+more): what they make runs without this checkout."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.dockerfile import CAN, ROOT, stages
+
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif("DVPO_TEST_IMAGE" not in os.environ, reason="sets up another 4 GB environment: set DVPO_TEST_IMAGE=1"),
+    pytest.mark.skipif(CAN, reason="test_image_root.py does the same, and more"),
 ]
-
-
-def build_stage() -> list[tuple[str, str]]:
-    """(instruction, arguments) of the Dockerfile's first stage, in order."""
-    text = (ROOT / "deploy" / "Dockerfile").read_text()
-    stage = text.split("FROM ")[1]
-    return re.findall(r"^(ARG|ENV|COPY|RUN) (.+)$", stage, re.M)
 
 
 def test_the_steps_of_the_image_make_an_environment_that_runs(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "dvpo"
     source.mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    for instruction, arguments in build_stage():
+    for instruction, arguments in stages()[1]:
         arguments = arguments.replace("/opt/dvpo", str(target)).replace("${ENGINE}", "cpu")
         if instruction == "ENV":
             environment |= dict(pair.split("=") for pair in arguments.split())

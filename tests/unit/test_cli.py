@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dvpo_ray.cli import app
+from dvpo_ray.doctor import examine
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
@@ -51,6 +52,17 @@ def test_doctor_names_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     code, output = invoke("doctor", "--json")
     assert code == 1
     assert "Ray" in json.loads(output)["message"]
+
+
+def test_doctor_asks_for_a_compiler_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "C compiler" not in {check["name"] for check in examine()}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "H100")
+    monkeypatch.delenv("CC", raising=False)
+    for found, status in (("/usr/bin/gcc", "ok"), (None, "fail")):
+        monkeypatch.setattr("dvpo_ray.doctor.shutil.which", lambda name, found=found: found)
+        (check,) = [check for check in examine() if check["name"] == "C compiler"]
+        assert check["status"] == status and ("libc6-dev" in check["remedy"]) == (found is None)
 
 
 def test_eval_of_a_recipe_needs_no_command() -> None:

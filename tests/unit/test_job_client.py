@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
 import pytest
+import requests
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 from actors import job_client
 from dvpo_ray.console import show_jobs
-from dvpo_ray.errors import ConfigError, RunError
+from dvpo_ray.errors import ConfigError, RunError, UserInputError
 from dvpo_ray.job_commands import end_of_stop
 
 
@@ -40,6 +44,73 @@ def test_an_address_is_a_url_without_a_password(address: str) -> None:
     with pytest.raises(ConfigError, match="give the dashboard's URL without a password") as caught:
         job_client.JobClient(address)
     assert "me:" not in str(caught.value)
+
+
+class SilentServer:
+    """Sends a line and then nothing, or ``last`` when all ``statuses`` were asked for, in their order."""
+
+    def __init__(self, *statuses: str, breaks: bool = False, last: str = "") -> None:
+        self.statuses, self.breaks, self.last = list(statuses), breaks, last
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "step 1\n"
+        if self.last:
+            while self.statuses:
+                await asyncio.sleep(0.01)
+            yield self.last
+            return
+        if self.breaks:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+        await asyncio.Event().wait()
+
+    def get_job_info(self, job: str) -> JobDetails:
+        status = self.statuses.pop(0) if self.statuses else "SUCCEEDED"
+        if status == "lost":
+            raise requests.ConnectTimeout("timed out")
+        return JobDetails(type=JobType.SUBMISSION, submission_id=job, status=JobStatus(status), entrypoint="x")
+
+
+def following(server: SilentServer, monkeypatch: pytest.MonkeyPatch) -> tuple[job_client.JobClient, list[str]]:
+    monkeypatch.setattr(job_client, "SILENCE_S", 0.05)
+    client = job_client.JobClient.__new__(job_client.JobClient)
+    client._client, client._where = server, "http://h"  # type: ignore[assignment]
+    return client, []
+
+
+def test_a_connection_that_broke_without_a_word_does_not_hang_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, written = following(SilentServer("RUNNING", "RUNNING", "SUCCEEDED", "SUCCEEDED"), monkeypatch)
+    assert client.follow("x", written.append)["status"] == "SUCCEEDED"
+    assert written == ["step 1\n"]
+    client, written = following(SilentServer("RUNNING", "RUNNING", "lost"), monkeypatch)
+    with pytest.raises(RunError, match="^no Ray dashboard answers at http://h: timed out"):
+        client.follow("x", written.append)
+    client, written = following(SilentServer("RUNNING", "RUNNING", breaks=True), monkeypatch)
+    with pytest.raises(RunError, match="ended before the job did, which goes on"):
+        client.follow("x", written.append)
+
+
+def test_the_last_lines_of_a_job_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be on their way when the job is asked after and has ended."""
+    client, written = following(SilentServer("RUNNING", "SUCCEEDED", last="step 2\n"), monkeypatch)
+    assert client.follow("x", written.append)["status"] == "SUCCEEDED"
+    assert written == ["step 1\n", "step 2\n"]
+
+
+def test_a_reader_that_has_gone_is_not_taken_for_a_cluster_that_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(text: str) -> None:
+        raise BrokenPipeError
+
+    client, _ = following(SilentServer("RUNNING"), monkeypatch)
+    with pytest.raises(BrokenPipeError):
+        client.follow("x", gone)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../jobs", "a?b", "a#b", "a%2fb"])
+def test_what_cannot_be_a_jobs_name_is_not_put_into_a_url(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, _ = following(SilentServer(), monkeypatch)
+    for ask in (client.job, client.logs, client.stop, lambda job: client.follow(job, print)):
+        with pytest.raises(UserInputError, match="is no name of a job; `dvpo jobs list`"):
+            ask(name)
 
 
 MINE = {"127.0.0.1", "::1", "169.254.1.1", "fe80::1", "10.0.0.7"}

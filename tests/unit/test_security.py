@@ -267,6 +267,25 @@ def test_a_ray_that_is_started_finds_a_token_that_was_never_readable_for_others(
     assert [path.name for path in file.parent.iterdir()] == ["auth_token"]
 
 
+def test_a_token_is_written_where_there_are_no_links_and_left_alone_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    file = tmp_path / "auth_token"
+    monkeypatch.setattr(cluster_token, "TOKEN_FILE", file)
+    for name in (cluster_token.MODE, *cluster_token.TOKEN_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster_token.os, "link", refused)
+    monkeypatch.setattr(Path, "chmod", refused)
+    cluster_token.make_token()
+    token = file.read_text()
+    assert (stat.S_IMODE(file.stat().st_mode), len(token)) == (0o600, 64)
+    cluster_token.make_token()
+    assert file.read_text() == token, "the next one takes the same"
+
+
 @pytest.mark.parametrize(("name", "value"), [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", SECRET)])
 def test_no_token_is_written_where_ray_asks_for_none_or_has_one(
     name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

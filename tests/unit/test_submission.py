@@ -118,6 +118,30 @@ def test_a_package_larger_than_the_cluster_takes_is_refused_by_its_largest_file(
         packed(folder, options)
 
 
+def test_what_cannot_be_read_is_named_not_left_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(top: Path, onerror: Any) -> Any:
+        onerror(PermissionError(13, "Permission denied", str(top)))
+        return iter(())
+
+    (folder / "mine").mkdir()
+    options = Options(limit=100 * MIB, here=True, image=True, include=(Path("mine"),))
+    with monkeypatch.context() as patch:
+        patch.setattr("dvpo_ray.archive.os.walk", closed)
+        with pytest.raises(ConfigError, match=r"'mine' cannot go along: .*Permission denied.*: correct its permissions"):
+            packed(folder, options)
+    (folder / "mine" / os.fsdecode(b"caf\xe9.py")).touch()
+    with pytest.raises(ConfigError, match=r"'mine' cannot go along: .*surrogates not allowed"):
+        packed(folder, options)
+
+
+def test_a_file_beyond_what_a_plain_entry_holds_goes_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "mine.txt").write_bytes(bytes(3000))
+    monkeypatch.setattr("zipfile.ZIP64_LIMIT", 1000)
+    submission = packed(folder, Options(limit=100 * MIB, here=True, image=True, include=(Path("mine.txt"),)))
+    with zipfile.ZipFile(submission.package) as archive:
+        assert archive.read("mine.txt") == bytes(3000)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -201,6 +225,13 @@ def test_a_function_of_ones_own_must_go_along(folder: Path) -> None:
         packed(folder, HERE, beside, "policy.data.source=lib/pairs.jsonl", recipe="policy.toml")
     options = Options(limit=100 * MIB, here=True, include=(Path("lib"),))
     assert "lib/gold.py" in names(packed(folder, options, beside, recipe="policy.toml"))
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_our_own_functions_go_along_from_the_checkout_too(folder: Path, monkeypatch: pytest.MonkeyPatch, image: bool) -> None:
+    monkeypatch.chdir(ROOT)
+    submission = pack(read("demo"), Options(limit=100 * MIB, here=True, image=image), folder.parent / "package.zip")
+    assert names(submission) >= ({RECIPE} if image else {RECIPE, "dvpo_ray/demo/gold.py"})
 
 
 @pytest.mark.parametrize("path", ["../package.zip", "/etc/passwd", ".", "nowhere"])

@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[3]
-DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+from tests.dockerfile import DOCKERFILE, ROOT, stages
 
 
 def instructions(word: str) -> list[str]:
-    text = re.sub(r"\\\n(\s*#.*\n)*", " ", DOCKERFILE.read_text())
-    return [line.removeprefix(f"{word} ") for line in text.splitlines() if line.startswith(f"{word} ")]
+    return [arguments for stage in stages() for found, arguments in stage if found == word]
 
 
 def test_hadolint_has_nothing_to_say() -> None:
@@ -27,17 +24,33 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
-def test_the_image_runs_as_the_user_of_the_pods_and_keeps_no_build_tools() -> None:
+def test_the_image_runs_as_the_user_of_the_pods() -> None:
     from dvpo_ray.kubernetes.pods import USER
 
     assert instructions("USER") == [f"{USER}:{USER}"]
     assert instructions("COPY")[-1] == "--from=build /opt/dvpo /opt/dvpo"
-    runtime, everything = (
-        set((ROOT / "requirements" / name).read_text().splitlines()) for name in ("cpu-runtime.txt", "cpu.txt")
-    )
-    assert runtime < everything, "the image runs the versions that were tested"
+
+
+@pytest.mark.parametrize("engine", ["cpu", "cuda"])
+def test_the_image_holds_the_versions_that_were_tested_and_no_tools_of_tests(engine: str) -> None:
+    runtime, everything = pins(f"{engine}-runtime"), pins(engine)
+    assert runtime < everything, sorted(runtime - everything)
     left_out = {line.partition("==")[0] for line in everything - runtime}
     assert {"pytest", "mypy", "ruff", "hypothesis"} <= left_out
+    assert not any(name.startswith(("nvidia-", "torch")) for name in left_out), left_out
+
+
+def pins(name: str) -> set[str]:
+    return set((ROOT / "requirements" / f"{name}.txt").read_text().splitlines())
+
+
+def test_the_image_for_gpus_holds_no_cpu_build_and_a_compiler() -> None:
+    """Triton compiles its driver when the first kernel is launched; CUDA's libraries are pinned packages."""
+    assert not any("+cpu" in line for line in pins("cuda-runtime"))
+    names = {line.partition("==")[0] for line in pins("cuda-runtime")}
+    assert {"torch", "vllm", "triton", "nvidia-cublas", "nvidia-nccl-cu13"} <= names
+    final = [line for line in instructions("RUN") if "useradd" in line]
+    assert len(final) == 1 and '"cuda" ]; then' in final[0] and "g++" in final[0] and "libc6-dev" in final[0]
 
 
 def test_only_what_is_copied_enters_the_build() -> None:
@@ -69,3 +82,11 @@ def test_compose_listens_on_loopback_and_mounts_what_is_there() -> None:
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert not source.startswith(".") or (ROOT / "deploy" / source).exists(), source
+
+
+def test_recipes_of_the_overlays_ask_for_no_kernel_that_the_image_does_not_hold() -> None:
+    """flash-attn comes as source alone, and its compiler does not belong into the image."""
+    recipes = sorted((ROOT / "k8s").rglob("recipe.toml"))
+    held = {line.partition("==")[0] for line in pins("cuda-runtime")}
+    assert recipes and "flash-attn" not in held
+    assert [path for path in recipes if "flash_attention" in path.read_text()] == []

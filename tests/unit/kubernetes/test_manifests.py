@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dvpo_ray.kubernetes.manifests import Tree
+from dvpo_ray.kubernetes.pods import METRICS_PORT
 from scripts.k8s_overlays import ALERTS, OVERLAYS, ROOT, generated
 from tests.manifests import CRDS, OVERLAY_NAMES, built, by_rules, by_schema, crd_judge, needs_kubectl
 
@@ -67,6 +68,7 @@ def test_an_image_that_was_not_filled_in_is_found(tmp_path: Path) -> None:
     needs_kubectl()
     found = by_rules(built("cpu-demo", tmp_path, image=None))
     assert len(found) == 3 and all("placeholder" in text and "kustomize edit set image" in text for text in found)
+    assert "RayJob demo, head: container ray-head: image 'registry.example/" in found[0]
 
 
 def spec(job: Tree) -> Tree:
@@ -105,6 +107,11 @@ def remove(place: Tree, key: str) -> None:
     del place[key]
 
 
+def started_before(job: Tree) -> None:
+    """A container that runs before Ray's, sound in itself."""
+    worker_pod(job)["initContainers"] = [copy.deepcopy(head_container(job))]
+
+
 TOLERATE = {"key": "dvpo-ray/preemptible", "operator": "Exists"}
 DELETE_WORKERS = {"onSuccess": {"policy": "DeleteWorkers"}, "onFailure": {"policy": "DeleteCluster"}}
 DELETION_RULES = {"deletionRules": [{"condition": {"jobStatus": "FAILED"}, "policy": "DeleteSelf"}]}
@@ -122,6 +129,8 @@ FOUND_BY_RULES: list[tuple[str, str, Fault]] = [
     ("a_retry_goes_on", RETRY, lambda job: spec(job).update(entrypoint="dvpo demo /etc/dvpo/recipe.toml")),
     ("a_retry_goes_on", RETRY, lambda job: head_pod(job)["volumes"].pop(2)),
     ("a_retry_goes_on", RETRY, lambda job: spec(job).update(submissionMode="InteractiveMode")),
+    ("the_submitter_is_ours", RETRY, lambda job: remove(spec(job), "submitterPodTemplate")),
+    ("the_submitter_is_ours", RETRY, lambda job: spec(job).update(submissionMode="SidecarMode")),
     ("a_queue_wants_fixed_sizes", KUEUE, lambda job: cluster(job).update(enableInTreeAutoscaling=True)),
     ("a_queue_wants_fixed_sizes", KUEUE, lambda job: cluster(job)["workerGroupSpecs"].extend([worker(job)] * 4)),
     ("the_head_computes_nothing", RETRY, lambda job: remove(head(job)["rayStartParams"], "num-cpus")),
@@ -154,16 +163,53 @@ FOUND_BY_RULES: list[tuple[str, str, Fault]] = [
     ("has_no_privileges", RETRY, lambda job: head_pod(job).update(hostNetwork=True)),
     ("has_no_privileges", LARGE, lambda job: remove(cluster(job)["autoscalerOptions"], "securityContext")),
     ("has_no_privileges", RETRY, lambda job: head_container(job)["securityContext"].update(readOnlyRootFilesystem=False)),
+    ("has_no_privileges", RETRY, lambda job: head_container(job)["securityContext"]["capabilities"].update(add=["SYS_ADMIN"])),
+    ("has_no_privileges", RETRY, lambda job: worker_pod(job)["volumes"].append({"name": "root", "hostPath": {"path": "/"}})),
+    ("has_no_privileges", RETRY, lambda job: head_container(job)["ports"][1].update(hostPort=8265)),
     ("has_no_service_account", RETRY, lambda job: remove(worker_pod(job), "automountServiceAccountToken")),
     ("has_no_service_account", LARGE, lambda job: head_pod(job).update(automountServiceAccountToken=False)),
     ("image_is_pinned", RETRY, lambda job: worker_container(job).update(image="registry.test/dvpo:latest")),
     ("shared_memory_is_memory", RETRY, lambda job: worker_container(job)["volumeMounts"].pop(1)),
+    ("shared_memory_is_memory", RETRY, lambda job: (worker_container(job)["volumeMounts"].pop(1), started_before(job))),
     ("shared_memory_is_memory", RETRY, lambda job: worker_pod(job)["volumes"][1]["emptyDir"].update(sizeLimit="64Gi")),
     ("environment_is_text", RETRY, lambda job: head_container(job)["env"].append({"name": "DEBUG", "value": True})),
     ("environment_is_text", RETRY, lambda job: head_container(job)["env"].append({"name": "WANDB_API_KEY", "value": "s"})),
+    (
+        "environment_is_text",
+        RETRY,
+        lambda job: head_container(job)["env"].append({"name": "aws_secret_access_key", "value": "s"}),
+    ),
     ("ports_differ", RETRY, lambda job: head_container(job)["ports"].append({"name": "gcs", "containerPort": 1})),
     ("is_watched", RETRY, lambda job: remove(worker_container(job), "ports")),
 ]
+
+# What is sound, though it looks like a fault.
+SOUND: list[tuple[str, Fault]] = [
+    ("a container that needs no shared memory before Ray's", started_before),
+    ("words of models", lambda job: head_container(job)["env"].append({"name": "TOKENIZERS_PARALLELISM", "value": "false"})),
+    ("where a token is", lambda job: head_container(job)["env"].append({"name": "RAY_AUTH_TOKEN_PATH", "value": "/tmp/t"})),
+    ("one amount in two ways", lambda job: two_ways(worker_container(job)["resources"])),
+]
+
+
+def two_ways(resources: Tree) -> None:
+    resources["requests"] = {"cpu": "2700m", "memory": "2e9"}
+    resources["limits"] = {"cpu": "2.7", "memory": "2G"}
+
+
+@pytest.mark.parametrize(("what", "change"), SOUND, ids=[row[0] for row in SOUND])
+def test_rules_leave_what_is_sound_alone(jobs: dict[str, list[Tree]], what: str, change: Fault) -> None:
+    documents = copy.deepcopy(jobs[RETRY])
+    worker_pod(documents[1])["volumes"][1]["emptyDir"]["sizeLimit"] = "1Gi"
+    change(documents[1])
+    assert by_rules(documents) == [], what
+
+
+def test_what_the_rules_do_not_know_is_not_passed_over(jobs: dict[str, list[Tree]]) -> None:
+    service = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": {"name": "serve"}, "spec": {}}
+    (found,) = by_rules([service])
+    assert found.startswith("RayService serve: these rules know RayJob and RayCluster alone: ")
+
 
 # What the schemas of KubeRay find.
 FOUND_BY_CRDS: list[tuple[str, str, Fault]] = [
@@ -204,6 +250,26 @@ def test_schemas_find_faults(
     by_rules(faulty)  # wrong shapes do not trip our rules up
 
 
+@pytest.mark.parametrize("overlay", OVERLAY_NAMES)
+def test_prometheus_reads_every_node_once(overlay: str, tmp_path: Path) -> None:
+    """Of two monitors each would count the head, and sums over counters would be twice what they are."""
+    needs_kubectl()
+    documents = built(overlay, tmp_path)
+    monitors = [one for one in documents if one["kind"] in ("PodMonitor", "ServiceMonitor")]
+    assert [one["kind"] for one in monitors] == ([] if overlay == "cpu-demo" else ["PodMonitor"])
+    job = next(one for one in documents if one["kind"] in ("RayJob", "RayCluster"))
+    templates = [head(job)["template"], *(group["template"] for group in cluster(job)["workerGroupSpecs"])]
+    ports = {
+        port["containerPort"] for pod in templates for port in pod["spec"]["containers"][0]["ports"] if port["name"] == "metrics"
+    }
+    for monitor in monitors:
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        assert all(wanted <= pod["metadata"]["labels"].items() for pod in templates)
+        assert [end["port"] for end in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    (rule,) = _policies(documents)["metrics"]["spec"]["ingress"]
+    assert {port["port"] for port in rule["ports"]} == ports == {METRICS_PORT}
+
+
 NATIVE_FAULTS: list[tuple[str, Fault]] = [
     ("PodDisruptionBudget", lambda one: one["spec"].update(minAvailble=1)),
     ("PodDisruptionBudget", lambda one: one["spec"].update(selector="all")),
@@ -231,7 +297,11 @@ def _policies(documents: list[Tree]) -> dict[str, Tree]:
     ("rule", "fault"),
     [
         ("traffic_is_denied_by_default", lambda documents: documents.remove(_policies(documents)["deny-all"])),
-        ("traffic_is_denied_by_default", lambda documents: _policies(documents)["deny-all"]["spec"].update(ingress=[{}])),
+        (
+            "traffic_is_denied_by_default",
+            lambda documents: _policies(documents)["deny-all"]["spec"].update(policyTypes=["Ingress"]),
+        ),
+        ("senders_are_named", lambda documents: _policies(documents)["operator"]["spec"]["ingress"][0].pop("from")),
         ("names_can_be_looked_up", lambda documents: documents.remove(_policies(documents)["names"])),
         ("names_can_be_looked_up", lambda documents: _policies(documents)["names"]["spec"]["egress"][0]["ports"].pop(0)),
         (

@@ -107,6 +107,9 @@ def test_flavours() -> None:
         (["policy.value_model=runs/value"], EIGHT_B, r"policy\.value_model"),
         (["policy.rewards={x={type='model', folder='runs/reward'}}"], EIGHT_B, r"policy\.rewards\.x\.folder"),
         (["run.name=My.run"], EIGHT_B, r"'My\.run'.*--name"),
+        (["run.resume=/runs/x/commits/step-00000001"], EIGHT_B, r"run\.resume = .* goes on from the last commit"),
+        (["policy.commit.copy_to=/away"], EIGHT_B, r"policy\.commit\.copy_to = '/away' .* name it as /runs/"),
+        (["tracking.mlflow_uri=sqlite:///mlflow.db"], EIGHT_B, r"mlflow_uri = 'sqlite:///mlflow\.db' .* as sqlite:////runs/"),
         ([], Request("4xL4-24GB", IMAGE, model=MODEL), "does not fit"),
         (["policy.rollout.engine.tensor_parallel=4"], Request("40xH100-80GB", IMAGE, gpus_per_node=2, model=MODEL), "2 GPUs of"),
     ],
@@ -114,6 +117,15 @@ def test_flavours() -> None:
 def test_what_cannot_run_on_a_cluster_is_refused(overrides: list[str], request_: Request, message: str) -> None:
     with pytest.raises(UserInputError, match=message):
         render(PolicyRecipe, LARGE, overrides, request_)
+
+
+def test_a_function_of_ones_own_must_be_in_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    reward = ['policy.rewards.mine={function = "scores:good"}', "policy.commit.copy_to=s3://bucket/run"]
+    assert "scores:good" in render(PolicyRecipe, LARGE, reward, EIGHT_B), "installed in the image, as far as one can tell here"
+    (tmp_path / "scores.py").touch()
+    with pytest.raises(UserInputError, match=r"'scores:good': 'scores\.py' lies in .*, where pods do not see it"):
+        render(PolicyRecipe, LARGE, reward, EIGHT_B)
 
 
 def test_a_small_machine_and_value_training_alone_are_refused() -> None:
@@ -147,7 +159,10 @@ def test_the_commands(tmp_path: Path) -> None:
     assert checked.exit_code == 0 and json.loads(checked.output) == {"documents": 3, "findings": 0}
     file.write_text(done.output.replace("runAsUser: 1000", "runAsUser: 0"))
     refused = CliRunner().invoke(app, ["k8s", "check", str(file)])
-    assert refused.exit_code == 2 and "may run as root: set runAsNonRoot" in refused.output
+    assert refused.exit_code == 2 and f"{file}: RayJob demo, head: container ray-head may run as root" in refused.output
+    for image, why in ((IMAGE.replace("5d", "00"), "is a placeholder"), ("registry.test/dvpo:latest", "is not pinned")):
+        unpinned = CliRunner().invoke(app, [*command, image])
+        assert unpinned.exit_code == 2 and "--image: image" in unpinned.output and why in unpinned.output
     bad = CliRunner().invoke(app, [*command, IMAGE, "--flavour", "cron"])
     assert bad.exit_code == 2 and "use one of retry, kueue, interactive" in bad.output
 
@@ -158,6 +173,9 @@ def test_the_commands(tmp_path: Path) -> None:
         ("kind: RayJob\nkind: RayCluster\n", "key 'kind' stands more than once"),
         ("kind: [", "not valid YAML"),
         ("- 1\n", "document 1 has no kind"),
+        ("kind: List\nitems: [{kind: Pod}, 1]\n", "document 1, item 2, has no kind"),
+        ("kind: Pod\nsince: 2026-13-45\n", "not valid YAML: month must be"),
+        ("kind: " + 2000 * "[", "not valid YAML"),
         ("", "holds no manifest"),
     ],
 )
@@ -169,3 +187,13 @@ def test_files_that_are_no_manifests_are_named(tmp_path: Path, text: str, messag
     assert str(file) in str(caught.value)
     with pytest.raises(UserInputError, match="cannot read"):
         read_manifests(tmp_path / "nowhere.yaml")
+
+
+def test_what_kubectl_and_editors_write_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "kind: List\nitems:\n- {kind: RayJob}\n- {kind: ConfigMap}\n---\nkind: Pod\nx: &x {a: 1, b: 1}\ny: {<<: *x, a: 2}\n"
+    )
+    found = read_manifests(file)
+    assert [one["kind"] for one in found] == ["RayJob", "ConfigMap", "Pod"]
+    assert found[2]["y"] == {"a": 2, "b": 1}
