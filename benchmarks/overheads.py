@@ -242,7 +242,7 @@ def bare(part: str) -> Iterator[Callable[[], float]]:
     environment = engine_environment(0) if part == "rollout" else actor_environment(0)
     environment = os.environ | environment | {"PYTHONPATH": str(ROOT), "BENCHMARK_PORT": str(free_port())}
     # Ray lowers its workers' priority; a bare part that kept its own would be disturbed less by what else the machine does.
-    niceness = os.environ.get("RAY_worker_niceness", "15")
+    niceness = os.environ.get("RAY_worker_niceness", "15")  # noqa: SIM112
     command = ["nice", "-n", niceness, sys.executable, "-m", "benchmarks.overheads", "--part", part]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
