@@ -22,8 +22,8 @@ from dvpo_ray.data.formats import parse_pair
 from jobs.evaluate import rank_pairs
 
 HELD_OUT = ROOT / "dvpo_ray" / "demo" / "data" / "validation_pairs.jsonl.gz"
-# Usable rows trained on; rows of the file from which these are taken; rows asked about, at its end; steps of PPO.
-USABLE, TRAINED_ON, ASKED_ABOUT, STEPS = 1200, 1500, 600, 10
+# Usable rows trained on; rows of the file from which these are taken; rows asked about, at its end.
+USABLE, TRAINED_ON, ASKED_ABOUT = 1200, 1500, 600
 COLUMNS = ["pairs", "by mean value", "by last value"]
 
 
@@ -36,15 +36,14 @@ def demo_models(seed: int) -> dict[str, Path]:
     }
 
 
-def human_models(rows: list[dict[str, Any]]) -> dict[str, Path]:
-    """Folders of the three on human pairs."""
+def human_models(rows: list[dict[str, Any]], steps: int) -> dict[str, Path]:
+    """Folders of the three on human pairs; without ``steps`` of PPO there is no critic."""
     pairs = write_rows("human-pairs", iter(rows[:TRAINED_ON]))
     value, reward = human_value("human-value", pairs), human_value("human-reward", pairs, {"type": "reward"})
-    return {
-        "global value model": value,
-        "reward model": reward,
-        f"critic of `ppo`, from the reward model, after {STEPS} steps": human_critic(rows[:TRAINED_ON], reward),
-    }
+    models = {"global value model": value, "reward model": reward}
+    if steps:
+        models[f"critic of `ppo`, from the reward model, after {steps} steps"] = human_critic(rows[:TRAINED_ON], reward, steps)
+    return models
 
 
 def human_value(name: str, pairs: Path, target: dict[str, Any] | None = None) -> Path:
@@ -57,15 +56,15 @@ def human_value(name: str, pairs: Path, target: dict[str, Any] | None = None) ->
     return RUNS / name / ("reward-model" if target else "value-model")
 
 
-def human_critic(rows: list[dict[str, Any]], reward: Path) -> Path:
+def human_critic(rows: list[dict[str, Any]], reward: Path, steps: int) -> Path:
     """The critic of PPO on the prompts of human pairs, rewarded by their reward model, from which it starts."""
-    folder = RUNS / "human-ppo"
+    folder = RUNS / f"human-ppo-{steps}"
     if finished(folder) is None:
         prompts = write_rows("human-prompts", ({"prompt": parse_pair(row)[0]} for row in rows if usable(row)))
         tree = policy_tree(str(reward))
         policy = tree["policy"]
         del policy["value_model"], policy["evaluation"]
-        policy["steps"] = STEPS
+        policy["steps"] = steps
         policy["data"] |= {"source": str(prompts), "max_prompt_tokens": 256, "max_bad_share": 0.5}
         policy["rollout"]["engine"]["max_model_len"] = 512
         policy["rewards"] = {"preference": {"type": "model", "folder": str(reward)}}
@@ -114,12 +113,12 @@ def line(found: dict[str, Any]) -> list[Any]:
     return [found["pairs"], accuracy(found, "mean"), accuracy(found, "last")]
 
 
-def human_table(path: Path) -> str:
+def human_table(path: Path, steps: int) -> str:
     """All on a file of transcripts."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         transcripts = [json.loads(text) for text in file]
     asked = str(write_rows("human-held-out", unseen(transcripts)))
-    models = human_models(transcripts)
+    models = human_models(transcripts, steps)
     rows = [[what, *line(rank_pairs(folder, asked, 256, 64, "truncate_answer"))] for what, folder in models.items()]
     return (
         f"\nHuman preferences, {path.name.partition('.')[0]}: trained on the first {USABLE} usable rows, asked about the last "
@@ -133,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--human", type=Path, help="HH-RLHF file, .jsonl.gz")
+    parser.add_argument("--human-steps", type=int, default=10, help="steps of PPO on its prompts; 0 leaves the critic out")
     given = parser.parse_args()
     data = load_recipe(PipelineRecipe, "demo").value.data
     rows = [
@@ -145,7 +145,7 @@ def main() -> None:
     command = "python -m benchmarks.critics"
     if given.human:
         command += f" --human {given.human.name}"
-        body += human_table(given.human)
+        body += human_table(given.human, given.human_steps)
     write_section("critics", "Value model, reward model, online critic", command, body)
     print(body)
 

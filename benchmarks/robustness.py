@@ -72,9 +72,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--kinds", nargs="+", choices=("noise", "exploit"), default=["noise", "exploit"])
     given = parser.parse_args()
     rows = []
-    for name in ARMS:
+    for name in (name for name in ARMS if name.partition(":")[0] in given.kinds):
         for seed in given.seeds:
             folder = arm(name, seed, given.steps)
             result, steps = json.loads((folder / "result.json").read_text()), steps_of(folder)

@@ -29,7 +29,6 @@ PARTS = ("rollout", "score", "learn", "sync")
 # Trainer, type of the trained models' weights, and rows in one backward pass (the batch has 32).
 PEERS = (
     ("ppo", "float32", 32),
-    ("ppo", "float32", 8),
     ("ppo", "bfloat16", 8),
     ("grpo", "float32", 32),
     ("rloo", "float32", 32),
