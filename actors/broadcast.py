@@ -2,14 +2,18 @@
 
 The processes meet in a group of their own, beside those of DeepSpeed and vLLM. It lasts while the same engines are sent to; one
 that dies breaks it, and the next sending makes another. NCCL refuses two processes on one GPU: learner and engines need GPUs of
-their own.
+their own. The path of NCCL has not been run yet.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import uuid
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +24,8 @@ from torch import Tensor
 from dvpo_ray.rows import Channel, Receivers
 
 NCCL, GLOO = "nccl", "gloo"
+# What makes a wait for NCCL end with an error when its time is over; without it torch ends the whole process.
+BLOCKING_WAIT = "TORCH_NCCL_BLOCKING_WAIT"
 
 
 class Group:
@@ -32,6 +38,7 @@ class Group:
         self._store = store
         # A torch without CUDA has no class for groups of NCCL.
         self._members: Any = None
+        self._given_up = threading.Event()
 
     def broadcast(self, data: Tensor) -> None:
         """Send, or receive, all of ``data``; returns when it is done.
@@ -41,25 +48,51 @@ class Group:
         """
         if self._members is None:
             self._members = self._meet()
+        if self._given_up.is_set():
+            raise RuntimeError("the broadcast was given up")
         options = dist.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         self._members.broadcast([data], options).wait()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
     def _meet(self) -> Any:
         patience, size = timedelta(seconds=self.channel.timeout_s), self.channel.size
+        # NCCL would wait for ever for one that does not come.
+        self._store.set(f"here-{self._rank}", "")
+        self._store.wait([f"here-{rank}" for rank in range(size)], patience)
         if self.channel.backend == GLOO:
             return dist.ProcessGroupGloo(self._store, self._rank, size, patience)
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = patience
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device), blocking_waits():
             return dist.ProcessGroupNCCL(self._store, self._rank, size, options)
 
     def abort(self) -> None:
         """Give up what is under way; Gloo does so by itself when its time is over."""
+        self._given_up.set()
         if self._members is not None and self.channel.backend == NCCL:
-            self._members.abort()
+            try:
+                self._members.abort()
+            except RuntimeError as error:
+                logging.getLogger(__name__).warning("a broken broadcast could not be taken down: %r", error)
+
+
+@contextmanager
+def blocking_waits() -> Iterator[None]:
+    """Groups of NCCL made within the block wait as ``BLOCKING_WAIT`` says."""
+    before = os.environ.get(BLOCKING_WAIT)
+    os.environ[BLOCKING_WAIT] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[BLOCKING_WAIT]
+        os.environ |= {} if before is None else {BLOCKING_WAIT: before}
+
+
+def grown(buffer: Tensor, size: int, device: torch.device) -> Tensor:
+    """The buffer, or a new one when it has less than ``size`` bytes or is elsewhere."""
+    if buffer.numel() >= size and buffer.device.type == device.type:
+        return buffer
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 class Sender:
@@ -81,14 +114,14 @@ class Sender:
         Waits for the last one when it goes to the same receivers. Others do not wait for it any more: it is given up.
         """
         if self._group is not None and not (receivers == self._receivers and self._was_sent()):
-            self._group.abort()
-            self._group = None
+            self.close()
         if self._group is None:
             self._receivers, self._group = receivers, self._open(receivers)
             # What was given up may still be read from the old one.
             self._buffer = torch.empty(0, dtype=torch.uint8)
-        if self._buffer.numel() < size:
-            self._buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
+            self._sent = Future()
+            self._sent.set_result(None)
+        self._buffer = grown(self._buffer, size, self._device)
         return self._buffer[:size]
 
     def send(self, data: Tensor) -> Channel:
@@ -100,9 +133,9 @@ class Sender:
 
     def close(self) -> None:
         """Leave the group; what is still under way is given up."""
-        if self._group is not None:
-            self._group.abort()
-            self._group = None
+        group, self._group = self._group, None
+        if group is not None:
+            group.abort()
 
     def _was_sent(self) -> bool:
         error: BaseException | None
@@ -117,7 +150,8 @@ class Sender:
     def _open(self, receivers: Receivers) -> Group:
         size, patience = 1 + len(receivers.engines) * receivers.workers, timedelta(seconds=self._timeout_s)
         store = dist.TCPStore(self._address, 0, size, is_master=True, timeout=patience, wait_for_workers=False)
-        return Group(Channel(self._backend, self._address, store.port, size, self._timeout_s), 0, self._device, store)
+        channel = Channel(uuid.uuid4().hex, self._backend, self._address, store.port, size, self._timeout_s)
+        return Group(channel, 0, self._device, store)
 
 
 def _carry_out(group: Group, data: Tensor, sent: Future[None]) -> None:
@@ -149,8 +183,7 @@ class Receiver:
             patience = timedelta(seconds=channel.timeout_s)
             store = dist.TCPStore(channel.address, channel.port, channel.size, is_master=False, timeout=patience)
             self._group = Group(channel, rank, device, store)
-        if self._buffer.numel() < size or self._buffer.device.type != device.type:
-            self._buffer = torch.empty(size, dtype=torch.uint8, device=device)
+        self._buffer = grown(self._buffer, size, device)
         data = self._buffer[:size]
         try:
             self._group.broadcast(data)
@@ -161,6 +194,6 @@ class Receiver:
 
     def close(self) -> None:
         """Leave the group."""
-        if self._group is not None:
-            self._group.abort()
-            self._group = None
+        group, self._group = self._group, None
+        if group is not None:
+            group.abort()

@@ -127,13 +127,15 @@ class RolloutActor:
         """
         if bucket.channel is None:
             await asyncio.to_thread(verify, bucket)
+            began = time.monotonic()
         else:
+            began = time.monotonic()
             await self._receive(bucket, bucket.channel, place)
         if bucket.adapters is not None:
             await asyncio.to_thread(self._check_base, bucket.adapters)
         try:
             with engine_errors():
-                return await self._take(bucket)
+                return await self._take(bucket, began)
         except BaseException:
             await self.abandon_update()
             raise
@@ -150,9 +152,8 @@ class RolloutActor:
         if any(troubles):
             raise DamagedWeightsError(f"{bucket} did not come whole: {next(filter(None, troubles))}; it was refused")
 
-    async def _take(self, bucket: WeightBucket) -> ServedWeights | None:
-        """Load a verified bucket."""
-        began = time.monotonic()
+    async def _take(self, bucket: WeightBucket, began: float) -> ServedWeights | None:
+        """Load a verified bucket, for which the engine has not generated since ``began``."""
         if bucket.index == 0:
             await self._begin_update(bucket.version)
         if self._expected != (bucket.version, bucket.index):

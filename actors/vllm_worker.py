@@ -1,14 +1,13 @@
 """Runs inside vLLM's worker process: the weight transfer engine that reads buckets of weights, and digests of what is served.
 
 Importing this module registers the engine, so naming ``DvpoWorkerExtension`` as ``worker_extension_cls`` is all it takes.
-What crosses into the worker is plain JSON (a path and what lies there); tensors never travel as pickles.
+What crosses into the worker is plain JSON (where a bucket is and what lies there) and, in a broadcast, the bucket's bytes;
+tensors never travel as pickles.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,12 @@ BACKEND = "dvpo_buckets"
 
 @dataclass
 class BucketInitInfo(WeightTransferInitInfo):
-    """Nothing to negotiate: shared memory is the channel."""
+    """Nothing to negotiate: every bucket says where it is."""
 
 
 @dataclass
 class BucketUpdateInfo(WeightTransferUpdateInfo):
-    """Where a bucket lies and the (name, type, shape) of its tensors; already verified by the rollout actor.
+    """Where a bucket lies, verified, and the (name, type, shape) of its tensors.
 
     Without a path it is the one that was broadcast. With ``adapter_scale`` the tensors are LoRA matrices.
     """
@@ -205,8 +204,8 @@ class DvpoWorkerExtension:
         def named(name: str) -> bytes:
             return f"{name}={digest(tensors[name].detach().contiguous().flatten().view(torch.uint8))};".encode()
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            return xxhash.xxh3_128_hexdigest(b"".join(threads.map(named, sorted(tensors))))
+        # One after the other: what is hashed on a GPU takes memory there, on the stream that loaded the weights.
+        return xxhash.xxh3_128_hexdigest(b"".join(map(named, sorted(tensors))))
 
     def receive_bucket(self, channel: dict[str, Any], place: int, size: int, expected: str) -> str:
         """Receive a bucket that is broadcast to all workers of all engines; returns what is wrong with it, if anything is."""

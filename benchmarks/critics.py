@@ -36,13 +36,15 @@ def demo_models(seed: int) -> dict[str, Path]:
     }
 
 
-def human_models(rows: list[dict[str, Any]], steps: int) -> dict[str, Path]:
+def human_models(name: str, rows: list[dict[str, Any]], steps: int) -> dict[str, Path]:
     """Folders of the three on human pairs; without ``steps`` of PPO there is no critic."""
-    pairs = write_rows("human-pairs", iter(rows[:TRAINED_ON]))
-    value, reward = human_value("human-value", pairs), human_value("human-reward", pairs, {"type": "reward"})
+    pairs = write_rows(f"{name}-pairs", iter(rows[:TRAINED_ON]))
+    value, reward = human_value(f"{name}-value", pairs), human_value(f"{name}-reward", pairs, {"type": "reward"})
     models = {"global value model": value, "reward model": reward}
     if steps:
-        models[f"critic of `ppo`, from the reward model, after {steps} steps"] = human_critic(rows[:TRAINED_ON], reward, steps)
+        models[f"critic of `ppo`, from the reward model, after {steps} steps"] = human_critic(
+            name, rows[:TRAINED_ON], reward, steps
+        )
     return models
 
 
@@ -56,11 +58,11 @@ def human_value(name: str, pairs: Path, target: dict[str, Any] | None = None) ->
     return RUNS / name / ("reward-model" if target else "value-model")
 
 
-def human_critic(rows: list[dict[str, Any]], reward: Path, steps: int) -> Path:
+def human_critic(name: str, rows: list[dict[str, Any]], reward: Path, steps: int) -> Path:
     """The critic of PPO on the prompts of human pairs, rewarded by their reward model, from which it starts."""
-    folder = RUNS / f"human-ppo-{steps}"
+    folder = RUNS / f"{name}-ppo-{steps}"
     if finished(folder) is None:
-        prompts = write_rows("human-prompts", ({"prompt": parse_pair(row)[0]} for row in rows if usable(row)))
+        prompts = write_rows(f"{name}-prompts", ({"prompt": parse_pair(row)[0]} for row in rows if usable(row)))
         tree = policy_tree(str(reward))
         policy = tree["policy"]
         del policy["value_model"], policy["evaluation"]
@@ -117,11 +119,14 @@ def human_table(path: Path, steps: int) -> str:
     """All on a file of transcripts."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         transcripts = [json.loads(text) for text in file]
-    asked = str(write_rows("human-held-out", unseen(transcripts)))
-    models = human_models(transcripts, steps)
+    if len(transcripts) < TRAINED_ON + ASKED_ABOUT:
+        raise SystemExit(f"{path}: {len(transcripts)} rows, {TRAINED_ON + ASKED_ABOUT} are needed")
+    name = path.name.partition(".")[0]
+    asked = str(write_rows(f"{name}-held-out", unseen(transcripts)))
+    models = human_models(name, transcripts, steps)
     rows = [[what, *line(rank_pairs(folder, asked, 256, 64, "truncate_answer"))] for what, folder in models.items()]
     return (
-        f"\nHuman preferences, {path.name.partition('.')[0]}: trained on the first {USABLE} usable rows, asked about the last "
+        f"\nHuman preferences, {name}: trained on the first {USABLE} usable rows, asked about the last "
         f"{ASKED_ABOUT} without those whose first question was trained on; prompts of up to 256 tokens, the first 64 of each "
         "answer.\n\n" + table(["", *COLUMNS], rows)
     )

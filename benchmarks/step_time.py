@@ -53,8 +53,9 @@ def kept(name: str, measure: Callable[[], dict[str, Any]], again: bool) -> dict[
     """What was measured under this name before, or is now."""
     path = RUNS / "step-time" / f"{name}.json"
     if again or not path.is_file():
-        measured = measure()
-        path.write_text(json.dumps(measured) + "\n")
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(measure()) + "\n")
+        unfinished.replace(path)
     return json.loads(path.read_text())
 
 
@@ -115,13 +116,16 @@ def main() -> None:
     arguments = parser.parse_args()
     steps, again = arguments.steps, arguments.again
     value_model()
-    before = kept("dvpo-before", lambda: measure_ours(steps), again)
-    ours = {name: kept(f"our-{name}", partial(measure_ours, steps, name), again) for name in arguments.trainers}
+    before = kept(f"dvpo-before-{steps}", lambda: measure_ours(steps), again)
+    ours = {name: kept(f"our-{name}-{steps}", partial(measure_ours, steps, name), again) for name in arguments.trainers}
     chosen = [peer for peer in PEERS if peer[0] in arguments.trainers]
     peers = {
-        peer: kept(f"trl-{'-'.join(map(str, peer))}", partial(measure_trl, arguments.trl_steps, *peer), again) for peer in chosen
+        peer: kept(
+            f"trl-{'-'.join(map(str, peer))}-{arguments.trl_steps}", partial(measure_trl, arguments.trl_steps, *peer), again
+        )
+        for peer in chosen
     }
-    after = kept("dvpo-after", lambda: measure_ours(steps), again)
+    after = kept(f"dvpo-after-{steps}", lambda: measure_ours(steps), again)
     seconds = statistics.mean([before["seconds_per_step"], after["seconds_per_step"]])
     dvpo = {"seconds_per_step": seconds, "peak_memory_gb": max(before["peak_memory_gb"], after["peak_memory_gb"])}
     rows: list[list[Any]] = [["DVPO", dvpo["seconds_per_step"], dvpo["peak_memory_gb"], "", ""]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,12 @@ SUMS = 2**9
 
 def digest(data: Tensor) -> str:
     """Hex digest of a contiguous uint8 tensor [bytes]. Those of main memory and of a GPU cannot be compared."""
-    return hash_in_memory(data) if data.device.type == "cpu" else hash_in_place(data)
+    return hash_in_memory(data.numpy()) if data.device.type == "cpu" else hash_in_place(data)
 
 
-def hash_in_memory(data: Tensor) -> str:
-    """XXH3 over the digests of 8 MiB chunks, hashed on all cores."""
-    view = memoryview(data.numpy())
+def hash_in_memory(data: Any) -> str:
+    """XXH3 of bytes (buffer protocol) over the digests of their chunks of 8 MiB, hashed on all cores."""
+    view = memoryview(data)
     starts = range(0, len(view), CHUNK)
     if len(starts) <= 1:
         return xxhash.xxh3_128_hexdigest(view)

@@ -187,8 +187,12 @@ class Receivers:
 
 @dataclass(frozen=True)
 class Channel:
-    """Where a bucket is broadcast: by rank 0 of the ``size`` processes that meet at ``address``:``port``."""
+    """Where a bucket is broadcast: by rank 0 of the ``size`` processes that meet at ``address``:``port``.
 
+    Every channel has a ``name`` of its own: ports are used again.
+    """
+
+    name: str
     backend: str
     address: str
     port: int

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.digests import digest
+from dvpo_ray.digests import digest, hash_in_memory
 from dvpo_ray.errors import DamagedWeightsError, WeightSyncError
 from dvpo_ray.rows import TensorSpec, WeightBucket
 
@@ -118,19 +118,15 @@ def verify(bucket: WeightBucket) -> None:
     """
     try:
         data = bucket_bytes(bucket)
-        damage = damage_of(torch.frombuffer(data, dtype=torch.uint8, count=min(len(data), bucket.bytes)), bucket)
+        size = min(len(data), bucket.bytes)
+        found = hash_in_memory(np.frombuffer(data, np.uint8, count=size))
     except (OSError, ValueError) as error:
         raise DamagedWeightsError(f"{bucket} cannot be read: {error}") from error
-    if damage:
-        raise DamagedWeightsError(f"{bucket} is damaged: {damage}; it was refused")
-
-
-def damage_of(data: Tensor, bucket: WeightBucket) -> str:
-    """How these bytes differ from the bucket's; empty when they do not."""
-    found = digest(data)
-    if data.numel() == bucket.bytes and found == bucket.digest:
-        return ""
-    return f"{data.numel()} bytes, digest {found[:16]}..., expected {bucket.bytes} bytes, {bucket.digest[:16]}..."
+    if size != bucket.bytes or found != bucket.digest:
+        raise DamagedWeightsError(
+            f"{bucket} is damaged: {size} bytes, digest {found[:16]}..., expected {bucket.bytes} bytes, {bucket.digest[:16]}...; "
+            "it was refused"
+        )
 
 
 def bucket_bytes(bucket: WeightBucket) -> Any:

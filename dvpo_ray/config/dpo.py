@@ -44,6 +44,11 @@ class DpoTraining(PairTraining):
         return self
 
     @model_validator(mode="after")
+    def _validate_transfer(self) -> Self:
+        self.transfer.check_gpus(self.rollout, self.learner)
+        return self
+
+    @model_validator(mode="after")
     def _validate_commit(self) -> Self:
         if self.commit.keep_best and not (self.evaluation and self.evaluation.every and self.evaluation.gold):
             raise ValueError(

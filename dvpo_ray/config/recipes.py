@@ -148,6 +148,11 @@ class PolicyTraining(Section):
         return 2 if self.advantage.trains_critic else 1
 
     @model_validator(mode="after")
+    def _validate_transfer(self) -> Self:
+        self.transfer.check_gpus(self.rollout, self.learner)
+        return self
+
+    @model_validator(mode="after")
     def _validate_ptx(self) -> Self:
         if self.ptx is None:
             return self

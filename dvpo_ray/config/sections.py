@@ -305,8 +305,28 @@ class TransferSection(Section):
         "`broadcast` sends to all engines at once, by NCCL from GPU to GPU (learner and engines each on their own) or by Gloo.",
     )
     broadcast_timeout_s: float = Field(
-        120.0, gt=0, description="Longest wait for all engines to meet for a broadcast, and for a bucket to arrive, in seconds."
+        60.0, gt=0, description="Longest wait for all engines to meet for a broadcast, and for a bucket to arrive, in seconds."
     )
+
+    def check_gpus(self, rollout: GenerationSection, learner: LearnerSection) -> None:
+        """Refuse a broadcast between processes that may be put on one GPU, which NCCL cannot do.
+
+        Raises:
+            ValueError: naming what to set.
+        """
+        if self.backend != BROADCAST:
+            return
+        shares = {
+            "rollout.gpu_share": 1.0 if rollout.engine.tensor_parallel > 1 else rollout.gpu_share,
+            "learner.gpu_share": learner.gpu_share or (1.0 if learner.ranks > 1 else None),
+        }
+        small = [name for name, share in shares.items() if share != 1.0]
+        if small:
+            raise ValueError(
+                f"transfer.backend = 'broadcast' needs engines and learner on GPUs of their own: set {' and '.join(small)} to 1 "
+                "(nothing changes without GPUs), or choose another backend"
+            )
+
     bucket_mib: int = Field(
         512,
         ge=1,

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dvpo_ray.digests import CHUNK, SUMS, WORDS, hash_in_memory, hash_in_place
+from dvpo_ray.digests import CHUNK, SUMS, WORDS, digest, hash_in_place
 
-KINDS = pytest.mark.parametrize("hashed", [hash_in_memory, hash_in_place])
+KINDS = pytest.mark.parametrize("hashed", [digest, hash_in_place])
 LONG = 4 * WORDS * (SUMS + 1) + 5
 BYTES = torch.randint(0, 256, (LONG,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 

@@ -205,3 +205,12 @@ def test_the_library_never_imports_actors_or_jobs() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_broadcast_needs_gpus_of_their_own(recipe: Path) -> None:
+    broadcast = ["policy.transfer.backend=broadcast"]
+    with pytest.raises(ConfigError, match=r"set rollout.gpu_share and learner.gpu_share to 1"):
+        load_recipe(PolicyRecipe, recipe, broadcast)
+    with pytest.raises(ConfigError, match=r"set learner.gpu_share to 1"):
+        load_recipe(PolicyRecipe, recipe, [*broadcast, "policy.rollout.engine.tensor_parallel=2"])
+    load_recipe(PolicyRecipe, recipe, [*broadcast, "policy.rollout.gpu_share=1", "policy.learner.gpu_share=1"])
