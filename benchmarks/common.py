@@ -66,7 +66,8 @@ def write_section(name: str, title: str, command: str, body: str) -> None:
     text = RESULTS.read_text() if RESULTS.is_file() else "# Benchmark results\n\nWritten by the scripts in this folder.\n\n"
     if begin in text:
         head, _, rest = text.partition(begin)
-        text = head + section + rest.partition(end)[2].lstrip("\n")
+        after = rest.partition(end)[2].lstrip("\n")
+        text = head + section + ("\n" + after if after else "")
     else:
         text = text.rstrip("\n") + "\n\n" + section
     RESULTS.write_text(text)
