@@ -190,8 +190,8 @@ def test_parquet_columns_of_any_type(data: st.DataObject, tokenizer: Any) -> Non
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
         pq.write_table(pa.table({name: columns[kind] for name, kind in chosen.items()}), path)
-        for pairs in (True, False):
-            counts, _ = load(path, tokenizer, pairs)
+        for loader in LOADERS:
+            counts, _ = load(path, tokenizer, loader)
             assert counts.read == 3
 
 
