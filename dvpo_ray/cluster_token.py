@@ -8,6 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from dvpo_ray.errors import RunError
+
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 TOKEN_BYTES = 32  # as many as Ray takes
 MODE = "RAY_AUTH_MODE"
@@ -15,10 +17,19 @@ TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def use_token() -> None:
-    """Let Ray send the token, where there is one. It looks at the environment once, so this comes before Ray is imported."""
+    """Let Ray send the token, where there is one. It looks at the environment once, so this comes before Ray is imported.
+
+    Raises:
+        RunError: the environment asks for a token and there is none; Ray would abort the process.
+    """
     protect_token()
     if any(os.environ.get(name) for name in TOKEN_VARIABLES) or TOKEN_FILE.is_file():
         os.environ.setdefault(MODE, "token")
+    elif os.environ.get(MODE, "").lower() == "token":
+        raise RunError(
+            f"{MODE}=token, and there is no token: put the cluster's into RAY_AUTH_TOKEN, name its file in RAY_AUTH_TOKEN_PATH, "
+            f"or copy it to '{TOKEN_FILE}'"
+        )
 
 
 def make_token() -> None:

@@ -24,7 +24,7 @@ from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.dumps import read_dump
-from dvpo_ray.errors import CommitError, ConfigError, DataError, ModelError
+from dvpo_ray.errors import CommitError, ConfigError, DataError, ModelError, RunError
 from dvpo_ray.models.folder import check_model_folder, sha256_file
 from dvpo_ray.models.token_reader import load_policy
 from dvpo_ray.models.value_model import read_seal, seal
@@ -238,6 +238,15 @@ def test_rays_token_file_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pyt
     cluster_token.use_token()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_token_that_is_asked_for_and_missing_is_said_before_ray_aborts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_token, "TOKEN_FILE", tmp_path / "auth_token")
+    for name in cluster_token.TOKEN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(cluster_token.MODE, "token")
+    with pytest.raises(RunError, match="there is no token: put the cluster's into RAY_AUTH_TOKEN"):
+        cluster_token.use_token()
 
 
 def test_a_ray_that_is_started_finds_a_token_that_was_never_readable_for_others(
