@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
@@ -31,6 +31,7 @@ from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
 
 DEAD_LETTERS = "dead_letters.jsonl"
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,7 @@ def read_pairs(section: PairsSection, tokenizer: Any, folder: Path) -> tuple[lis
 
 def read_prompts(section: DataSection, tokenizer: Any, folder: Path) -> list[EncodedPrompt]:
     """Prompts to train on."""
-    with DeadLetters(folder / DEAD_LETTERS) as letters:
-        prompts, counts = load_prompts(
-            section.source,
-            tokenizer,
-            split=section.split,
-            max_prompt_tokens=section.max_prompt_tokens,
-            dead_letters=letters,
-            limit=section.limit,
-        )
-        refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
-    return prompts
+    return _read_rows(load_prompts, section, tokenizer, folder)
 
 
 def read_demonstrations(section: PtxSection | None, tokenizer: Any, folder: Path) -> list[EncodedDemonstration]:
@@ -140,18 +131,25 @@ def read_demonstrations(section: PtxSection | None, tokenizer: Any, folder: Path
     if section is None:
         return []
     data = section.data
+    limits = {"max_answer_tokens": data.max_answer_tokens, "overlong": data.overlong}
+    return _read_rows(load_demonstrations, data, tokenizer, folder, **limits)
+
+
+def _read_rows(
+    load: Callable[..., tuple[list[Row], LoadCounts]], section: DataSection, tokenizer: Any, folder: Path, **limits: Any
+) -> list[Row]:
+    """All usable rows of a source; those that are not go to the dead letters, and too many of them are refused."""
     with DeadLetters(folder / DEAD_LETTERS) as letters:
-        rows, counts = load_demonstrations(
-            data.source,
+        rows, counts = load(
+            section.source,
             tokenizer,
-            split=data.split,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_answer_tokens=data.max_answer_tokens,
-            overlong=data.overlong,
+            split=section.split,
+            max_prompt_tokens=section.max_prompt_tokens,
             dead_letters=letters,
-            limit=data.limit,
+            limit=section.limit,
+            **limits,
         )
-        refuse_if_too_bad(counts, data.max_bad_share, data.source, folder / DEAD_LETTERS)
+        refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
     return rows
 
 

@@ -307,6 +307,12 @@ class TransferSection(Section):
     broadcast_timeout_s: float = Field(
         60.0, gt=0, description="Longest wait for all engines to meet for a broadcast, and for a bucket to arrive, in seconds."
     )
+    bucket_mib: int = Field(
+        512,
+        ge=1,
+        description="Weights travel in buckets of this many MiB, the extra memory of a transfer; a larger tensor travels alone. "
+        "Damage in the first bucket leaves the engines as they were, damage in later ones is sent again or fences them.",
+    )
 
     def check_gpus(self, rollout: GenerationSection, learner: LearnerSection) -> None:
         """Refuse a broadcast between processes that may be put on one GPU, which NCCL cannot do.
@@ -326,13 +332,6 @@ class TransferSection(Section):
                 f"transfer.backend = 'broadcast' needs engines and learner on GPUs of their own: set {' and '.join(small)} to 1 "
                 "(nothing changes without GPUs), or choose another backend"
             )
-
-    bucket_mib: int = Field(
-        512,
-        ge=1,
-        description="Weights travel in buckets of this many MiB, the extra memory of a transfer; a larger tensor travels alone. "
-        "Damage in the first bucket leaves the engines as they were, damage in later ones is sent again or fences them.",
-    )
 
 
 class EvaluationSection(Section):
