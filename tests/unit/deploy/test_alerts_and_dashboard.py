@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 NAME = re.compile(r"\bray_[a-z_]+")
 KNOWN = {metric.exported for metric in CATALOGUE}
+WRITTEN_BY_RAY = "/tmp/ray/prom_metrics_service_discovery.json"  # absent where no Ray head has run yet
 
 
 def promtool(*arguments: str, folder: Path) -> str:
@@ -109,9 +110,15 @@ def test_every_query_is_promql(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in promtool("check", "rules", "panels.yml", folder=tmp_path)
 
 
-def test_prometheus_takes_configuration_and_rules() -> None:
-    assert "valid prometheus config" in promtool("check", "config", "prometheus.yml", folder=PROMETHEUS)
-    assert f"{len(alerts())} rules found" in promtool("check", "rules", "alerts.yml", folder=PROMETHEUS)
+def test_prometheus_takes_configuration_and_rules(tmp_path: Path) -> None:
+    discovery = tmp_path / "discovery.json"
+    discovery.write_text("[]")
+    configuration = (PROMETHEUS / "prometheus.yml").read_text()
+    assert configuration.count(WRITTEN_BY_RAY) == 1
+    (tmp_path / "prometheus.yml").write_text(configuration.replace(WRITTEN_BY_RAY, str(discovery)))
+    shutil.copy(PROMETHEUS / "alerts.yml", tmp_path)
+    assert "valid prometheus config" in promtool("check", "config", "prometheus.yml", folder=tmp_path)
+    assert f"{len(alerts())} rules found" in promtool("check", "rules", "alerts.yml", folder=tmp_path)
 
 
 def test_every_alert_fires_on_its_fault_and_on_no_other(tmp_path: Path) -> None:
