@@ -47,9 +47,14 @@ def reward_model(seed: int) -> str:
     return str(result["reward_model"])
 
 
+def place(kind: str, seed: int) -> Path:
+    """The folder of a run."""
+    return RUNS / f"algorithm-{kind}-seed-{seed}"
+
+
 def arm(kind: str, seed: int) -> Path:
     """The folder of a finished run."""
-    folder = RUNS / f"algorithm-{kind}-seed-{seed}"
+    folder = place(kind, seed)
     if finished(folder) is not None:
         return folder
     value_model = str(demo(seed)["value_model"])
@@ -155,6 +160,7 @@ def quality_table(folders: dict[str, list[Path]]) -> str:
         rows.append(
             [
                 f"`{kind}`",
+                len(runs),
                 " / ".join(golds),
                 statistics.mean(one["gold_after"] for one in results),
                 min(one["gold_after"] for one in results),
@@ -163,7 +169,16 @@ def quality_table(folders: dict[str, list[Path]]) -> str:
                 " / ".join("never" if n is None else f"{n:.0f}" for n in tokens) if kind != "dpo" else "none generated",
             ]
         )
-    header = ["", "held-out gold by seed (95%)", "mean", "worst", "win rate", "KL/token", f"tokens to gold {WANTED_GOLD}"]
+    header = [
+        "",
+        "seeds",
+        "held-out gold by seed (95%)",
+        "mean",
+        "worst",
+        "win rate",
+        "KL/token",
+        f"tokens to gold {WANTED_GOLD}",
+    ]
     return table(header, rows)
 
 
@@ -207,13 +222,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(COLOURS), default=list(COLOURS))
+    parser.add_argument("--there", action="store_true", help="run nothing: the table of what has been run")
     given = parser.parse_args()
-    folders = {kind: [arm(kind, seed) for seed in given.seeds] for kind in given.arms}
+    if given.there:
+        folders = {kind: [run for run in (place(kind, seed) for seed in given.seeds) if finished(run)] for kind in given.arms}
+        folders = {kind: runs for kind, runs in folders.items() if runs}
+    else:
+        folders = {kind: [arm(kind, seed) for seed in given.seeds] for kind in given.arms}
     image = PLOTS / "algorithms.png"
     plot(folders, image)
     first = finished(next(iter(folders.values()))[0])
     assert first is not None
-    body = f"Seeds {', '.join(map(str, given.seeds))}; held-out gold before training {first['gold_before']:.3f}.\n\n"
+    body = f"Held-out gold before training {first['gold_before']:.3f}.\n\n"
     body += quality_table(folders) + "\n" + cost_table(folders)
     body += f"\n![KL against gold]({image.relative_to(ROOT / 'benchmarks')})\n"
     write_section("algorithms", "DVPO and its rivals", "python -m benchmarks.algorithms", body)

@@ -1,9 +1,9 @@
 """Two ways in which rewards go wrong, on the demo's model and prompts.
 
 `noise`: the rewards of every prompt are shifted by a number of its own, drawn from N(0, 5). P3O compares answers of one prompt
-and does not see it; PPO does (arXiv 2310.00212). `exploit`: the reward counts exclamation marks, which is not what gold wants.
-Plain PPO without KL follows it; the preset `max` with KL is held back (arXiv 2307.04964). Arms that have a result are not run
-again.
+and does not see it; PPO does (arXiv 2310.00212). `exploit`: the reward is gold and something for every comma, without end. Plain
+PPO without KL follows the commas; the preset `max` with KL is held back, for twice the steps (arXiv 2307.04964). Arms that have
+a result are not run again.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.algorithms import policy_tree, steps_of
+from benchmarks.algorithms import SMOOTHED, policy_tree, smoothed, steps_of
 from benchmarks.common import RUNS, finished, table, train, write_section
 from benchmarks.seeds import demo
 from dvpo_ray.demo.gold import vader_compound
 
 SHIFT = 5.0
-# Marks that earn as much as the best answer.
-MOST_MARKS = 8
+# Reward of a comma: at first commas make answers differ by 0.35 (standard deviation), gold by 0.48.
+COMMA = 0.25
 
 
 def shifted_gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -34,37 +35,70 @@ def shifted_gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     return [score + shift for score, shift in zip(vader_compound(prompts, answers), shifts, strict=True)]
 
 
-def exclamation_marks(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """How many of an answer's characters are exclamation marks, 1 for ``MOST_MARKS`` and more."""
-    return [min(answer.count("!"), MOST_MARKS) / MOST_MARKS for answer in answers]
+def gold_and_commas(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """Gold, and ``COMMA`` for every comma of the answer."""
+    return [score + COMMA * answer.count(",") for score, answer in zip(vader_compound(prompts, answers), answers, strict=True)]
 
 
-# Reward, advantage, answers to a prompt, KL coefficient.
-ARMS: dict[str, tuple[str, dict[str, Any], int, float]] = {
-    "noise: `p3o`": ("shifted_gold", {"type": "p3o", "score": "none"}, 2, 0.05),
-    "noise: `ppo`, preset `max`": ("shifted_gold", {"type": "ppo"}, 2, 0.05),
-    "exploit: `ppo`, preset `plain`, no KL": ("exclamation_marks", {"type": "ppo", "preset": "plain"}, 1, 0.0),
-    "exploit: `ppo`, preset `max`, KL": ("exclamation_marks", {"type": "ppo"}, 1, 0.1),
+@dataclass(frozen=True)
+class Arm:
+    """What is different in a run; ``patience`` times the steps asked for."""
+
+    reward: Callable[[Sequence[str], Sequence[str]], list[float]]
+    advantage: dict[str, Any]
+    answers_per_prompt: int = 1
+    kl: float = 0.05
+    patience: int = 1
+
+
+ARMS = {
+    "noise: `p3o`": Arm(shifted_gold, {"type": "p3o", "score": "none"}, answers_per_prompt=2),
+    "noise: `ppo`, preset `max`": Arm(shifted_gold, {"type": "ppo"}, answers_per_prompt=2),
+    "exploit: `ppo`, preset `plain`, no KL": Arm(gold_and_commas, {"type": "ppo", "preset": "plain"}, kl=0.0),
+    "exploit: `ppo`, preset `max`, KL": Arm(gold_and_commas, {"type": "ppo"}, kl=0.1, patience=2),
 }
 
 
-def arm(name: str, seed: int, steps: int) -> Path:
+def run(name: str, seed: int, steps: int) -> Path:
     """The folder of a finished run."""
-    reward, advantage, answers, beta = ARMS[name]
+    arm = ARMS[name]
     folder = RUNS / f"robustness-{list(ARMS).index(name)}-seed-{seed}"
     if finished(folder) is None:
         tree = policy_tree(str(demo(seed)["value_model"]))
         policy = tree["policy"]
         del policy["value_model"]
-        policy["steps"] = steps
-        policy["advantage"] = advantage
-        policy["rewards"]["made"] = {"type": "function", "function": f"benchmarks.robustness:{reward}"}
-        policy["rollout"] |= {"prompts_per_step": 32 // answers, "answers_per_prompt": answers}
-        policy["kl"]["control"]["coefficient"] = beta
+        policy["steps"] = steps * arm.patience
+        policy["advantage"] = arm.advantage
+        policy["rewards"]["made"] = {"type": "function", "function": f"benchmarks.robustness:{arm.reward.__name__}"}
+        policy["rollout"] |= {"prompts_per_step": 32 // arm.answers_per_prompt, "answers_per_prompt": arm.answers_per_prompt}
+        policy["kl"]["control"]["coefficient"] = arm.kl
         # A run that is meant to go wrong is not to be ended for it.
         policy["health"] = policy.get("health", {}) | {"stop_after": 0}
         train("policy", tree, folder, seed)
     return folder
+
+
+def row(name: str, seed: int, folder: Path) -> list[Any]:
+    """One line of the table."""
+    result, steps = json.loads((folder / "result.json").read_text()), steps_of(folder)
+
+    def ends(metric: str) -> tuple[float, float]:
+        means = smoothed([step[metric] for step in steps])
+        return float(means[0]), float(means[-1])
+
+    reward, tokens, entropy = ends("reward/made"), ends("answer/tokens"), ends("policy/entropy")
+    low, high = result["gold_after_ci95"]
+    return [
+        name,
+        seed,
+        len(steps),
+        f"{result['gold_before']:.3f}",
+        f"{result['gold_after']:.3f} ({low:.3f} to {high:.3f})",
+        f"{reward[0]:.2f} to {reward[1]:.2f}",
+        f"{tokens[1] / tokens[0]:.2f}",
+        f"{np.exp(entropy[1] - entropy[0]):.2f}",
+        f"{steps[-1]['kl/per_token']:.3f}",
+    ]
 
 
 def main() -> None:
@@ -74,27 +108,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--kinds", nargs="+", choices=("noise", "exploit"), default=["noise", "exploit"])
     given = parser.parse_args()
-    rows = []
-    for name in (name for name in ARMS if name.partition(":")[0] in given.kinds):
-        for seed in given.seeds:
-            folder = arm(name, seed, given.steps)
-            result, steps = json.loads((folder / "result.json").read_text()), steps_of(folder)
-            first, last = steps[0], steps[-1]
-            rows.append(
-                [
-                    name,
-                    seed,
-                    f"{result['gold_before']:.3f}",
-                    f"{result['gold_after']:.3f} ({result['gold_after_ci95'][0]:.3f} to {result['gold_after_ci95'][1]:.3f})",
-                    f"{first['reward/made']:.2f} to {last['reward/made']:.2f}",
-                    f"{last['answer/tokens'] / first['answer/tokens']:.2f}",
-                    f"{np.exp(last['policy/entropy'] - first['policy/entropy']):.2f}",
-                    f"{last['kl/per_token']:.3f}",
-                ]
-            )
-    header = ["arm", "seed", "gold before", "gold after (95%)", "reward", "length, of the start", "exp(entropy), of the start"]
-    body = f"{given.steps} steps of 32 answers; the reward, length and entropy are those of the first and last step.\n\n"
-    body += table([*header, "KL/token"], rows)
+    names = [name for name in ARMS if name.partition(":")[0] in given.kinds]
+    rows = [row(name, seed, run(name, seed, given.steps)) for name in names for seed in given.seeds]
+    header = [
+        "arm",
+        "seed",
+        "steps",
+        "gold before",
+        "gold after (95%)",
+        "reward",
+        "length, of the start",
+        "exp(entropy), of the start",
+    ]
+    body = f"Steps of 32 answers; reward, length and entropy are those of the first {SMOOTHED} and of the last {SMOOTHED}.\n\n"
+    body += table([*header, "exp(entropy), of the start", "KL/token"], rows)
     write_section("robustness", "Rewards that go wrong", "python -m benchmarks.robustness", body)
     print(body)
 
