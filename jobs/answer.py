@@ -11,10 +11,14 @@ from actors.calls import get
 from actors.placement import ray_session
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.sections import RolloutSection
+from dvpo_ray.judging.answer_file import AnswerFile
 from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.files import read_questions, refuse_to_replace, write_rows
 from dvpo_ray.judging.formats import format_named
+from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.run import Event, Listener
+from dvpo_ray.run_folder import locked
 from jobs.setup import base_model
 
 
@@ -29,6 +33,8 @@ def answer_questions(
 ) -> dict[str, Any]:
     """Write a policy's answers to the questions of a file of format ``kind``; returns the closing figures.
 
+    Until all are there, a file beside ``out`` keeps each as it comes: the same call goes on after one that was ended.
+
     The recipe's ``[policy.rollout]`` says how they are sampled; ``policy`` None takes its model. ``name`` is the model's in the
     answers, by default the folder's.
     """
@@ -40,20 +46,26 @@ def answer_questions(
     base = base_model(model)
     rollout, cluster = recipe.policy.rollout, recipe.cluster
     fetch = partial(get, timeout=cluster.call_timeout_s, who="a rollout actor", doing="handing out an answer")
-    interviewer = Interviewer(base.tokenizer, rollout, recipe.run.seed, fetch)
-    interviewer.check(asked)
     turns = sum(len(question.turns) for question in asked)
-    with ray_session(cluster):
-        listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.folder}"))
-        rollouts = RolloutPool(str(base.folder), model, rollout, cluster, recipe.run.seed)
-        try:
-            rollouts.wait_ready()
-            listener(Event("phase", f"asking {len(asked)} questions, {turns} turns"))
-            found = interviewer.ask(asked, rollouts, lambda done: listener(Event("step", "", done, turns)))
-        finally:
-            rollouts.stop()
-    name = name or base.folder.name
-    write_rows(out, [form.written(one.question, one.answers, name, one.tokens) for one in found], form)
+    kept = out.with_name(f"{out.name}.kept")
+    with locked(kept):
+        file = AnswerFile(kept, identity(base.folder, rollout))
+        interviewer = Interviewer(base.tokenizer, rollout, recipe.run.seed, fetch, file)
+        interviewer.check(asked)
+        if file.known:
+            listener(Event("phase", f"going on with the {len(file.known)} answers that '{kept}' holds"))
+        with file, ray_session(cluster):
+            listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.folder}"))
+            rollouts = RolloutPool(str(base.folder), model, rollout, cluster, recipe.run.seed)
+            try:
+                rollouts.wait_ready()
+                listener(Event("phase", f"asking {len(asked)} questions, {turns} turns"))
+                found = interviewer.ask(asked, rollouts, lambda done: listener(Event("step", "", done, turns)))
+            finally:
+                rollouts.stop()
+        name = name or base.folder.name
+        write_rows(out, [form.written(one.question, one.answers, name, one.tokens) for one in found], form)
+        kept.unlink()
     return {
         "answers": str(out.resolve()),
         "model": name,
@@ -64,3 +76,9 @@ def answer_questions(
         "cut_share": sum(sum(one.cut) for one in found) / turns,
         "seconds": time.time() - began,
     }
+
+
+def identity(model_folder: Path, rollout: RolloutSection) -> dict[str, Any]:
+    """Which weights answer and how: what an answer depends on, besides the prompt and the seed."""
+    sampling = rollout.model_dump(include={"temperature", "top_p", "max_new_tokens"}) | {"dtype": rollout.engine.dtype}
+    return {"weights": weights_sha256(model_folder), **sampling}

@@ -10,7 +10,8 @@ from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.data.encode import encode_prompt
 from dvpo_ray.data.formats import Message
 from dvpo_ray.data.reasons import BadRow
-from dvpo_ray.errors import ActorFailedError, DataError
+from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
+from dvpo_ray.judging.answer_file import AnswerFile, GivenAnswer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.rows import Answer, GenerationRequest
 from dvpo_ray.stages import Handle, Rollouts, asked_again
@@ -28,13 +29,19 @@ class Conversation:
 
 
 class Interviewer:
-    """Asks engines; ``fetch`` gets the answer behind a handle, ``rollout`` says how long prompts and answers may be."""
+    """Asks engines; ``fetch`` gets the answer behind a handle, ``rollout`` says how long prompts and answers may be.
 
-    def __init__(self, tokenizer: Any, rollout: RolloutSection, seed: int, fetch: Callable[[Handle], Answer]) -> None:
+    ``file`` keeps answers as they come, and what it holds is not asked for.
+    """
+
+    def __init__(
+        self, tokenizer: Any, rollout: RolloutSection, seed: int, fetch: Callable[[Handle], Answer], file: AnswerFile
+    ) -> None:
         self._tokenizer = tokenizer
         self._rollout = rollout
         self._seed = seed
         self._fetch = fetch
+        self._file = file
 
     def check(self, questions: Sequence[Question]) -> None:
         """Refuse questions that cannot fit, before any engine starts: with answers of full length between their turns.
@@ -50,8 +57,8 @@ class Interviewer:
                 said.append(Message("assistant", ""))
 
     def ask(self, questions: Sequence[Question], rollouts: Rollouts, asked: Callable[[int], None]) -> list[Conversation]:
-        """Answer all turns of all questions; ``asked`` is told how many answers there are whenever it grows. Answers lost with a
-        node are made again.
+        """Answer all turns of all questions, within the file's context; ``asked`` is told how many answers there are whenever it
+        grows. Answers lost with a node are made again.
 
         Raises:
             DataError: a later turn does not fit after the answers before it.
@@ -75,26 +82,39 @@ class Interviewer:
             one.said += one.question.turns[turn]
             seed = (self._seed * 7919 + turn * 101 + i) % 2**31
             requests.append(GenerationRequest(f"{turn}/{i}", self._encode(one.question, one.said), seed))
-        found = self._answers(requests, rollouts)
+        asked_again(lambda: self._get_missing(requests, rollouts))
         for request, one in zip(requests, conversations, strict=True):
-            if request.row_id not in found:
+            answer = self._file.find(request)
+            if answer is None:
                 raise ActorFailedError(f"question '{one.question.key}', turn {turn + 1}: not answered in time")
-            answer = found[request.row_id]
-            text = self._tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip()
-            one.said.append(Message("assistant", text))
-            one.answers.append(text)
-            one.tokens.append(int(answer.response_ids.size))
-            one.cut.append(answer.finish_reason == "length")
+            one.said.append(Message("assistant", answer.text))
+            one.answers.append(answer.text)
+            one.tokens.append(answer.tokens)
+            one.cut.append(answer.cut)
 
-    def _answers(self, requests: Sequence[GenerationRequest], rollouts: Rollouts) -> dict[str, Answer]:
-        """Answers by row."""
+    def _get_missing(self, requests: Sequence[GenerationRequest], rollouts: Rollouts) -> None:
+        """Ask for the answers that the file does not hold, and keep them there.
 
-        def ask() -> dict[str, Answer]:
-            # To the end before any is fetched: engines refuse a row that is asked for while it is still under way.
-            handles = list(rollouts.generate(requests))
-            return {answer.row_id: answer for answer in map(self._fetch, handles)}
+        Raises:
+            RowsLostError: some were lost; the others are kept.
+        """
+        missing = {request.row_id: request for request in requests if self._file.find(request) is None}
+        lost: RowsLostError | None = None
+        # To the end, whatever is lost: engines refuse a row that is asked for while it is still under way.
+        for handle in rollouts.generate(list(missing.values())) if missing else ():
+            try:
+                answer = self._fetch(handle)
+            except RowsLostError as error:
+                lost = error
+            else:
+                self._keep(missing[answer.row_id], answer)
+        if lost is not None:
+            raise lost
 
-        return asked_again(ask)
+    def _keep(self, request: GenerationRequest, answer: Answer) -> None:
+        text = self._tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip()
+        cut = answer.finish_reason == "length"
+        self._file.add(GivenAnswer(key=self._file.key(request), text=text, tokens=int(answer.response_ids.size), cut=cut))
 
     def _encode(self, question: Question, said: Sequence[Message], beside: int = 0) -> tuple[int, ...]:
         """Token ids of a conversation, which fit an engine together with ``beside`` more tokens and an answer."""

@@ -26,7 +26,8 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.data.formats import Message
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.judging.conversation import Interviewer
+from dvpo_ray.judging.answer_file import AnswerFile
+from dvpo_ray.judging.conversation import Conversation, Interviewer
 from dvpo_ray.judging.endpoint import JudgeSettings
 from dvpo_ray.judging.files import read_answers
 from dvpo_ray.judging.formats import Question, format_named
@@ -42,19 +43,25 @@ KEY = "a-key-for-this-test"
 TURNS = [["Name a sea.", "And another?"], ["Say yes.", "Say no."], ["Why?", "Why not?"]]
 
 
-def test_the_second_turn_is_asked_after_the_first_answer(ray: ClusterSection, tiny_model: Path, tokenizer: Any) -> None:
+def test_the_second_turn_is_asked_after_the_first_answer(
+    ray: ClusterSection, tiny_model: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     seen: list[Answer] = []
 
     def fetch(handle: Any) -> Answer:
         seen.append(get(handle, 60, "an engine", "answering"))
         return seen[-1]
 
-    interviewer = Interviewer(tokenizer, settings().rollout, 0, fetch)
     questions = [Question(str(i), tuple((Message("user", turn),) for turn in turns), {}) for i, turns in enumerate(TURNS)]
     pool = RolloutPool(str(tiny_model), MODEL, settings().rollout, ray, seed=0)
+
+    def ask(kept: Path) -> list[Conversation]:
+        with AnswerFile(kept, "tiny") as file:
+            return Interviewer(tokenizer, settings().rollout, 0, fetch, file).ask(questions, pool, lambda done: None)
+
     try:
         pool.wait_ready()
-        found, again = (interviewer.ask(questions, pool, lambda done: None) for _ in range(2))
+        found, again = (ask(tmp_path / name) for name in ("once", "twice"))
     finally:
         pool.stop()
     prompts = {answer.row_id: answer.prompt_ids.tolist() for answer in seen}
@@ -122,6 +129,7 @@ def test_answers_in_a_public_format_judged_by_our_own_server(
     facts = answer_questions(answering, None, questions, "mt-bench", answers, "tiny")
     assert (facts["questions"], facts["turns"]) == (3, 6) and 1 <= facts["tokens_per_answer"] <= 12
     assert [one.key for one in read_answers(answers, format_named("mt-bench"))] == ["0", "1", "2"]
+    assert list(tmp_path.glob("*.kept")) == [], "once all answers are there"
     with pytest.raises(ConfigError, match="is there already"):
         answer_questions(answering, None, questions, "mt-bench", answers)
     write_lines(others, [{"question_id": i, "choices": [{"index": 0, "turns": ["Yes.", "No."]}]} for i in range(3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from dvpo_ray.config.sections import EngineSection, RolloutSection
 from dvpo_ray.data.formats import Message
 from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
+from dvpo_ray.judging.answer_file import AnswerFile
 from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.rows import Answer, GenerationRequest, ServedWeights
@@ -50,17 +52,25 @@ def question(key: str, *turns: str) -> Question:
     return Question(key, tuple((Message("user", turn),) for turn in turns), {})
 
 
-def interviewer(tokenizer: Any, fetch: Callable[[Answer], Answer] = lambda answer: answer, **engine: int) -> Interviewer:
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[AnswerFile]:
+    with AnswerFile(tmp_path / "out.jsonl.kept", {"weights": "a hash"}) as file:
+        yield file
+
+
+def interviewer(
+    tokenizer: Any, file: AnswerFile, fetch: Callable[[Answer], Answer] = lambda answer: answer, **engine: int
+) -> Interviewer:
     sizes = {"max_model_len": 256, "max_num_seqs": 2} | engine
-    return Interviewer(tokenizer, RolloutSection(max_new_tokens=16, engine=EngineSection(**sizes)), 7, fetch)
+    return Interviewer(tokenizer, RolloutSection(max_new_tokens=16, engine=EngineSection(**sizes)), 7, fetch, file)
 
 
 QUESTIONS = [question("a", "One?", "Two?"), question("b", "Only."), question("c", "First.", "Second.")]
 
 
-def test_a_turn_is_asked_after_the_answer_before_it(tokenizer: Any) -> None:
+def test_a_turn_is_asked_after_the_answer_before_it(tokenizer: Any, file: AnswerFile) -> None:
     engines, done = Counting(tokenizer), []
-    found = interviewer(tokenizer).ask(QUESTIONS, engines, done.append)
+    found = interviewer(tokenizer, file).ask(QUESTIONS, engines, done.append)
     assert [one.answers for one in found] == [["0", "3"], ["1"], ["2", "4"]]
     assert [one.cut for one in found] == [[False, True], [False], [False, False]]
     assert found[0].tokens == [3, 3], "a space, a digit, the end"
@@ -71,16 +81,16 @@ def test_a_turn_is_asked_after_the_answer_before_it(tokenizer: Any) -> None:
     assert len({request.seed for request in engines.asked}) == 5
 
 
-def test_what_cannot_fit_is_refused_before_engines_start(tokenizer: Any) -> None:
+def test_what_cannot_fit_is_refused_before_engines_start(tokenizer: Any, file: AnswerFile) -> None:
     """One byte is one token: two turns, their template and two answers of 16 tokens at most need more than 64."""
     with pytest.raises(DataError, match=r"question 'a' may take \d+ tokens.*max_model_len \(64\): raise it"):
-        interviewer(tokenizer, max_model_len=64).check(QUESTIONS[:1])
-    interviewer(tokenizer, max_model_len=64).check([question("a", "One?")])
+        interviewer(tokenizer, file, max_model_len=64).check(QUESTIONS[:1])
+    interviewer(tokenizer, file, max_model_len=64).check([question("a", "One?")])
 
 
-def test_answers_lost_with_a_node_are_made_again(tokenizer: Any) -> None:
-    """Of the first two fetched, the second is lost; then a whole turn is, until it was asked for three times."""
-    lost = [False, True]
+def test_answers_lost_with_a_node_are_made_again(tokenizer: Any, file: AnswerFile) -> None:
+    """Of the first two fetched, the first is lost; then both are, until they were asked for three times."""
+    lost = [True]
 
     def fetch(answer: Answer) -> Answer:
         if lost and lost.pop(0):
@@ -88,18 +98,44 @@ def test_answers_lost_with_a_node_are_made_again(tokenizer: Any) -> None:
         return answer
 
     engines = Counting(tokenizer)
-    found = interviewer(tokenizer, fetch).ask(QUESTIONS, engines, lambda done: None)
+    found = interviewer(tokenizer, file, fetch).ask(QUESTIONS, engines, lambda done: None)
     assert [len(one.answers) for one in found] == [2, 1, 2]
-    assert engines.at_once == [2, 2, 1, 2], "the first two questions, again, and the rest"
-    first, again = engines.asked[:2], engines.asked[2:4]
-    assert first == again, "with the same seeds, once all answers of the first time had come"
-    lost += [True] * 3
+    assert engines.at_once == [2, 1, 1, 2], "the first two questions, the lost one again, and the rest"
+    assert engines.asked[2] == engines.asked[1], "with the same seed, once all answers of the first time had come"
+    file.known.clear()
+    lost += [True] * 6
     engines = Counting(tokenizer)
     with pytest.raises(RowsLostError):
-        interviewer(tokenizer, fetch).ask(QUESTIONS, engines, lambda done: None)
+        interviewer(tokenizer, file, fetch).ask(QUESTIONS, engines, lambda done: None)
     assert engines.at_once == [2, 2, 2]
 
 
-def test_a_question_that_was_given_up_is_named(tokenizer: Any) -> None:
+def test_what_a_killed_command_was_given_is_not_asked_again(tokenizer: Any, tmp_path: Path) -> None:
+    """The engines die after three of five answers; the next command asks for the other two, and another policy for all."""
+    path, uncut = tmp_path / "out.jsonl.kept", Counting(tokenizer)
+    with AnswerFile(tmp_path / "other.kept", "policy") as file:
+        expected = interviewer(tokenizer, file).ask(QUESTIONS, uncut, lambda done: None)
+
+    def fetch(answer: Answer) -> Answer:
+        if len(file.known) == 3:
+            raise KeyboardInterrupt
+        return answer
+
+    with AnswerFile(path, "policy") as file, pytest.raises(KeyboardInterrupt):
+        interviewer(tokenizer, file, fetch).ask(QUESTIONS, Counting(tokenizer), lambda done: None)
+    path.write_bytes(path.read_bytes() + b'{"key": "cut short')
+    engines = Counting(tokenizer)
+    engines.asked = uncut.asked[:3]
+    with AnswerFile(path, "policy") as file:
+        found = interviewer(tokenizer, file).ask(QUESTIONS, engines, lambda done: None)
+    assert [one.answers for one in found] == [one.answers for one in expected]
+    assert [one.cut for one in found] == [one.cut for one in expected]
+    assert engines.at_once == [2] and engines.asked == uncut.asked
+    with AnswerFile(path, "another policy") as file:
+        interviewer(tokenizer, file).ask(QUESTIONS, engines, lambda done: None)
+    assert len(engines.asked) == 10
+
+
+def test_a_question_that_was_given_up_is_named(tokenizer: Any, file: AnswerFile) -> None:
     with pytest.raises(ActorFailedError, match="question 'c', turn 2: not answered in time"):
-        interviewer(tokenizer).ask(QUESTIONS, Counting(tokenizer, lost="1/1"), lambda done: None)
+        interviewer(tokenizer, file).ask(QUESTIONS, Counting(tokenizer, lost="1/1"), lambda done: None)
