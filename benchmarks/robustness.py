@@ -26,6 +26,8 @@ from dvpo_ray.demo.gold import vader_compound
 SHIFT = 5.0
 # Reward of a comma: at first commas make answers differ by 0.35 (standard deviation), gold by 0.48.
 COMMA = 0.25
+# Of `exploit`, three times the demo's: what goes wrong at all goes wrong within the steps there is time for.
+LEARNING_RATE = 7.8e-5
 
 
 def shifted_gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -49,13 +51,16 @@ class Arm:
     answers_per_prompt: int = 1
     kl: float = 0.05
     patience: int = 1
+    learning_rate: float | None = None
 
 
 ARMS = {
     "noise: `p3o`": Arm(shifted_gold, {"type": "p3o", "score": "none"}, answers_per_prompt=2),
     "noise: `ppo`, preset `max`": Arm(shifted_gold, {"type": "ppo"}, answers_per_prompt=2),
-    "exploit: `ppo`, preset `plain`, no KL": Arm(gold_and_commas, {"type": "ppo", "preset": "plain"}, kl=0.0),
-    "exploit: `ppo`, preset `max`, KL": Arm(gold_and_commas, {"type": "ppo"}, kl=0.1, patience=2),
+    "exploit: `ppo`, preset `plain`, no KL": Arm(
+        gold_and_commas, {"type": "ppo", "preset": "plain"}, kl=0.0, learning_rate=LEARNING_RATE
+    ),
+    "exploit: `ppo`, preset `max`, KL": Arm(gold_and_commas, {"type": "ppo"}, kl=0.1, patience=2, learning_rate=LEARNING_RATE),
 }
 
 
@@ -64,11 +69,15 @@ def run(name: str, seed: int, steps: int) -> Path:
     arm = ARMS[name]
     folder = RUNS / f"robustness-{list(ARMS).index(name)}-seed-{seed}"
     if finished(folder) is None:
-        tree = policy_tree(str(demo(seed)["value_model"]))
+        value_model = str(demo(seed)["value_model"])
+        tree = policy_tree(value_model)
         policy = tree["policy"]
         del policy["value_model"]
         policy["steps"] = steps * arm.patience
-        policy["advantage"] = arm.advantage
+        policy["advantage"] = dict(arm.advantage)
+        if arm.learning_rate is not None:
+            policy["learner"]["learning_rate"] = arm.learning_rate
+            policy["advantage"]["critic"] = {"initial": value_model, "learning_rate": arm.learning_rate}
         policy["rewards"]["made"] = {"type": "function", "function": f"benchmarks.robustness:{arm.reward.__name__}"}
         policy["rollout"] |= {"prompts_per_step": 32 // arm.answers_per_prompt, "answers_per_prompt": arm.answers_per_prompt}
         policy["kl"]["control"]["coefficient"] = arm.kl
