@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
+from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -54,21 +56,31 @@ def _seconds_until(date: str) -> float:
     return max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time.time())
 
 
-def post_within(client: httpx.Client, url: str, body: Any, seconds: float) -> httpx.Response:
-    """Post JSON; the reply, read whole.
+class Poster:
+    """Posts JSON, one request at a time, and waits so many seconds for the whole reply, headers and all.
 
-    Raises:
-        httpx.ReadTimeout: it was not whole in time. httpx's own time-outs are about one read each, and a reply that comes a byte
-            at a time keeps them all.
+    httpx's own time-outs are about one read each: a reply that comes a byte at a time keeps them all.
     """
-    deadline = time.monotonic() + seconds
-    content = []
-    with client.stream("POST", url, json=body) as response:
-        for part in response.iter_raw():
-            content.append(part)
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout(f"no whole reply within {seconds:g} s")
-    return httpx.Response(response.status_code, headers=response.headers, content=b"".join(content))
+
+    def __init__(self, headers: Mapping[str, str], seconds: float) -> None:
+        self._seconds = seconds
+        self._runner = asyncio.Runner()
+        self._client = httpx.AsyncClient(headers=headers, timeout=seconds)
+
+    def post(self, url: str, body: Any) -> httpx.Response:
+        """The reply.
+
+        Raises:
+            httpx.RequestError: there was none, it was not whole in time, or cannot be unpacked.
+        """
+        return self._runner.run(self._post(url, body))
+
+    async def _post(self, url: str, body: Any) -> httpx.Response:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._client.post(url, json=body)
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"no whole reply within {self._seconds:g} s") from None
 
 
 def bearer(variable: str | None, where: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from dvpo_ray.config.rewards import FunctionReward, HttpReward, ModelReward, RewardConfig
 from dvpo_ray.entry_points import load_entry_point
 from dvpo_ray.errors import RewardError
-from dvpo_ray.retries import Patience, bearer, may_pass, post_within, retry_after
+from dvpo_ray.retries import Patience, Poster, bearer, may_pass, retry_after
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -76,7 +76,7 @@ class RemoteReward:
         self._failures = 0
         self._open_until = 0.0
         headers = bearer(config.token_variable, f"reward '{name}' (token_variable)")
-        self._client = httpx.Client(headers=headers, timeout=config.timeout_s)
+        self._poster = Poster(headers, config.timeout_s)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """Scores of all answers.
@@ -98,12 +98,12 @@ class RemoteReward:
         while True:
             self._wait_for_service(patience.deadline)
             try:
-                response = post_within(self._client, self._config.url, body, self._config.timeout_s)
+                response = self._poster.post(self._config.url, body)
                 if not may_pass(response):
                     self._failures = 0
                     return self._read(response)
                 trouble, asked = f"status {response.status_code}", retry_after(response)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 trouble, asked = repr(error), 0.0
             self._failures += 1
             if self._failures >= self._config.open_after:

@@ -26,8 +26,9 @@ class Service:
 
 
 @contextmanager
-def dripping() -> Iterator[str]:
-    """The address of a service whose replies come a byte at a time, for 3 seconds; then, or afterwards, it hangs up."""
+def dripping(headers: bool = False) -> Iterator[str]:
+    """The address of a service whose replies, or their headers, come a byte at a time, for 3 seconds; then, or afterwards, it
+    hangs up."""
     over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -36,10 +37,14 @@ def dripping() -> Iterator[str]:
             with suppress(ConnectionError):
                 self.send_response(200)
                 self.send_header("Content-Length", "1000")
-                self.end_headers()
+                if headers:
+                    self.flush_headers()
+                    self.wfile.write(b"X-Slow: ")
+                else:
+                    self.end_headers()
                 ends = time.monotonic() + 3
                 while time.monotonic() < ends and not over.wait(0.02):
-                    self.wfile.write(b" ")
+                    self.wfile.write(b"x" if headers else b" ")
 
         def log_message(self, format: str, *arguments: Any) -> None:
             pass

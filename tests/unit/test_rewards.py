@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -104,9 +105,19 @@ def test_a_service_that_does_not_answer_is_asked_again(service: Service) -> None
     hang.set()
 
 
-def test_a_reply_a_byte_at_a_time_does_not_come_in_time(service: Service) -> None:
-    with dripping() as service.address, pytest.raises(RewardError, match=r"for 0\.3 s, lastly with ReadTimeout\('no whole reply"):
-        remote(service, timeout_s=0.2, patience_s=0.3)(PROMPTS, ANSWERS)
+@pytest.mark.parametrize("headers", [False, True])
+def test_a_reply_a_byte_at_a_time_does_not_come_in_time(service: Service, headers: bool) -> None:
+    began = time.monotonic()
+    with dripping(headers) as service.address:
+        with pytest.raises(RewardError, match=r"for 0\.3 s, lastly with ReadTimeout\('no whole reply"):
+            remote(service, timeout_s=0.2, patience_s=0.3)(PROMPTS, ANSWERS)
+        assert time.monotonic() - began < 2, "well before the service hangs up"
+
+
+def test_a_packed_reply_is_read_and_one_that_is_not_what_it_says_is_asked_for_again(service: Service) -> None:
+    service.reply = lambda body: (200, {"Content-Encoding": "gzip"}, "not packed") if len(service.asked) < 2 else good(body)
+    assert remote(service)(PROMPTS, ANSWERS) == [len(answer) for answer in ANSWERS]
+    assert len(service.asked) == 2
 
 
 def test_a_service_that_keeps_failing_is_left_alone_and_at_last_given_up(service: Service) -> None:
@@ -114,7 +125,8 @@ def test_a_service_that_keeps_failing_is_left_alone_and_at_last_given_up(service
     with pytest.raises(RewardError, match=r"reward 'taste': .* kept failing for 1 s, lastly with status 500"):
         remote(service, patience_s=1.0, open_after=2, pause_s=0.3)(PROMPTS, ANSWERS)
     assert 3 <= len(service.asked) <= 6, "without the pauses it would be asked far more often"
-    assert all(later - earlier >= 0.3 for earlier, later in zip(service.at[1:], service.at[2:], strict=False))
+    spaced = zip(service.at[1:], service.at[2:-1], strict=False)
+    assert all(later - earlier >= 0.3 for earlier, later in spaced), "but for the last, which comes when patience ends"
 
 
 @pytest.mark.parametrize(
