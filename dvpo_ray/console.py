@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from dvpo_ray.logs import log_as_json
 from dvpo_ray.run import Event, Listener
@@ -64,7 +65,7 @@ def progress(as_json: bool, run: str) -> Iterator[Listener]:
             elif event.kind == "warning":
                 bar.console.print(f"[bold yellow]![/] {escape(event.text)}")
             else:
-                bar.console.print(f"  after {event.step} steps: {headline(event.metrics)}")
+                bar.console.print(f"  after {event.step} steps: {headline(event.metrics)}", markup=False)
 
         yield show
 
@@ -100,7 +101,7 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     table = Table(*rows[0], box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*(_format(value) for value in row.values()))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
@@ -110,8 +111,8 @@ def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        table.add_row(f"[{colours[check['status']]}]{check['status']}[/]", check["name"], check["found"], check["remedy"])
-    Console().print(table)
+        table.add_row(Text(check["status"], style=colours[check["status"]]), check["name"], check["found"], check["remedy"])
+    Console(markup=False).print(table)
 
 
 def show_jobs(jobs: list[dict[str, Any]]) -> None:
@@ -128,14 +129,14 @@ def show_replay(found: dict[str, Any]) -> None:
     table = Table("row", "tokens", "loss", "gradient norm", "not finite", box=None, padding=(0, 2, 0, 0))
     for row in sorted(found["all"], key=lambda row: (not row["not_finite"], -row["gradient_norm"])):
         table.add_row(row["row"], str(row["tokens"]), f"{row['loss']:.4g}", f"{row['gradient_norm']:.4g}", row["not_finite"])
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(f"\n{found['rows_not_finite']} of {found['rows']} rows of step {found['step']} are not finite")
 
 
 def show_plan(plan: dict[str, Any]) -> None:
     """Memory, time, advice."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"{plan['parameters'] / 1e6:.0f} M parameters on {plan['devices']}\n")
     memory = Table("process", "how many", "GB each", "most of it", box=None, padding=(0, 2, 0, 0))
     for process in plan["processes"]:
@@ -168,7 +169,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         console.print("\nthe best split and multiples of it, simulated (exchange of gradients and weights not counted):")
         console.print(table)
     for advice in plan["advice"]:
-        console.print(f"[cyan]advice[/] {advice}")
+        console.print(Text.assemble(("advice ", "cyan"), advice))
 
 
 def _format(value: Any) -> str:
