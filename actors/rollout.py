@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from actors.busy import BusyClock
+from actors.engine_traces import clear, keep_sockets_together, traces_of_children
 from actors.metrics import busy_counter, count, show
 from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
@@ -28,11 +28,6 @@ from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationReq
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
-# What the processes of a vLLM engine share: message queues and semaphores of Python's multiprocessing, and between its workers
-# on CPU the buffers of their collectives.
-SHARED_MEMORY = Path("/dev/shm")
-ENGINE_FILES = ("psm_", "sem.mp-", "vllm_dist_")
-PATIENCE_S = 5.0
 
 
 class RolloutActor:
@@ -73,9 +68,14 @@ class RolloutActor:
         clear(before or EngineTraces())
         if not torch.cuda.is_available():
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
+        keep_sockets_together()
         args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
         # Meanwhile the actor tells its traces: a process that is killed while it starts cannot any more.
-        self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        try:
+            self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        except BaseException:
+            await asyncio.to_thread(clear, traces_of_children())
+            raise
         with engine_errors():
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
             checksum = await self._checksum()
@@ -241,7 +241,7 @@ class RolloutActor:
         return self._busy.seconds
 
     async def stop(self) -> None:
-        """Shut the engine's processes down; vLLM leaves some shared memory of workers that share an engine."""
+        """Shut the engine's processes down, and remove what vLLM leaves: sockets, and memory that workers of an engine share."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
             self._fence = "the engine was stopped"
@@ -291,42 +291,6 @@ def engine_errors() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise ActorDiedError(f"the engine's processes died: {error}") from error
-
-
-def traces_of_children() -> EngineTraces:
-    """The processes under this one, and the shared memory that they and this one use."""
-    processes, inodes = [], set()
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        # Processes and files of others come and go.
-        with contextlib.suppress(psutil.Error, OSError):
-            maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
-            # A semaphore's map keeps a temporary name: only the inode tells which file it is.
-            inodes |= {int(line.split()[4]) for line in maps if f" {SHARED_MEMORY}/" in line}
-            processes.append((process.pid, process.create_time()))
-    files = []
-    for file in SHARED_MEMORY.iterdir():
-        with contextlib.suppress(OSError):
-            if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes:
-                files.append(file.name)
-    return EngineTraces(tuple(processes[1:]), tuple(sorted(files)))
-
-
-def clear(traces: EngineTraces) -> None:
-    """Remove what a killed engine left on this node: its processes if they do not end by themselves, and its shared memory."""
-    family = []
-    for pid, started in traces.processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            if process.create_time() == started:
-                family.append(process)
-    # One of them cleans up after the others when it is let.
-    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=PATIENCE_S)
-    for name in traces.files:
-        if Path(name).name == name and name.startswith(ENGINE_FILES):
-            (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
 def engine_arguments(model: str, config: GenerationSection, seed: int, trust_remote_code: bool = False) -> Any:

@@ -423,4 +423,5 @@ def read_traces(path: Path | None) -> EngineTraces:
         logging.getLogger(__name__).warning("%s is cut short: engines of an earlier driver may have left shared memory", path)
         return EngineTraces()
     processes = tuple((int(pid), float(started)) for engine in engines for pid, started in engine["processes"])
-    return EngineTraces(processes, tuple(name for engine in engines for name in engine["files"]))
+    files, sockets = (tuple(name for engine in engines for name in engine.get(kind, ())) for kind in ("files", "sockets"))
+    return EngineTraces(processes, files, sockets)

@@ -238,13 +238,18 @@ class ServedWeights:
 @dataclass(frozen=True)
 class EngineTraces:
     """What an engine's processes leave behind on their node when they are killed: processes (id and start time), and names of
-    files in shared memory."""
+    files in shared memory and of temporary folders with sockets."""
 
     processes: tuple[tuple[int, float], ...] = ()
     files: tuple[str, ...] = ()
+    sockets: tuple[str, ...] = ()
 
     def __or__(self, other: EngineTraces) -> EngineTraces:
-        return EngineTraces(tuple(sorted({*self.processes, *other.processes})), tuple(sorted({*self.files, *other.files})))
+        return EngineTraces(
+            tuple(sorted({*self.processes, *other.processes})),
+            tuple(sorted({*self.files, *other.files})),
+            tuple(sorted({*self.sockets, *other.sockets})),
+        )
 
 
 @dataclass(frozen=True)

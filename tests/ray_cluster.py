@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.real import files_left
+
 ROOT = Path(__file__).resolve().parents[1]
 PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
 PORTS += ("runtime-env-agent-port", "node-manager-port", "object-manager-port")
@@ -61,7 +63,7 @@ def ray_cluster(cpus: int) -> Iterator[RayCluster]:
     command += [f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
     command += ["--object-store-memory=268435456", "--min-worker-port=0", "--max-worker-port=0"]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    before = set(Path("/dev/shm").iterdir())
+    before = files_left()
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "DVPO_", "PYTHONPATH"))}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
@@ -76,9 +78,9 @@ def ray_cluster(cpus: int) -> Iterator[RayCluster]:
             end(head, token)
         finally:
             shutil.rmtree(folder)
-    left = set(Path("/dev/shm").iterdir()) - before
+    left = files_left() - before
     if left:
-        raise RuntimeError(f"shared memory left behind: {left}")
+        raise RuntimeError(f"files left behind: {left}")
 
 
 def started(head: subprocess.Popen[str]) -> str:

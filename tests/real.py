@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -37,15 +38,22 @@ WITHOUT_VALUE: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[ClusterSection]:
-    """An embedded Ray; afterwards every process started by the tests must have ended, and no shared memory may be left."""
+    """An embedded Ray; afterwards every process started by the tests must have ended, and none of their files may be left."""
     cluster = ClusterSection(num_cpus=8)
-    before = set(Path("/dev/shm").iterdir())
+    before = files_left()
     with ray_session(cluster):
         yield cluster
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
     assert not alive, f"processes left behind: {alive}"
-    left = set(Path("/dev/shm").iterdir()) - before
-    assert not left, f"shared memory left behind: {left}"
+    left = files_left() - before
+    assert not left, f"files left behind: {left}"
+
+
+def files_left() -> set[Path]:
+    """Shared memory, and sockets and folders of runs among the temporary files."""
+    temporary = Path(tempfile.gettempdir())
+    ours = {path for path in temporary.iterdir() if path.is_socket() or path.name.startswith(("dvpo-", "dvpo_"))}
+    return ours | set(Path("/dev/shm").iterdir())
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:

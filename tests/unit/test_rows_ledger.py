@@ -63,5 +63,6 @@ def test_books_balance_and_no_row_trains_twice() -> None:
 
 
 def test_traces_add_up() -> None:
-    one, two = EngineTraces(((2, 0.5),), ("psm_b",)), EngineTraces(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"))
-    assert one | two == EngineTraces(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"))
+    one = EngineTraces(((2, 0.5),), ("psm_b",), ("dvpo-zmq-b",))
+    two = EngineTraces(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"), ("dvpo-zmq-a",))
+    assert one | two == EngineTraces(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"), ("dvpo-zmq-a", "dvpo-zmq-b"))
