@@ -97,8 +97,12 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
     training["logits"] = head_bytes(shape)
     if device.is_cpu:
         training["kept by the allocator"] += (CPU_GROWTH - 1) * training["logits"]
-        size = shape.trained_parameters(policy.lora) * element_size(learner.dtype)
-        training["bucket of weights"] = min(size, policy.transfer.bucket_mib * 2**20)
+    sent = shape.trained_parameters(policy.lora) * element_size(learner.dtype)
+    bucket = min(sent, policy.transfer.bucket_mib * 2**20)
+    # What is broadcast leaves from the learner's device and comes to the engines'; else it is in main memory, which all share.
+    broadcast = policy.transfer.backend == "broadcast"
+    if device.is_cpu or broadcast:
+        training["bucket of weights"] = bucket
     frozen = element_size(scorer.dtype)
     scoring = {
         "value model": shape.value_parameters * frozen if policy.advantage.reads_values else 0.0,
@@ -117,7 +121,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
         "KV cache": kv,
         "logits": engine.max_num_seqs * shape.vocabulary * 4 * 3 / shards,
         "libraries": base["engine"],
-    }
+    } | ({"bucket of weights": bucket} if broadcast else {})
     critics = []
     if policy.advantage.trains_critic:
         critic = _training(policy, shape, attention, device, shape.value_parameters, adapters=False)

@@ -31,6 +31,7 @@ def agree(pool: RolloutPool, gang: PolicyLearner, tiny_model: Path) -> bool:
     return gap(answers, log_probs_of(weights_in(gang), tiny_model, answers)) <= 1e-3
 
 
+@pytest.mark.slow
 def test_a_broadcast_goes_on_without_an_engine_that_dies_and_to_the_one_in_its_place(
     ray: ClusterSection, tiny_model: Path
 ) -> None:

@@ -60,6 +60,22 @@ def test_reward_models_are_counted_in_the_scorer() -> None:
     assert seconds_of[1] > 1.3 * seconds_of[0], "a third forward pass, without logits"
 
 
+@pytest.mark.parametrize(
+    ("backend", "devices", "holders"),
+    [
+        ("shared_memory", "1xH100-80GB", set()),
+        ("broadcast", "2xH100-80GB", {"learner rank", "engine worker"}),
+        ("shared_memory", "cpu:2:24", {"learner rank"}),
+        ("broadcast", "cpu:2:24", {"learner rank", "engine worker"}),
+    ],
+)
+def test_a_bucket_of_weights_is_counted_where_it_lies(backend: str, devices: str, holders: set[str]) -> None:
+    alone, transfer = {"gpu_share": 1.0}, {"backend": backend, "bucket_mib": 64}
+    shape, policy = ModelShape.of(SMOLLM2_135M), training(transfer=transfer, rollout=alone, learner=alone)
+    found = {p.name: p.parts.get("bucket of weights") for p in processes(policy, shape, "sdpa", parse_devices(devices).device)}
+    assert {name: size for name, size in found.items() if size} == dict.fromkeys(holders, 64 * 2**20)
+
+
 def eight_gpus(**policy: Any) -> PolicyTraining:
     return training(
         rollout={"actors": 3, "prompts_per_step": 128, "max_new_tokens": 512},
