@@ -196,7 +196,9 @@ class RolloutPool:
         # The name of a dead actor is not free at once.
         name = f"rollout-{index}" + (f"-start-{self._starts}" if self._starts > rollout.actors else "")
         options = {"max_concurrency": 1000} | nodes_for("rollout", self._cluster)
-        kind = start_actor(RolloutActor, name, engine_environment(rollout.cpu_threads), gpus, **options)
+        kind = start_actor(
+            RolloutActor, name, engine_environment(rollout.cpu_threads, rollout.engine.enforce_eager), gpus, **options
+        )
         actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code)
         traces = traces or EngineTraces()
         return Engine(name, actor, actor.start.remote(traces), traces=traces)

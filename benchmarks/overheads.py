@@ -239,7 +239,7 @@ def serve_bare(part: str, policy: PolicyTraining) -> None:
 def bare(part: str) -> Iterator[Callable[[], float]]:
     """One part in a process of its own, with the environment and niceness of its actor: each call is a round and returns its
     speed."""
-    environment = engine_environment(0) if part == "rollout" else actor_environment(0)
+    environment = engine_environment(0, eager=True) if part == "rollout" else actor_environment(0)
     environment = os.environ | environment | {"PYTHONPATH": str(ROOT), "BENCHMARK_PORT": str(free_port())}
     # Ray lowers its workers' priority; a bare part that kept its own would be disturbed less by what else the machine does.
     niceness = os.environ.get("RAY_worker_niceness", "15")  # noqa: SIM112

@@ -65,11 +65,14 @@ def _accelerator() -> Check:
 
 
 def _compiler() -> list[Check]:
-    """On a GPU Triton compiles its own driver, when the engine launches its first kernel."""
+    """On a GPU Triton compiles its own driver, when the engine launches its first kernel. On CPU only engines compile that are
+    asked to."""
     import torch
 
     if not torch.cuda.is_available():
-        return []
+        found = os.environ.get("CXX") or shutil.which("g++")
+        remedy = "rollout.engine.enforce_eager = false needs one (Debian: g++)"
+        return [_check("C++ compiler", "ok" if found else "warn", found or "none", remedy)]
     found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     remedy = "install gcc and the C library's headers (Debian: gcc libc6-dev): Triton compiles its driver at the first kernel"
     return [_check("C compiler", "ok" if found else "fail", found or "none", remedy)]
