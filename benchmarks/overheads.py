@@ -94,9 +94,11 @@ def bare_rollout(policy: PolicyTraining) -> Iterator[Work]:
     """vLLM's AsyncLLM with the engine's own arguments."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from actors.engine_traces import clear, keep_sockets_together, traces_of_children
     from actors.rollout import engine_arguments, sampling_params, thread_binding
 
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(policy.rollout)
+    keep_sockets_together()
     asked = requests()
 
     async def answer(engine: Any, request: GenerationRequest, number: int) -> int:
@@ -114,7 +116,9 @@ def bare_rollout(policy: PolicyTraining) -> Iterator[Work]:
     with asyncio.Runner() as loop:
         engine, numbers = loop.run(start()), count()
         yield lambda: loop.run(answers(engine, next(numbers)))
+        traces = traces_of_children()
         engine.shutdown()
+        clear(traces)
 
 
 @contextmanager

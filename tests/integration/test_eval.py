@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -88,7 +89,9 @@ def vllm_serve(model: Path, context: int) -> Iterator[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
     command += ["--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(context), "--max-num-seqs", "8"]
+    sockets = tempfile.TemporaryDirectory(prefix="dvpo-zmq-")
     extra = {"VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    extra |= {"VLLM_RPC_BASE_PATH": sockets.name, "TORCH_COMPILE_DISABLE": "1"}
     environment = os.environ | extra | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -114,6 +117,7 @@ def vllm_serve(model: Path, context: int) -> Iterator[str]:
         _, alive = psutil.wait_procs(family, timeout=30)
         for left in alive:
             left.kill()
+        sockets.cleanup()
     assert not alive, f"left behind: {alive}"
     reader.join(10)
 
