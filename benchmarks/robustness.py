@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,17 @@ def row(name: str, seed: int, folder: Path) -> list[Any]:
         f"{tokens[1] / tokens[0]:.2f}",
         f"{np.exp(entropy[1] - entropy[0]):.2f}",
         f"{steps[-1]['kl/per_token']:.3f}",
+        " to ".join(f"{count:.1f}" for count in commas(folder)),
     ]
+
+
+def commas(folder: Path) -> list[float]:
+    """Commas of a held-out answer, on average, in the first and the last evaluation."""
+    answers: dict[int, list[str]] = {}
+    for line in (folder / "evaluations.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        answers.setdefault(row["step"], []).append(row["answer"])
+    return [statistics.mean(answer.count(",") for answer in answers[step]) for step in (min(answers), max(answers))]
 
 
 def main() -> None:
@@ -127,10 +138,9 @@ def main() -> None:
         "gold after (95%)",
         "reward",
         "length, of the start",
-        "exp(entropy), of the start",
     ]
     body = f"Steps of 32 answers; reward, length and entropy are those of the first {SMOOTHED} and of the last {SMOOTHED}.\n\n"
-    body += table([*header, "exp(entropy), of the start", "KL/token"], rows)
+    body += table([*header, "exp(entropy), of the start", "KL/token", "commas an answer"], rows)
     write_section("robustness", "Rewards that go wrong", "python -m benchmarks.robustness", body)
     print(body)
 
