@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -199,22 +200,37 @@ def cost_table(folders: dict[str, list[Path]]) -> str:
             ]
         )
     body = table(["", "s/step (median)", "learner peak, GB", "whole run, GB", "processes, GB each at its peak"], rows)
-    if {"dvpo", "ppo"} <= set(results):
-        time, learner, whole = (_ratio(results, measure) for measure in (lambda one: one["seconds_per_step"], learner_gb, _whole))
-        reached = [tokens_to_gold(folders[kind][0]) for kind in ("dvpo", "ppo")]
+    ppo = {seed_of(run): run for run in folders.get("ppo", [])}
+    pairs = [(run, ppo[seed_of(run)]) for run in folders.get("dvpo", []) if seed_of(run) in ppo]
+    if pairs:
+        time, learner, whole = (_ratio(pairs, measure) for measure in (_step_seconds, learner_gb, _whole))
+        reached = [tokens_to_gold(run) for run in pairs[0]]
         tokens = f"{reached[0] / reached[1]:.2f}" if reached[0] and reached[1] else "one never reached it"
-        body += f"\nDVPO : PPO: time a step {time:.2f}, learner memory {learner:.2f}, whole run {whole:.2f}, "
+        body += f"\nDVPO : PPO, of the same seeds: time a step {time:.2f}, learner memory {learner:.2f}, whole run {whole:.2f}, "
         body += f"tokens to gold {WANTED_GOLD} (first seed) {tokens}.\n"
     return body
+
+
+def seed_of(run: Path) -> int:
+    """The seed in the name of a run's folder."""
+    return int(run.name.rpartition("-")[2])
+
+
+def _step_seconds(result: dict[str, Any]) -> float:
+    return float(result["seconds_per_step"])
 
 
 def _whole(result: dict[str, Any]) -> float:
     return float(result["peak_memory_gb"])
 
 
-def _ratio(results: dict[str, list[dict[str, Any]]], measure: Any) -> float:
-    dvpo, ppo = (statistics.mean(measure(one) for one in results[kind]) for kind in ("dvpo", "ppo"))
-    return dvpo / ppo
+def _ratio(pairs: list[tuple[Path, Path]], measure: Callable[[dict[str, Any]], float]) -> float:
+    """Mean over the first runs by the mean over the second."""
+
+    def mean(runs: Iterable[Path]) -> float:
+        return statistics.mean(measure(json.loads((run / "result.json").read_text())) for run in runs)
+
+    return mean(first for first, _ in pairs) / mean(second for _, second in pairs)
 
 
 def main() -> None:
