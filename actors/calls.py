@@ -55,9 +55,20 @@ def mean_busy_seconds(actors: Sequence[Any], cluster: ClusterSection, who: str) 
     return sum(seconds) / len(seconds)
 
 
-def stop_actors(actors: Sequence[Any], timeout: float = 30.0) -> None:
-    """Ask actors to stop; end those that are dead already or do not answer."""
+def stop_actors(actors: Sequence[Any], timeout: float = 30.0) -> list[bool]:
+    """Ask actors to stop, and end those that are dead already or do not answer; returns which did stop."""
     calls = [actor.stop.remote() for actor in actors]
-    ray.wait(calls, num_returns=len(calls), timeout=timeout)
+    if calls:
+        ray.wait(calls, num_returns=len(calls), timeout=timeout)
+    stopped = [_ended_well(call) for call in calls]
     for actor in actors:
         ray.kill(actor)
+    return stopped
+
+
+def _ended_well(call: Any) -> bool:
+    try:
+        ray.get(call, timeout=0)
+    except ray.exceptions.RayError:
+        return False
+    return True

@@ -7,8 +7,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dvpo_ray.rows import EngineTraces
 
@@ -16,15 +19,17 @@ from dvpo_ray.rows import EngineTraces
 # CPU the buffers of their collectives.
 SHARED_MEMORY = Path("/dev/shm")
 ENGINE_FILES = ("psm_", "sem.mp-", "vllm_dist_")
-# Where vLLM makes its sockets, which it does not remove; their paths, with 36 characters to a name, must be shorter than 108.
+# Where vLLM makes its sockets, which it does not remove. The system takes paths of 107 characters; a socket's name has 36.
 SOCKET_FOLDER = "VLLM_RPC_BASE_PATH"
 SOCKETS = "dvpo-zmq-"
+LONGEST_FOLDER = 107 - len("/") - 36
 PATIENCE_S = 5.0
 
 
 def keep_sockets_together() -> None:
     """Let the engine that this process starts make its sockets in a folder of their own."""
-    os.environ[SOCKET_FOLDER] = tempfile.mkdtemp(prefix=SOCKETS)
+    fits = len(tempfile.gettempdir()) + len(f"/{SOCKETS}12345678") <= LONGEST_FOLDER
+    os.environ[SOCKET_FOLDER] = tempfile.mkdtemp(prefix=SOCKETS, dir=None if fits else "/tmp")
 
 
 def traces_of_children() -> EngineTraces:
@@ -42,8 +47,14 @@ def traces_of_children() -> EngineTraces:
         with contextlib.suppress(OSError):
             if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes:
                 files.append(file.name)
-    folder = Path(os.environ.get(SOCKET_FOLDER, ""))
-    return EngineTraces(tuple(processes[1:]), tuple(sorted(files)), (folder.name,) if folder.name.startswith(SOCKETS) else ())
+    folder = os.environ.get(SOCKET_FOLDER, "")
+    return EngineTraces(tuple(processes[1:]), tuple(sorted(files)), (folder,) if is_ours(folder) else ())
+
+
+def is_ours(folder: str) -> bool:
+    """Whether ``keep_sockets_together`` can have made a folder."""
+    path = Path(folder)
+    return path.name.startswith(SOCKETS) and str(path.parent) in ("/tmp", tempfile.gettempdir())
 
 
 def clear(traces: EngineTraces) -> None:
@@ -62,6 +73,11 @@ def clear(traces: EngineTraces) -> None:
     for name in traces.files:
         if Path(name).name == name and name.startswith(ENGINE_FILES):
             (SHARED_MEMORY / name).unlink(missing_ok=True)
-    for name in traces.sockets:
-        if Path(name).name == name and name.startswith(SOCKETS):
-            shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
+    for folder in filter(is_ours, traces.sockets):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_on(node: str, traces: EngineTraces) -> Any:
+    """Begin to remove what an engine left on a node that no actor of ours need be on; returns Ray's reference."""
+    place = NodeAffinitySchedulingStrategy(node, soft=True) if node else "DEFAULT"
+    return ray.remote(clear).options(num_cpus=0, scheduling_strategy=place).remote(traces)

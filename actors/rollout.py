@@ -44,6 +44,7 @@ class RolloutActor:
         self._seed = seed
         self._trust_remote_code = trust_remote_code
         self._engine: Any = None
+        self._stopped = False
         self._fence: str | None = "the engine has not started"
         self._served = asyncio.Event()
         self._served.set()
@@ -68,8 +69,8 @@ class RolloutActor:
         clear(before or EngineTraces())
         if not torch.cuda.is_available():
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
-        keep_sockets_together()
         args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
+        keep_sockets_together()
         # Meanwhile the actor tells its traces: a process that is killed while it starts cannot any more.
         try:
             self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
@@ -241,13 +242,19 @@ class RolloutActor:
         return self._busy.seconds
 
     async def stop(self) -> None:
-        """Shut the engine's processes down, and remove what vLLM leaves: sockets, and memory that workers of an engine share."""
-        if self._engine is not None:
-            engine, self._engine = self._engine, None
-            self._fence = "the engine was stopped"
-            self._buffer.close()
-            traces = traces_of_children()
-            await asyncio.to_thread(engine.shutdown)
+        """Shut the engine's processes down, also while they start, and remove what vLLM leaves: sockets, and memory that workers
+        of an engine share."""
+        if self._stopped:
+            return
+        self._stopped = True
+        engine, self._engine = self._engine, None
+        self._fence = "the engine was stopped"
+        self._buffer.close()
+        traces = traces_of_children()
+        try:
+            if engine is not None:
+                await asyncio.to_thread(engine.shutdown)
+        finally:
             await asyncio.to_thread(clear, traces)
 
     async def _answer(self, request: GenerationRequest) -> Answer:

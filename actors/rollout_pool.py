@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
+from actors.engine_traces import clear_on
 from actors.metrics import count
 from actors.placement import engine_environment, nodes_for, start_actor
 from actors.rollout import RolloutActor
@@ -35,6 +36,7 @@ from dvpo_ray.stages import Handle, Weights
 SENDINGS = 3
 RETRY_S = 1.0
 LOOK_S = 0.5
+CLEARED_S = 30.0
 
 
 @dataclass
@@ -81,6 +83,8 @@ class RolloutPool:
         # Held to change who is in the pool, and to transfer weights: the learner gives one bucket at a time.
         self._members = threading.Condition()
         self._joining: list[Engine] = []
+        # Dead ones that nobody came for.
+        self._gone: list[Engine] = []
         self._transfer = threading.Lock()
         self._reviving: dict[str, threading.Thread] = {}
         self._failure: BaseException | None = None
@@ -184,7 +188,11 @@ class RolloutPool:
         self._stopping.set()
         for thread in self._reviving.values():
             thread.join(timeout=self._cluster.start_timeout_s)
-        stop_actors([engine.actor for engine in self._engines])
+        stopped = stop_actors([engine.actor for engine in self._engines])
+        dead = [*self._gone, *(engine for engine, ended in zip(self._engines, stopped, strict=True) if not ended)]
+        cleared = [clear_on(engine.node, engine.traces) for engine in dead]
+        if cleared:
+            ray.wait(cleared, num_returns=len(cleared), timeout=CLEARED_S)
         if self._traces is not None:
             self._traces.unlink(missing_ok=True)
 
@@ -303,9 +311,11 @@ class RolloutPool:
         try:
             ray.kill(dead.actor)
             while traces is not None:
+                dead.traces |= traces
                 traces = self._started_anew(int(dead.name.split("-")[1]), traces)
         except BaseException as error:
             with self._members:
+                self._gone.append(dead)
                 self._failure = self._failure or error
                 self._members.notify_all()
 

@@ -216,6 +216,11 @@ def seed_of(run: Path) -> int:
     return int(run.name.rpartition("-")[2])
 
 
+def _result(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return found
+
+
 def _step_seconds(result: dict[str, Any]) -> float:
     return float(result["seconds_per_step"])
 
@@ -228,7 +233,7 @@ def _ratio(pairs: list[tuple[Path, Path]], measure: Callable[[dict[str, Any]], f
     """Mean over the first runs by the mean over the second."""
 
     def mean(runs: Iterable[Path]) -> float:
-        return statistics.mean(measure(json.loads((run / "result.json").read_text())) for run in runs)
+        return statistics.mean(measure(_result(run)) for run in runs)
 
     return mean(first for first, _ in pairs) / mean(second for _, second in pairs)
 
@@ -243,13 +248,17 @@ def main() -> None:
     if given.there:
         folders = {kind: [run for run in (place(kind, seed) for seed in given.seeds) if finished(run)] for kind in given.arms}
         folders = {kind: runs for kind, runs in folders.items() if runs}
+        if not folders:
+            parser.exit(1, f"no arm of these seeds has been run into {RUNS}\n")
     else:
         folders = {kind: [arm(kind, seed) for seed in given.seeds] for kind in given.arms}
     image = PLOTS / "algorithms.png"
     plot(folders, image)
-    first = finished(next(iter(folders.values()))[0])
-    assert first is not None
-    body = f"Held-out gold before training {first['gold_before']:.3f}.\n\n"
+    before = {
+        seed_of(run): json.loads((run / "result.json").read_text())["gold_before"] for runs in folders.values() for run in runs
+    }
+    told = ", ".join(f"{gold:.3f} (seed {seed})" for seed, gold in sorted(before.items()))
+    body = f"Held-out gold before training {told}; in the table by seed, from the first on.\n\n"
     body += quality_table(folders) + "\n" + cost_table(folders)
     body += f"\n![KL against gold]({image.relative_to(ROOT / 'benchmarks')})\n"
     write_section("algorithms", "DVPO and its rivals", "python -m benchmarks.algorithms", body)

@@ -2,8 +2,9 @@
 
 `noise`: the rewards of every prompt are shifted by a number of its own, drawn from N(0, 5). P3O compares answers of one prompt
 and does not see it; PPO does (arXiv 2310.00212). `exploit`: the reward is gold and something for every comma, without end. Plain
-PPO without KL follows the commas; the preset `max` with KL is held back, for twice the steps (arXiv 2307.04964). Arms that have
-a result are not run again.
+PPO without KL is compared with the preset `max` with KL, which is given twice the steps (arXiv 2307.04964): entropy, length and
+KL tell which of them collapses. Gold does not: it counts cheerful words, in lists of words as well as in sentences. Arms that
+have a result are not run again.
 """
 
 from __future__ import annotations

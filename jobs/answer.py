@@ -16,7 +16,7 @@ from dvpo_ray.judging.answer_file import AnswerFile
 from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.files import read_questions, refuse_to_replace, write_rows
 from dvpo_ray.judging.formats import format_named
-from dvpo_ray.models.folder import weights_sha256
+from dvpo_ray.models.folder import hash_files
 from dvpo_ray.run import Event, Listener
 from dvpo_ray.run_folder import locked
 from jobs.setup import base_model
@@ -53,7 +53,8 @@ def answer_questions(
         interviewer = Interviewer(base.tokenizer, rollout, recipe.run.seed, fetch, file)
         interviewer.check(asked)
         if file.known:
-            listener(Event("phase", f"going on with the {len(file.known)} answers that '{kept}' holds"))
+            known = f"'{kept}' holds {len(file.known)} answers of an earlier command: those to the same requests are taken"
+            listener(Event("phase", known))
         with file, ray_session(cluster):
             listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.folder}"))
             rollouts = RolloutPool(str(base.folder), model, rollout, cluster, recipe.run.seed)
@@ -79,6 +80,6 @@ def answer_questions(
 
 
 def identity(model_folder: Path, rollout: RolloutSection) -> dict[str, Any]:
-    """Which weights answer and how: what an answer depends on, besides the prompt and the seed."""
+    """Which model answers and how: what an answer depends on, besides the prompt and the seed."""
     sampling = rollout.model_dump(include={"temperature", "top_p", "max_new_tokens"}) | {"dtype": rollout.engine.dtype}
-    return {"weights": weights_sha256(model_folder), **sampling}
+    return {"model": hash_files(model_folder), **sampling}

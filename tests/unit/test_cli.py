@@ -54,9 +54,13 @@ def test_doctor_names_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Ray" in json.loads(output)["message"]
 
 
-def test_doctor_asks_for_a_compiler_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    (check,) = [check for check in examine() if check["name"].endswith(" compiler")]
-    assert check["name"] == "C++ compiler" and check["status"] in ("ok", "warn")
+def test_doctor_asks_for_a_compiler_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    for found, status in (("/usr/bin/g++", "ok"), (None, "warn")):
+        monkeypatch.setattr("dvpo_ray.doctor.shutil.which", lambda name, found=found: found)
+        (check,) = [check for check in examine() if check["name"].endswith(" compiler")]
+        assert check["name"] == "C++ compiler" and check["status"] == status
+        assert ("enforce_eager" in check["remedy"]) == (found is None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "H100")
     monkeypatch.delenv("CC", raising=False)

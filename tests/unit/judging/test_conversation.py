@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.rows import Answer, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Weights
+from jobs.answer import identity
 
 
 class Counting:
@@ -139,3 +141,18 @@ def test_what_a_killed_command_was_given_is_not_asked_again(tokenizer: Any, tmp_
 def test_a_question_that_was_given_up_is_named(tokenizer: Any, file: AnswerFile) -> None:
     with pytest.raises(ActorFailedError, match="question 'c', turn 2: not answered in time"):
         interviewer(tokenizer, file).ask(QUESTIONS, Counting(tokenizer, lost="1/1"), lambda done: None)
+
+
+def test_other_models_and_other_sampling_have_answers_of_their_own(tmp_path: Path) -> None:
+    def found(**changes: Any) -> str:
+        engine = EngineSection(dtype=changes.pop("dtype", "bfloat16"))
+        return json.dumps(identity(tmp_path, RolloutSection(engine=engine, **changes)))
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 1}')
+    first = found()
+    assert first == found(cpu_threads=1), "what changes no answer"
+    others = [found(temperature=0.5), found(top_p=0.9), found(max_new_tokens=8), found(dtype="float32")]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
+    others.append(found())
+    assert len({first, *others}) == 6
