@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
+from actors.own_folder import own_folder
 from actors.watchdog import LATE_AFTER
 from dvpo_ray.cluster_token import make_token, protect_token
 from dvpo_ray.config.sections import ClusterSection
@@ -52,7 +52,7 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    with tempfile.TemporaryDirectory(prefix="dvpo-ray-") as folder:
+    with own_folder("dvpo-ray-") as folder:
         start_embedded(cluster, folder)
         os.environ[EMBEDDED_FOLDER] = folder
         try:

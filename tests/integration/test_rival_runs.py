@@ -85,6 +85,7 @@ def test_only_ppo_holds_a_critic(policy_recipe: MakePolicyRecipe, tmp_path: Path
     assert not any(name.startswith(("critic/", "reward/")) for line in metrics(tmp_path / "dvpo") for name in line)
 
 
+@pytest.mark.slow
 def test_a_stopped_ppo_run_goes_on_bit_for_bit(
     ppo_run: tuple[dict[str, Any], Path], policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_what_a_critic_starts_from_is_checked_before_anything_starts(
     assert not (tmp_path / "none" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
     value: dict[str, Any], policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -13,7 +13,8 @@ from dvpo_ray.config.sections import ClusterSection, TransferSection
 from tests.engines import ANSWER_LENGTHS, MODEL, answers_of, gap, log_probs_of, requests, settings, weights_in
 from tests.fakes import scored_batch
 
-pytestmark = pytest.mark.integration
+# Three and two engines' starts.
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 BROADCAST = TransferSection(backend="broadcast", bucket_mib=1, broadcast_timeout_s=5)
 
@@ -31,7 +32,6 @@ def agree(pool: RolloutPool, gang: PolicyLearner, tiny_model: Path) -> bool:
     return gap(answers, log_probs_of(weights_in(gang), tiny_model, answers)) <= 1e-3
 
 
-@pytest.mark.slow
 def test_a_broadcast_goes_on_without_an_engine_that_dies_and_to_the_one_in_its_place(
     ray: ClusterSection, tiny_model: Path
 ) -> None:
