@@ -123,8 +123,8 @@ def actor_environment(threads: int, call_timeout_s: float = 0.0) -> dict[str, st
 def engine_environment(threads: int, eager: bool) -> dict[str, str]:
     """Environment variables of a rollout actor and of the vLLM processes under it.
 
-    Even an ``eager`` engine compiles the counting of a token's rank, which on CPU takes a C++ compiler and seconds of the first
-    answers, to save a millisecond a token.
+    Even an ``eager`` engine compiles the counting of tokens' ranks, which on CPU takes a C++ compiler, to save a millisecond of a
+    decoding step.
     """
     environment = {
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),

@@ -95,6 +95,13 @@ def dpo(folder: Path, tree: dict[str, Any], seed: int) -> Path:
     return folder
 
 
+def result_of(run: Path) -> dict[str, Any]:
+    """The result of a finished run."""
+    found = finished(run)
+    assert found is not None, f"{run} has no result"
+    return found
+
+
 def steps_of(folder: Path) -> list[dict[str, float]]:
     """Metrics of every step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -136,8 +143,7 @@ def plot(folders: dict[str, list[Path]], path: Path) -> None:
             if len(steps) >= SMOOTHED:
                 kl = smoothed([step["kl/per_token"] for step in steps])
                 axes.plot(kl, smoothed([step["reward/gold"] for step in steps]), color=COLOURS[kind], alpha=0.5, linewidth=1)
-            result = finished(run)
-            assert result is not None
+            result = result_of(run)
             label = kind if run == runs[0] else None
             axes.scatter(result["kl_per_token"], result["gold_after"], color=COLOURS[kind], zorder=3, label=label)
     axes.set_xlabel("KL to the reference, nats a token")
@@ -216,11 +222,6 @@ def seed_of(run: Path) -> int:
     return int(run.name.rpartition("-")[2])
 
 
-def _result(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "result.json").read_text())
-    return found
-
-
 def _step_seconds(result: dict[str, Any]) -> float:
     return float(result["seconds_per_step"])
 
@@ -233,7 +234,7 @@ def _ratio(pairs: list[tuple[Path, Path]], measure: Callable[[dict[str, Any]], f
     """Mean over the first runs by the mean over the second."""
 
     def mean(runs: Iterable[Path]) -> float:
-        return statistics.mean(measure(_result(run)) for run in runs)
+        return statistics.mean(measure(result_of(run)) for run in runs)
 
     return mean(first for first, _ in pairs) / mean(second for _, second in pairs)
 

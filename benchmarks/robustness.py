@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.algorithms import SMOOTHED, policy_tree, smoothed, steps_of
+from benchmarks.algorithms import SMOOTHED, policy_tree, result_of, smoothed, steps_of
 from benchmarks.common import RUNS, finished, table, train, write_section
 from benchmarks.seeds import demo
 from dvpo_ray.demo.gold import vader_compound
@@ -91,7 +91,7 @@ def run(name: str, seed: int, steps: int) -> Path:
 
 def row(name: str, seed: int, folder: Path) -> list[Any]:
     """One line of the table."""
-    result, steps = json.loads((folder / "result.json").read_text()), steps_of(folder)
+    result, steps = result_of(folder), steps_of(folder)
 
     def ends(metric: str) -> tuple[float, float]:
         means = smoothed([step[metric] for step in steps])

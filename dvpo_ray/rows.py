@@ -237,8 +237,8 @@ class ServedWeights:
 
 @dataclass(frozen=True)
 class EngineTraces:
-    """What an engine's processes leave behind on their node when they are killed: processes (id and start time), and names of
-    files in shared memory and of temporary folders with sockets."""
+    """What an engine's processes leave behind on their node when they are killed: processes (id and start time), names of files
+    in shared memory, and paths of temporary folders with sockets."""
 
     processes: tuple[tuple[int, float], ...] = ()
     files: tuple[str, ...] = ()
