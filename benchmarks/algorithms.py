@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import PLOTS, ROOT, RUNS, finished, table, train, write_section
-from benchmarks.seeds import demo
+from benchmarks.seeds import value_model
 from dvpo_ray.config import PipelineRecipe, load_recipe
 
 COLOURS = {"dvpo": "#0b6e4f", "ppo": "#b42318", "grpo": "#1f6feb", "rloo": "#7a3fb0", "p3o": "#c77700", "dpo": "#555555"}
@@ -28,9 +28,9 @@ WANTED_GOLD = 0.6
 SMOOTHED = 3
 
 
-def policy_tree(value_model: str) -> dict[str, Any]:
+def policy_tree(guide: str) -> dict[str, Any]:
     """The demo's policy training, with the gold of training answers recorded and not rewarded."""
-    tree = load_recipe(PipelineRecipe, "demo").policy_recipe(value_model).model_dump(mode="json", exclude_none=True)
+    tree = load_recipe(PipelineRecipe, "demo").policy_recipe(guide).model_dump(mode="json", exclude_none=True)
     tree["policy"]["rewards"] = {"gold": {"type": "function", "function": GOLD, "weight": 0.0}}
     return tree
 
@@ -58,8 +58,8 @@ def arm(kind: str, seed: int) -> Path:
     folder = place(kind, seed)
     if finished(folder) is not None:
         return folder
-    value_model = str(demo(seed)["value_model"])
-    tree = policy_tree(value_model)
+    guide = str(value_model(seed))
+    tree = policy_tree(guide)
     policy = tree["policy"]
     if kind == "dpo":
         return dpo(folder, tree, seed)
@@ -68,7 +68,7 @@ def arm(kind: str, seed: int) -> Path:
         policy["rewards"]["preference"] = {"type": "model", "folder": reward_model(seed)}
         policy["advantage"] = {"type": kind, "score": "none"}
     if kind == "ppo":
-        critic = {"initial": value_model, "learning_rate": policy["learner"]["learning_rate"]}
+        critic = {"initial": guide, "learning_rate": policy["learner"]["learning_rate"]}
         policy["advantage"] = {"type": "ppo", "preset": "max", "critic": critic}
     if kind in GROUPS:
         policy["rollout"] |= dict(zip(("prompts_per_step", "answers_per_prompt"), GROUPS[kind], strict=True))

@@ -1,6 +1,6 @@
 """Which model ranks answers best: the global value model, a reward model of the same pairs, or PPO's online critic?
 
-On the demo's held-out pairs the value model is that of ``benchmarks.seeds``, the others are those of ``benchmarks.algorithms``.
+On the demo's held-out pairs the models are those of ``benchmarks.algorithms``.
 With a file of HH-RLHF transcripts all three are trained on its first rows and asked about its last ones, whose prompts none of
 them has seen. Models that have been trained are not trained again.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.algorithms import arm, policy_tree, reward_model
 from benchmarks.common import ROOT, RUNS, finished, table, train, write_section
-from benchmarks.seeds import demo
+from benchmarks.seeds import value_model
 from dvpo_ray.config import PipelineRecipe, ValueRecipe, load_recipe
 from dvpo_ray.data.formats import parse_pair
 from jobs.evaluate import rank_pairs
@@ -30,7 +30,7 @@ COLUMNS = ["pairs", "by mean value", "by last value"]
 def demo_models(seed: int) -> dict[str, Path]:
     """Folders of the three on the demo's pairs."""
     return {
-        "global value model": Path(demo(seed)["value_model"]),
+        "global value model": value_model(seed),
         "reward model": Path(reward_model(seed)),
         "critic of `ppo`, after its last step": arm("ppo", seed) / "critic",
     }

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.algorithms import SMOOTHED, policy_tree, result_of, smoothed, steps_of
 from benchmarks.common import RUNS, finished, table, train, write_section
-from benchmarks.seeds import demo
+from benchmarks.seeds import value_model
 from dvpo_ray.demo.gold import vader_compound
 
 SHIFT = 5.0
@@ -71,15 +71,15 @@ def run(name: str, seed: int, steps: int) -> Path:
     arm = ARMS[name]
     folder = RUNS / f"robustness-{list(ARMS).index(name)}-seed-{seed}"
     if finished(folder) is None:
-        value_model = str(demo(seed)["value_model"])
-        tree = policy_tree(value_model)
+        guide = str(value_model(seed))
+        tree = policy_tree(guide)
         policy = tree["policy"]
         del policy["value_model"]
         policy["steps"] = steps * arm.patience
         policy["advantage"] = dict(arm.advantage)
         if arm.learning_rate is not None:
             policy["learner"]["learning_rate"] = arm.learning_rate
-            policy["advantage"]["critic"] = {"initial": value_model, "learning_rate": arm.learning_rate}
+            policy["advantage"]["critic"] = {"initial": guide, "learning_rate": arm.learning_rate}
         policy["rewards"]["made"] = {"type": "function", "function": f"benchmarks.robustness:{arm.reward.__name__}"}
         policy["rollout"] |= {"prompts_per_step": 32 // arm.answers_per_prompt, "answers_per_prompt": arm.answers_per_prompt}
         policy["kl"]["control"]["coefficient"] = arm.kl

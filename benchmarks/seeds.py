@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RUNS, dvpo, finished, table, write_section
+from benchmarks.common import RUNS, dvpo, finished, table, train, write_section
+from dvpo_ray.config import PipelineRecipe, load_recipe
 
 COLUMNS = (
     "gold_before",
@@ -35,6 +37,18 @@ def demo(seed: int) -> dict[str, Any]:
         result = finished(RUNS / name)
     assert result is not None
     return result
+
+
+def value_model(seed: int) -> Path:
+    """The folder of a seed's value model: that of its demo where it has been run, else trained by the same recipe alone."""
+    whole = finished(RUNS / f"demo-seed-{seed}")
+    if whole is not None:
+        return Path(whole["value_model"])
+    folder = RUNS / f"value-seed-{seed}"
+    if finished(folder) is None:
+        tree = load_recipe(PipelineRecipe, "demo").value_recipe().model_dump(mode="json", exclude_none=True)
+        train("value", tree, folder, seed)
+    return folder / "value-model"
 
 
 def main() -> None:
