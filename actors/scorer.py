@@ -154,7 +154,7 @@ class ScorerActor:
             self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=self._model.trust_remote_code)
             self._rewards = Rewards(self._reward_configs)
             self._reward_models = {
-                name: RewardModel(name, config, self._model, dtype, self._device)
+                name: RewardModel(name, config, self._model, dtype, self._device, self._tokenizer.eos_token_id)
                 for name, config in model_rewards(self._reward_configs).items()
             }
         self._loaded = self._hashes()
@@ -177,6 +177,7 @@ class ScorerActor:
             flat = self._value(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
         values = Ragged(flat, batch.response_lengths + 1).rows()
         ref_log_probs = Ragged(log_probs.cpu().numpy(), batch.response_lengths).rows()
-        given = [model(batch) for model in self._reward_models.values()]
+        cut_b = np.array([answer.finish_reason == "length" for answer in answers])
+        given = [model(batch, cut_b) for model in self._reward_models.values()]
         by_answer = np.array(given, dtype=np.float32).reshape(len(given), len(answers)).T
         return list(zip(values, ref_log_probs, by_answer, strict=True))

@@ -175,7 +175,8 @@ class Evaluator:
         lengths = scored.response_ids.lengths
         q_bt, _ = to_padded(scored.values.flat, lengths + 1)
         mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
-        signals = Signals(q_bt, kl_rewards(mu_bt, mu_bt, 0.0), mask_bt, torch.from_numpy(scored.groups()))
+        k_bt = kl_rewards(mu_bt, mu_bt, 0.0)
+        signals = Signals(q_bt, k_bt, torch.zeros(len(scored)), mask_bt, torch.from_numpy(scored.groups()))
         a_bt = advantages(self._advantage, signals)
         return [row[: int(n)].numpy() for row, n in zip(torch.unbind(a_bt), lengths, strict=True)]
 

@@ -9,6 +9,12 @@ from dvpo_ray.maths import advantages
 
 @register("grpo")
 def estimate(settings: Grpo, signals: Signals) -> Tensor:
-    """Advantages [B, T] from the frozen scores of whole answers, compared among the answers of a prompt."""
-    rewards = advantages.sequence_rewards(signals.q_bt, signals.k_bt, signals.mask_bt, settings.score)
-    return advantages.group_relative(rewards, signals.mask_bt, signals.group_b, settings.normalise)
+    """Advantages [B, T] from the scores of whole answers, compared among the answers of a prompt.
+
+    KL is compared too, but joins undivided: where all scores are equal, division by what is left would turn rounding into
+    advantages of full size.
+    """
+    scores_b = advantages.sequence_scores(signals.q_bt, signals.mask_bt, settings.score) + signals.scores_b
+    kl_b = (signals.k_bt * signals.mask_bt).sum(1) - signals.scores_b
+    scores_bt = advantages.group_relative(scores_b, signals.mask_bt, signals.group_b, settings.normalise)
+    return scores_bt + advantages.group_relative(kl_b, signals.mask_bt, signals.group_b, "none")

@@ -19,13 +19,15 @@ class Signals:
 
     Attributes:
         q_bt: frozen values q_0..q_T [B, T+1].
-        k_bt: KL reward of each token [B, T].
+        k_bt: KL reward of each token, and with the last token the scores of the recipe's rewards [B, T].
+        scores_b: these scores alone [B].
         mask_bt: active tokens [B, T].
         group_b: number of the prompt that each answer belongs to [B].
     """
 
     q_bt: Tensor
     k_bt: Tensor
+    scores_b: Tensor
     mask_bt: Tensor
     group_b: Tensor
 

@@ -101,7 +101,7 @@ class Grpo(_AmongAnswers):
 
     type: Literal["grpo"] = Field("grpo", description="Selects this kind.")
     normalise: Literal["std", "none"] = Field(
-        "std", description="Divide by the standard deviation of the group, or not (Dr. GRPO, arXiv 2503.20783)."
+        "std", description="Divide scores by their standard deviation in the group, or not (Dr. GRPO, arXiv 2503.20783)."
     )
 
 

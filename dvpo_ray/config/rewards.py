@@ -55,6 +55,11 @@ class ModelReward(_Reward):
     score: Literal["last", "mean"] = Field(
         "last", description="What scores an answer: the value of its last token, or the mean over its tokens (value models only)."
     )
+    end_cut_answers: bool = Field(
+        True,
+        description="Whether a reward model reads an answer cut at the limit as one that ends there, its last token replaced by "
+        "the end of sequence. The end is where it was trained; turn this off for one trained on answers cut themselves.",
+    )
 
 
 RewardConfig = Annotated[

@@ -64,7 +64,7 @@ def prepare(
     q_bt, _ = to_padded(scored.values.flat, lengths + 1)
     mask_bt = earned.mask_bt
     groups = torch.from_numpy(scored.groups())
-    raw_bt = advantages(advantage, Signals(q_bt, earned.rewards_bt, mask_bt, groups))
+    raw_bt = advantages(advantage, Signals(q_bt, earned.rewards_bt, earned.scores_b, mask_bt, groups))
     sums = moments(raw_bt, mask_bt)
     white_bt = whiten(raw_bt, mask_bt, sums if known is None else known, advantage.whitening)
     flat = to_flat(white_bt, mask_bt).numpy()

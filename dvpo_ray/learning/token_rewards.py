@@ -21,9 +21,11 @@ LEAST_STD = 1e-6
 
 @dataclass(frozen=True)
 class TokenRewards:
-    """Rewards and active tokens [B, T], the metrics that describe the rewards, and the moments of all scores so far."""
+    """Rewards of tokens [B, T], the scores of whole answers in them [B], active tokens [B, T], metrics that describe the rewards,
+    and the moments of all scores so far."""
 
     rewards_bt: Tensor
+    scores_b: Tensor
     mask_bt: Tensor
     metrics: dict[str, float]
     moments: RunningMoments
@@ -53,6 +55,7 @@ def token_rewards(
         "kl/per_answer": float(log_ratio_bt.sum(1).mean()),
         "kl/beta": beta,
     }
+    scores_b = torch.zeros(len(scored))
     if rewards:
         scores_bc = scored.rewards.flat.reshape(len(scored), -1)
         weights_c = np.array([config.weight for config in rewards.values()], dtype=np.float32)
@@ -60,8 +63,9 @@ def token_rewards(
         metrics |= {f"reward/{name}": float(column.mean()) for name, column in zip(rewards, scores_bc.T, strict=True)}
         if isinstance(advantage, Ppo):
             whole_b, moments = _scaled(whole_b, advantage, moments)
-        rewards_bt[torch.arange(len(scored)), torch.from_numpy(lengths).long() - 1] += torch.from_numpy(whole_b)
-    return TokenRewards(rewards_bt, mask_bt, metrics, moments)
+        scores_b = torch.from_numpy(whole_b)
+        rewards_bt[torch.arange(len(scored)), torch.from_numpy(lengths).long() - 1] += scores_b
+    return TokenRewards(rewards_bt, scores_b, mask_bt, metrics, moments)
 
 
 def running_state(moments: RunningMoments) -> dict[str, Tensor]:

@@ -92,18 +92,21 @@ def _gae(v_bt: Tensor, r_bt: Tensor, mask_bt: Tensor, lam: float) -> Tensor:
     return discounted_sum((r_bt + v_next - v_bt) * mask_bt, lam)
 
 
-def sequence_rewards(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, score: Literal["last", "mean", "none"]) -> Tensor:
-    """R = score of the whole answer + sum_t k_t, [B]. The score is q_T, the mean of q_1..q_T, or 0."""
-    _check(q_bt, k_bt, mask_bt)
+def sequence_scores(q_bt: Tensor, mask_bt: Tensor, score: Literal["last", "mean", "none"]) -> Tensor:
+    """The frozen score of the whole answer [B]: q_T, the mean of q_1..q_T, or 0."""
     q_bt = q_bt[:, 1:] * mask_bt
     lengths = mask_bt.sum(1)
     if score == "none":
-        whole = torch.zeros_like(lengths)
-    elif score == "mean":
-        whole = q_bt.sum(1) / lengths.clamp(min=1)
-    else:
-        whole = q_bt.gather(1, (lengths.long() - 1).clamp(min=0)[:, None]).squeeze(1)
-    return whole + (k_bt * mask_bt).sum(1)
+        return torch.zeros_like(lengths)
+    if score == "mean":
+        return q_bt.sum(1) / lengths.clamp(min=1)
+    return q_bt.gather(1, (lengths.long() - 1).clamp(min=0)[:, None]).squeeze(1)
+
+
+def sequence_rewards(q_bt: Tensor, k_bt: Tensor, mask_bt: Tensor, score: Literal["last", "mean", "none"]) -> Tensor:
+    """R = ``sequence_scores`` + sum_t k_t, [B]."""
+    _check(q_bt, k_bt, mask_bt)
+    return sequence_scores(q_bt, mask_bt, score) + (k_bt * mask_bt).sum(1)
 
 
 def _group_sums(reward_b: Tensor, group_b: Tensor) -> tuple[Tensor, Tensor]:

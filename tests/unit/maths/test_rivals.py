@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dvpo_ray.algorithms import LossTerms, Signals, advantages, policy_loss
-from dvpo_ray.config.algorithms import P3o, Ppo
+from dvpo_ray.config.algorithms import Grpo, P3o, Ppo
 from dvpo_ray.maths.advantages import partners, ppo_gae
 from dvpo_ray.maths.losses import clipped_value_loss, sequence_sums
 from dvpo_ray.maths.running import RunningMoments
@@ -72,9 +72,21 @@ def test_sequence_sums() -> None:
 
 
 def signals(rewards_b: list[float], groups: list[int]) -> Signals:
-    """One token an answer, whose reward is in the KL channel."""
-    k_bt = torch.tensor(rewards_b, dtype=torch.float64)[:, None]
-    return Signals(torch.zeros(len(groups), 2).double(), k_bt, torch.ones_like(k_bt), torch.tensor(groups))
+    """One token an answer, with its reward."""
+    scores_b = torch.tensor(rewards_b, dtype=torch.float64)
+    k_bt = scores_b[:, None].clone()
+    return Signals(torch.zeros(len(groups), 2).double(), k_bt, scores_b, torch.ones_like(k_bt), torch.tensor(groups))
+
+
+def test_grpo_does_not_divide_kl_by_the_spread_of_scores() -> None:
+    """Two tokens an answer: scores 1, 3 and 2, 2, with a KL reward at the first token; the group of equal scores keeps its KL."""
+    scores_b = torch.tensor([1.0, 3.0, 2.0, 2.0])
+    kl_b = torch.tensor([0.03, 0.01, -0.004, 0.002])
+    k_bt = torch.stack([kl_b, scores_b], dim=1)
+    given = Signals(torch.zeros(4, 3), k_bt, scores_b, torch.ones(4, 2), torch.tensor([0, 0, 1, 1]))
+    found = advantages(Grpo(score="none"), given)
+    assert torch.equal(found[:, 0], found[:, 1])
+    assert found[:, 0].tolist() == pytest.approx([-1.0 + 0.01, 1.0 - 0.01, -0.003, 0.003], abs=1e-6)
 
 
 def bandit_gradient(logits: Tensor, arms: Tensor, advantage: Tensor, settings: P3o) -> Tensor:

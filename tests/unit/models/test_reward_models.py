@@ -64,16 +64,16 @@ def scorer_of(base: Path, rewards: dict[str, RewardConfig], value: Path | None =
     return ScorerActor(str(base), folder, SECTION, ScorerSection(dtype="float32"), 1.0, rewards)
 
 
-def scored(scorer: ScorerActor) -> ScoredBatch:
-    rows = enumerate(zip(PROMPTS, RESPONSES, strict=True))
-    answers = [Answer(f"r{i}", p, r, np.zeros(r.size, np.float32), np.zeros(r.size, np.int32), "stop") for i, (p, r) in rows]
+def scored(scorer: ScorerActor, finished: tuple[str, str] = ("stop", "stop")) -> ScoredBatch:
+    rows = enumerate(zip(PROMPTS, RESPONSES, finished, strict=True))
+    answers = [Answer(f"r{i}", p, r, np.zeros(r.size, np.float32), np.zeros(r.size, np.int32), how) for i, (p, r, how) in rows]
     return scorer.score(*answers)
 
 
-def token_values(folder: Path) -> list[np.ndarray]:
+def token_values(folder: Path, responses: list[np.ndarray] = RESPONSES) -> list[np.ndarray]:
     """q_1..q_T of each answer, from a reader of the test's own."""
     reader = freeze(ValueReader(load_value_model(folder, torch.float32, "eager")))
-    batch = pad_sequences(PROMPTS, RESPONSES)
+    batch = pad_sequences(PROMPTS, responses)
     flat = reader(batch.input_ids, batch.attention_mask, batch.with_prompt_end).numpy()
     return [flat[1:3], flat[4:7]]
 
@@ -92,6 +92,22 @@ def test_models_score_whole_answers_in_the_columns_of_the_recipe(
     assert found[:, 2] == pytest.approx([q.mean() for q in token_values(value_folder)], abs=1e-4)
     assert np.array_equal(scored(scorer).rewards.flat.reshape(2, 3), found), "from the cache"
     assert scorer.cache_hits() == 2
+
+
+def test_an_answer_cut_at_the_limit_is_scored_where_reward_models_are_trained(
+    tiny_model: Path, reward_folder: Path, value_folder: Path, tokenizer: Any
+) -> None:
+    rewards: dict[str, RewardConfig] = {
+        "taste": ModelReward(folder=str(reward_folder)),
+        "as_it_is": ModelReward(folder=str(reward_folder), end_cut_answers=False),
+        "gvm": ModelReward(folder=str(value_folder)),
+    }
+    found = scored(scorer_of(tiny_model, rewards), ("length", "stop")).rewards.flat.reshape(2, 3)
+    ended = [np.array([9, tokenizer.eos_token_id], np.int32), RESPONSES[1]]
+    assert found[:, 0] == pytest.approx([q[-1] for q in token_values(reward_folder, ended)], abs=1e-4)
+    assert found[:, 1] == pytest.approx([q[-1] for q in token_values(reward_folder)], abs=1e-4)
+    assert found[:, 2] == pytest.approx([q[-1] for q in token_values(value_folder)], abs=1e-4)
+    assert abs(found[0, 0] - found[0, 1]) > 1e-3, "else the test could not fail"
 
 
 def test_the_hash_covers_every_frozen_model_that_scores(tiny_model: Path, reward_folder: Path, value_folder: Path) -> None:
