@@ -21,6 +21,7 @@ from dvpo_ray.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.statistics import bootstrap_ci95, win_rate
+from dvpo_ray.rewards import checked
 from dvpo_ray.rows import GenerationRequest, ScoredBatch
 from dvpo_ray.run_folder import keep_records
 from dvpo_ray.stages import Rollouts, Scorers, asked_again
@@ -151,7 +152,7 @@ class Evaluator:
         response_ids, values = scored.response_ids.rows(), scored.values.rows()
         log_probs, ref_log_probs = scored.log_probs.rows(), scored.ref_log_probs.rows()
         texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in response_ids]
-        golds = self._gold([p.prompt_text for p in prompts], texts) if self._gold else [None] * len(texts)
+        golds = self._golds([p.prompt_text for p in prompts], texts)
         token_advantages = self._advantages(scored)
         answers = [
             EvaluatedAnswer(
@@ -169,6 +170,16 @@ class Evaluator:
             for i in range(len(scored))
         ]
         return Evaluation(step, answers)
+
+    def _golds(self, prompts: Sequence[str], texts: Sequence[str]) -> Sequence[float | None]:
+        """Gold of each answer, None without a gold function.
+
+        Raises:
+            RewardError: it gave something other than a finite number for each.
+        """
+        if self._gold is None:
+            return [None] * len(texts)
+        return checked("evaluation.gold", self._gold(prompts, texts), len(texts))
 
     def _advantages(self, scored: ScoredBatch) -> list[np.ndarray]:
         """Advantages without KL and without whitening, as the value model alone gives them."""

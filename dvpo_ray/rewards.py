@@ -38,7 +38,7 @@ class Rewards:
             RewardError: one failed, or returned something other than a finite number for each answer.
         """
         found = {name: reward(prompts, answers) for name, reward in self._rewards.items()} | dict(given)
-        columns = [checked(name, found[name], len(answers)) for name in self._names]
+        columns = [checked(f"reward '{name}'", found[name], len(answers)) for name in self._names]
         return np.array(columns, dtype=np.float32).T.reshape(len(answers), len(columns))
 
 
@@ -49,8 +49,8 @@ def make_reward(name: str, config: FunctionReward | HttpReward) -> Reward:
     return RemoteReward(name, config)
 
 
-def checked(name: str, scores: Any, count: int) -> list[float]:
-    """Scores as finite floats, as many as there are answers.
+def checked(what: str, scores: Any, count: int) -> list[float]:
+    """Scores as finite floats, as many as there are answers; ``what`` gave them.
 
     Raises:
         RewardError: they are not.
@@ -58,12 +58,12 @@ def checked(name: str, scores: Any, count: int) -> list[float]:
     try:
         found = [float(score) for score in scores]
     except (TypeError, ValueError) as error:
-        raise RewardError(f"reward '{name}' returned no list of numbers: {str(scores)[:200]}") from error
+        raise RewardError(f"{what} returned no list of numbers: {str(scores)[:200]}") from error
     if len(found) != count:
-        raise RewardError(f"reward '{name}' returned {len(found)} numbers for {count} answers")
+        raise RewardError(f"{what} returned {len(found)} numbers for {count} answers")
     bad = [i for i, score in enumerate(found) if not math.isfinite(score)]
     if bad:
-        raise RewardError(f"reward '{name}' returned {found[bad[0]]} for answer {bad[0]} of {count}; it must be finite")
+        raise RewardError(f"{what} returned {found[bad[0]]} for answer {bad[0]} of {count}; it must be finite")
     return found
 
 
@@ -89,7 +89,7 @@ class RemoteReward:
         for first in range(0, len(answers), size):
             rows = slice(first, first + size)
             body = {"prompts": list(prompts[rows]), "answers": list(answers[rows])}
-            scores += checked(self._name, self._ask(body), len(body["answers"]))
+            scores += checked(f"reward '{self._name}'", self._ask(body), len(body["answers"]))
         return scores
 
     def _ask(self, body: dict[str, list[str]]) -> Any:

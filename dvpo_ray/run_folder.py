@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -153,12 +153,17 @@ def seconds_of_work(folder: Path) -> float:
     return sum(line.get("seconds/step", 0.0) + line.get("eval/seconds", 0.0) for line in lines)
 
 
-def median_step_seconds(folder: Path) -> float:
-    """The median time of a run's steps."""
-    steps = [line["seconds/step"] for line in read_records(folder / METRICS) if "seconds/step" in line]
+def recorded_steps(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run's steps; none of a run that began at another's last commit."""
+    return [line for line in read_records(folder / METRICS) if "seconds/step" in line]
+
+
+def step_seconds(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What a result says of the time of its steps: the median, or nothing when there are none."""
+    seconds = [step["seconds/step"] for step in steps]
     # The first step warms up allocators and kernels; it is no measure of the rest.
-    steady = steps[1:] or steps
-    return sorted(steady)[len(steady) // 2]
+    steady = sorted(seconds[1:] or seconds)
+    return {"seconds_per_step": steady[len(steady) // 2]} if steady else {}
 
 
 def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

@@ -18,6 +18,7 @@ from dvpo_ray.run import Run
 
 def train_on_pairs(
     batches: Sequence[np.ndarray],
+    data_sha256: str,
     learn: Callable[[int, np.ndarray], dict[str, float]],
     gang: Gang,
     run: Run,
@@ -29,6 +30,7 @@ def train_on_pairs(
 
     Args:
         batches: indices of each step's pairs.
+        data_sha256: fingerprint of the pairs, kept in commits (``jobs.resume.check_same_pairs``).
         learn: trains on them, given the step, and returns its metrics.
         evaluate: is called with the number of finished steps, and returns their held-out score when they are to have one; a run
             that is to stop does not wait for it.
@@ -55,7 +57,7 @@ def train_on_pairs(
         # Who asked it to stop waits for the commit, and not for a score of it.
         score = None if run.stopping else evaluate(step + 1)
         if committer.due(step + 1) or run.stopping:
-            state: dict[str, Any] = run.clocks() | {"score": score}
+            state: dict[str, Any] = run.clocks() | {"score": score, "data_sha256": data_sha256}
             committer.begin(step + 1, state)
         if run.stopping and step + 1 < len(batches):
             committer.finish()

@@ -26,7 +26,17 @@ from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
 from jobs.offline import train_on_pairs
-from jobs.resume import VALUE_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
+from jobs.resume import (
+    VALUE_FIXED,
+    check_same_pairs,
+    copier_of,
+    copies,
+    copying,
+    find_commit,
+    goes_on_in_place,
+    stop_on_signal,
+    store_of,
+)
 from jobs.setup import BaseModel, base_model, read_pairs
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
@@ -55,7 +65,9 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
         steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
-        total = run.total_steps = len(steps)
+        total, data_sha256 = len(steps), fingerprint(train)
+        run.total_steps = total
+        check_same_pairs(commit, data_sha256)
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
@@ -75,7 +87,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
                     pairs = [labelled(train[i]) for i in rows]
                     return gang.call("step", pairs, target, doing=f"value step {step}")[0]
 
-                train_on_pairs(steps, learn, gang, run, committer, commit)
+                train_on_pairs(steps, data_sha256, learn, gang, run, committer, commit)
                 run.phase("measuring pair accuracy on held-out prompts")
                 accuracy = evaluate_pairs(gang, held_out, target)
                 run.phase("saving and sealing the model")
@@ -83,7 +95,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
                 gang.call("save", str(target_folder), doing="saving the model")
             finally:
                 gang.stop()
-        _seal(target_folder, base, train, target, held_out, accuracy)
+        _seal(target_folder, base, len(train), data_sha256, target, held_out, accuracy)
         result = {
             **_figures(target, target_folder, accuracy),
             "pairs": len(train),
@@ -144,7 +156,8 @@ def evaluate_pairs(gang: Gang, pairs: list[EncodedPair], target: TargetConfig) -
 def _seal(
     folder: Path,
     base: BaseModel,
-    train: list[EncodedPair],
+    pairs: int,
+    data_sha256: str,
     target: TargetConfig,
     held_out: list[EncodedPair],
     accuracy: dict[str, Any],
@@ -154,8 +167,8 @@ def _seal(
         base_model=base.name,
         tokenizer_sha256=tokenizer_hash(base.tokenizer),
         chat_template_sha256=template_hash(base.tokenizer),
-        data_sha256=fingerprint(train),
-        pairs=len(train),
+        data_sha256=data_sha256,
+        pairs=pairs,
         target=target.model_dump(),
         value_mean=accuracy["value_mean"],
         value_std=accuracy["value_std"],

@@ -31,10 +31,20 @@ from dvpo_ray.maths.statistics import bootstrap_ci95, wins
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.run import RESULT, Listener, Run
-from dvpo_ray.run_folder import EVALUATIONS, locked, median_step_seconds, run_folder
+from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
 from jobs.offline import train_on_pairs
-from jobs.resume import DPO_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
+from jobs.resume import (
+    DPO_FIXED,
+    check_same_pairs,
+    copier_of,
+    copies,
+    copying,
+    find_commit,
+    goes_on_in_place,
+    stop_on_signal,
+    store_of,
+)
 from jobs.setup import BaseModel, base_model, read_pairs
 from jobs.train_policy import ENGINES, POLICY
 
@@ -80,7 +90,9 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     try:
         train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder)
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
-        total = run.total_steps = len(steps)
+        total, data_sha256 = len(steps), fingerprint(train)
+        run.total_steps = total
+        check_same_pairs(commit, data_sha256)
         _check_best(dpo, total)
         # There is no value model: values, and advantages of whatever kind, are 0.
         evaluator = make_evaluator(dpo.evaluation, dpo.data, DvpoGae(), base, run.folder, train, recipe.run.seed)
@@ -94,10 +106,10 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             stop_on_signal(run),
         ):
             committer = Committer(store, learner, run, dpo.commit.every, total, copier)
-            gained = _train(learner, steps, train, validation, held_out, run, committer, commit)
+            gained = _train(learner, steps, train, validation, data_sha256, held_out, run, committer, commit)
             run.phase("saving the policy")
             saved = (run.folder / POLICY).resolve()
-            learner.save(str(saved), {"base_model": base.name, "steps": total, "data_sha256": fingerprint(train)})
+            learner.save(str(saved), {"base_model": base.name, "steps": total, "data_sha256": data_sha256})
         result = {
             "seed": recipe.run.seed,
             "steps": total,
@@ -108,7 +120,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             **_accuracy(gained, validation),
             **figures(held_out.done),
             "policy": str(saved),
-            "seconds_per_step": median_step_seconds(run.folder),
+            **step_seconds(recorded_steps(run.folder)),
             "seconds_total": run.seconds,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
@@ -141,6 +153,7 @@ def _train(
     steps: Sequence[np.ndarray],
     train: Sequence[EncodedPair],
     validation: Sequence[EncodedPair],
+    data_sha256: str,
     held_out: HeldOut,
     run: Run,
     committer: Committer,
@@ -158,7 +171,7 @@ def _train(
     def look(step: int) -> float | None:
         return held_out.look(step, learner, run) if held_out.due(step) else None
 
-    train_on_pairs(steps, learn, learner, run, committer, commit, look)
+    train_on_pairs(steps, data_sha256, learn, learner, run, committer, commit, look)
     held_out.look(len(steps), learner, run)
     run.phase("measuring pair accuracy on held-out prompts")
     return _scores(learner, validation, run) - validation_reference

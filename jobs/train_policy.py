@@ -25,14 +25,13 @@ from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.data import EncodedDemonstration
 from dvpo_ray.driver import Driver
 from dvpo_ray.evaluation import Evaluation
-from dvpo_ray.json_files import read_records
 from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.models.value_model import ValueModelSeal
 from dvpo_ray.run import RESULT, Listener, Run
-from dvpo_ray.run_folder import EVALUATIONS, METRICS, locked, median_step_seconds, run_folder
+from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
 from jobs.resume import (
     POLICY_FIXED,
@@ -198,15 +197,16 @@ def _stages(
 def _result(
     recipe: PolicyRecipe, gvm: ValueModelSeal | None, evaluations: Mapping[int, Evaluation], folder: Path, value_hash: str
 ) -> dict[str, Any]:
-    steps = [line for line in read_records(folder / METRICS) if "seconds/step" in line]
+    steps = recorded_steps(folder)
     result: dict[str, Any] = {
         "seed": recipe.run.seed,
         "steps": recipe.policy.steps,
         "algorithm": recipe.policy.advantage.type,
-        "seconds_per_step": median_step_seconds(folder),
-        "logprob_gap_mean": sum(line["gap/abs_log_prob"] for line in steps) / len(steps),
-        "logprob_gap_kl_k3": sum(line["gap/kl_k3"] for line in steps) / len(steps),
+        **step_seconds(steps),
     }
+    if steps:
+        result["logprob_gap_mean"] = sum(line["gap/abs_log_prob"] for line in steps) / len(steps)
+        result["logprob_gap_kl_k3"] = sum(line["gap/kl_k3"] for line in steps) / len(steps)
     if gvm is not None:
         result |= {
             "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],

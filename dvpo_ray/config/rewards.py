@@ -24,12 +24,14 @@ class FunctionReward(_Reward):
 
     type: Literal["function"] = Field("function", description="Selects this kind.")
     function: EntryPoint = Field(
-        description="`package.module:function` of (prompts, answers), two lists of texts, that returns a number for each."
+        description="`package.module:function` of (prompts, answers), two lists of texts, that returns a number for each. "
+        "Prompts are whole: all turns and the words of the chat template, as the model reads them without special tokens."
     )
 
 
 class HttpReward(_Reward):
-    """A service that scores answers: POST `{"prompts": [...], "answers": [...]}` gives `{"rewards": [...]}`."""
+    """A service that scores answers: POST `{"prompts": [...], "answers": [...]}` gives `{"rewards": [...]}`. The texts are those
+    that functions are given."""
 
     type: Literal["http"] = Field("http", description="Selects this kind.")
     url: str = Field(pattern=r"^https?://", description="Where answers are sent.")

@@ -142,7 +142,12 @@ class GenerationSection(Section):
     actors: int = Field(1, ge=1, description="Rollout actors, one vLLM engine each.")
     max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass.")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Nucleus sampling mass. Below 1, KL to the reference counts what the nucleus leaves out as well.",
+    )
     row_timeout_s: float = Field(300.0, gt=0, description="Deadline of one answer, in seconds.")
     max_restarts: int = Field(
         3, ge=0, description="Times a rollout actor that died or hangs is replaced; its unfinished rows are asked of the others."
@@ -342,7 +347,9 @@ class EvaluationSection(Section):
     max_prompts: int = Field(64, ge=1, description="Use at most this many prompts.")
     answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
     gold: EntryPoint | None = Field(
-        None, description="`package.module:function` of (prompts, answers) -> scores; measured, never trained on."
+        None,
+        description="`package.module:function` of (prompts, answers) -> scores; measured, never trained on. Prompts are "
+        "their last turns alone.",
     )
     every: int = Field(0, ge=0, description="Also evaluate every so many steps; 0 evaluates only before and after.")
 

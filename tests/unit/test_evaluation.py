@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import DataError, RowsLostError
+from dvpo_ray.errors import DataError, RewardError, RowsLostError
 from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation, Evaluator, read_evaluations
 from dvpo_ray.rows import ScoredBatch
 from tests.fakes import FakeStages, scored_batch
@@ -48,6 +50,29 @@ class LosingStages(FakeStages):
 def evaluator() -> Evaluator:
     prompts = [EncodedPrompt(f"p{i}", f"ask {i}", (5, 6, 7), f"ask {i}") for i in range(4)]
     return Evaluator(prompts, 1, "tests.fakes:early_letters", DvpoGae(), Letters(), 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "what"),
+    [
+        (lambda n: [1.0] * (n - 1), "returned 3 numbers for 4 answers"),
+        (lambda n: [0.5, float("nan"), 1, 1], "returned nan for answer 1 of 4; it must be finite"),
+        (lambda n: None, "returned no list of numbers: None"),
+    ],
+)
+def test_what_a_gold_function_returns_is_checked(scores: Callable[[int], Any], what: str) -> None:
+    stages, judge = LosingStages(0), evaluator()
+    judge._gold = lambda prompts, answers: scores(len(answers))
+    with pytest.raises(RewardError, match=f"evaluation.gold {re.escape(what)}"):
+        judge.run(0, stages, stages)
+
+
+def test_gold_of_numpy_and_of_truth_values_can_be_written_and_read_again(tmp_path: Path) -> None:
+    stages, judge = LosingStages(0), evaluator()
+    judge._gold = lambda prompts, answers: [np.float32(0.5), np.bool_(True), True, 0]
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in judge.run(0, stages, stages).rows()))
+    assert judge.known(path, 0)[0].golds == [0.5, 1.0, 1.0, 0.0]
 
 
 def test_an_evaluation_that_was_cut_short_is_taken_back(tmp_path: Path) -> None:
