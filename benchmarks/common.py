@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 PLOTS = ROOT / "benchmarks" / "plots"
+FIGURES = ROOT / "benchmarks" / "figures"
 
 
 def dvpo(*arguments: str) -> None:
@@ -46,6 +47,26 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return json.loads(result.read_text()) if result.is_file() else None
 
 
+def commit() -> str:
+    """The code's short commit, empty outside a checkout."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def figures(section: str) -> dict[str, dict[str, Any]]:
+    """What was measured for a section of RESULTS.md, by run: runs are not kept with the code, these are."""
+    path = FIGURES / f"{section}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def keep_figures(section: str, measured: dict[str, dict[str, Any]]) -> None:
+    """Add what was measured, by run; a run of that name is replaced. One line a run."""
+    FIGURES.mkdir(exist_ok=True)
+    known = figures(section) | measured
+    lines = (f"  {json.dumps(name)}: {json.dumps(known[name])}" for name in sorted(known))
+    (FIGURES / f"{section}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def machine() -> str:
     """One line on this machine."""
     model = platform.processor() or platform.machine()
@@ -54,9 +75,8 @@ def machine() -> str:
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
     memory = psutil.virtual_memory().total / 2**30
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    at = f", commit {commit.stdout.strip()}" if commit.returncode == 0 else ""
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB memory, no GPU used{at}"
+    at = commit()
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB memory, no GPU used" + (f", commit {at}" if at else "")
 
 
 def write_section(name: str, title: str, command: str, body: str) -> None:

@@ -2,7 +2,8 @@
 
 On the demo's held-out pairs the models are those of ``benchmarks.algorithms``.
 With a file of HH-RLHF transcripts all three are trained on its first rows and asked about its last ones, whose prompts none of
-them has seen. Models that have been trained are not trained again.
+them has seen. Models that have been trained are not trained again, and those left out by `--models` keep their figures in
+`figures/critics.json`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.algorithms import arm, policy_tree, reward_model
-from benchmarks.common import ROOT, RUNS, finished, table, train, write_section
+from benchmarks.common import ROOT, RUNS, commit, figures, finished, keep_figures, table, train, write_section
 from benchmarks.seeds import value_model
 from dvpo_ray.config import PipelineRecipe, ValueRecipe, load_recipe
 from dvpo_ray.data.formats import parse_pair
@@ -24,28 +25,28 @@ from jobs.evaluate import rank_pairs
 HELD_OUT = ROOT / "dvpo_ray" / "demo" / "data" / "validation_pairs.jsonl.gz"
 # Usable rows trained on; rows of the file from which these are taken; rows asked about, at its end.
 USABLE, TRAINED_ON, ASKED_ABOUT = 1200, 1500, 600
+SECTION = "critics"
 COLUMNS = ["pairs", "by mean value", "by last value"]
+MODELS = ("value", "reward", "critic")
+NAMES = {"value": "global value model", "reward": "reward model"}
 
 
-def demo_models(seed: int) -> dict[str, Path]:
-    """Folders of the three on the demo's pairs."""
-    return {
-        "global value model": value_model(seed),
-        "reward model": Path(reward_model(seed)),
-        "critic of `ppo`, after its last step": arm("ppo", seed) / "critic",
-    }
+def demo_model(kind: str, seed: int) -> tuple[str, Path]:
+    """Name and folder of one of ``MODELS`` on the demo's pairs."""
+    if kind == "critic":
+        return "critic of `ppo`, after its last step", arm("ppo", seed) / "critic"
+    return NAMES[kind], value_model(seed) if kind == "value" else Path(reward_model(seed))
 
 
-def human_models(name: str, rows: list[dict[str, Any]], steps: int) -> dict[str, Path]:
-    """Folders of the three on human pairs; without ``steps`` of PPO there is no critic."""
+def human_model(kind: str, name: str, rows: list[dict[str, Any]], steps: int) -> tuple[str, Path]:
+    """Name and folder of one of ``MODELS`` on human pairs."""
     pairs = write_rows(f"{name}-pairs", iter(rows[:TRAINED_ON]))
-    value, reward = human_value(f"{name}-value", pairs), human_value(f"{name}-reward", pairs, {"type": "reward"})
-    models = {"global value model": value, "reward model": reward}
-    if steps:
-        models[f"critic of `ppo`, from the reward model, after {steps} steps"] = human_critic(
-            name, rows[:TRAINED_ON], reward, steps
-        )
-    return models
+    if kind == "value":
+        return NAMES[kind], human_value(f"{name}-value", pairs)
+    reward = human_value(f"{name}-reward", pairs, {"type": "reward"})
+    if kind == "reward":
+        return NAMES[kind], reward
+    return f"critic of `ppo`, from the reward model, after {steps} steps", human_critic(name, rows[:TRAINED_ON], reward, steps)
 
 
 def human_value(name: str, pairs: Path, target: dict[str, Any] | None = None) -> Path:
@@ -104,54 +105,70 @@ def write_rows(name: str, rows: Iterator[dict[str, Any]]) -> Path:
     return path
 
 
-def accuracy(found: dict[str, Any], how: str) -> str:
-    """Share of pairs ranked right, with its interval."""
-    low, high = found[f"accuracy_{how}_ci95"]
-    return f"{found['accuracy'][how]:.3f} ({low:.3f} to {high:.3f})"
+def ranked(what: str, found: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
+    """What the table says of a model."""
+    told = {how: [found["accuracy"][how], *found[f"accuracy_{how}_ci95"]] for how in ("mean", "last")}
+    return {"what": what, "seed": seed, "pairs": found["pairs"], **told, "commit": commit()}
 
 
-def line(found: dict[str, Any]) -> list[Any]:
+def line(one: dict[str, Any]) -> list[Any]:
     """The cells of ``COLUMNS``."""
-    return [found["pairs"], accuracy(found, "mean"), accuracy(found, "last")]
+    return [one["pairs"], *("{:.3f} ({:.3f} to {:.3f})".format(*one[how]) for how in ("mean", "last"))]
 
 
-def human_table(path: Path, steps: int) -> str:
-    """All on a file of transcripts."""
+def ask_demo(kinds: Sequence[str], seeds: Sequence[int]) -> None:
+    """Rank the demo's held-out pairs."""
+    data = load_recipe(PipelineRecipe, "demo").value.data
+    limits = data.max_prompt_tokens, data.max_answer_tokens
+    for seed in seeds:
+        for kind in kinds:
+            what, folder = demo_model(kind, seed)
+            found = rank_pairs(folder, str(HELD_OUT), *limits, critic=kind == "critic")
+            keep_figures(SECTION, {f"demo-{seed}-{kind}": ranked(what, found, seed)})
+
+
+def ask_human(kinds: Sequence[str], path: Path, steps: int) -> None:
+    """Rank the last pairs of a file of transcripts."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         transcripts = [json.loads(text) for text in file]
     if len(transcripts) < TRAINED_ON + ASKED_ABOUT:
         raise SystemExit(f"{path}: {len(transcripts)} rows, {TRAINED_ON + ASKED_ABOUT} are needed")
     name = path.name.partition(".")[0]
     asked = str(write_rows(f"{name}-held-out", unseen(transcripts)))
-    models = human_models(name, transcripts, steps)
-    rows = [[what, *line(rank_pairs(folder, asked, 256, 64, "truncate_answer"))] for what, folder in models.items()]
-    return (
-        f"\nHuman preferences, {name}: trained on the first {USABLE} usable rows, asked about the last "
-        f"{ASKED_ABOUT} without those whose first question was trained on; prompts of up to 256 tokens, the first 64 of each "
-        "answer.\n\n" + table(["", *COLUMNS], rows)
-    )
+    for kind in kinds:
+        what, folder = human_model(kind, name, transcripts, steps)
+        found = rank_pairs(folder, asked, 256, 64, "truncate_answer", critic=kind == "critic")
+        keep_figures(SECTION, {f"human-{kind}": ranked(what, found)})
 
 
 def main() -> None:
     """Ask all and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the demo's models; none leaves them out")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--human", type=Path, help="HH-RLHF file, .jsonl.gz")
-    parser.add_argument("--human-steps", type=int, default=10, help="steps of PPO on its prompts; 0 leaves the critic out")
+    parser.add_argument("--human-steps", type=int, default=10, help="steps of PPO on its prompts")
     given = parser.parse_args()
-    data = load_recipe(PipelineRecipe, "demo").value.data
-    rows = [
-        [what, seed, *line(rank_pairs(folder, str(HELD_OUT), data.max_prompt_tokens, data.max_answer_tokens))]
-        for seed in given.seeds
-        for what, folder in demo_models(seed).items()
-    ]
-    body = "Share of held-out pairs whose chosen answer scores higher, with 95% intervals over prompts; for a reward model and a "
-    body += "critic the last value is what they are trained for.\n\nThe demo's pairs:\n\n" + table(["", "seed", *COLUMNS], rows)
-    command = "python -m benchmarks.critics"
+    ask_demo(given.models, given.seeds)
     if given.human:
-        command += f" --human {given.human.name}"
-        body += human_table(given.human, given.human_steps)
-    write_section("critics", "Value model, reward model, online critic", command, body)
+        ask_human(given.models, given.human, given.human_steps)
+    known = figures(SECTION)
+    demo = sorted((one for name, one in known.items() if name.startswith("demo-")), key=lambda one: (one["what"], one["seed"]))
+    human = [known[name] for kind in MODELS if (name := f"human-{kind}") in known]
+    body = (
+        "Share of held-out pairs whose chosen answer scores higher, with 95% intervals over prompts. A reward model is trained at "
+        "the last value alone, a critic at every state but the end: its last value is that of the state before the last token.\n\n"
+        "The demo's pairs:\n\n"
+    )
+    body += table(["", "seed", *COLUMNS], [[one["what"], one["seed"], *line(one)] for one in demo])
+    if human:
+        body += (
+            f"\nHuman preferences, HH-RLHF harmless-base: trained on the first {USABLE} usable rows of its test file, asked about "
+            f"the last {ASKED_ABOUT} without those whose first question was trained on; prompts of up to 256 tokens, the first 64 of "
+            "each answer.\n\n"
+        )
+        body += table(["", *COLUMNS], [[one["what"], *line(one)] for one in human])
+    write_section(SECTION, "Value model, reward model, online critic", "python -m benchmarks.critics --human FILE", body)
     print(body)
 
 

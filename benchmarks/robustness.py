@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.algorithms import SMOOTHED, policy_tree, result_of, smoothed, steps_of
+from benchmarks.algorithm_tables import SMOOTHED, result_of, smoothed, steps_of
+from benchmarks.algorithms import policy_tree
 from benchmarks.common import RUNS, finished, table, train, write_section
 from benchmarks.seeds import value_model
 from dvpo_ray.demo.gold import vader_compound
@@ -79,7 +80,8 @@ def run(name: str, seed: int, steps: int) -> Path:
         policy["advantage"] = dict(arm.advantage)
         if arm.learning_rate is not None:
             policy["learner"]["learning_rate"] = arm.learning_rate
-            policy["advantage"]["critic"] = {"initial": guide, "learning_rate": arm.learning_rate}
+        if policy["advantage"]["type"] == "ppo":
+            policy["advantage"]["critic"] = {"initial": guide, "learning_rate": policy["learner"]["learning_rate"]}
         policy["rewards"]["made"] = {"type": "function", "function": f"benchmarks.robustness:{arm.reward.__name__}"}
         policy["rollout"] |= {"prompts_per_step": 32 // arm.answers_per_prompt, "answers_per_prompt": arm.answers_per_prompt}
         policy["kl"]["control"]["coefficient"] = arm.kl

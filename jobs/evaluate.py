@@ -41,9 +41,13 @@ def evaluate_value(folder: Path, data: str, max_prompt_tokens: int, max_answer_t
 
 
 def rank_pairs(
-    folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int, overlong: Overlong = "reject"
+    folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int, overlong: Overlong = "reject", critic: bool = False
 ) -> dict[str, Any]:
-    """As ``evaluate_value``, of any model that gives tokens values, such as the critic of a ``ppo`` run."""
+    """As ``evaluate_value``, of any model that gives tokens values.
+
+    PPO trains the ``critic`` of a run at the state before each token and never at the end: its values are q_0..q_{T-1}, the last
+    that of the state before the last token.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -63,6 +67,9 @@ def rank_pairs(
     prompts = [np.asarray(p.prompt_ids) for p in pairs for _ in range(2)]
     answers = [np.asarray(ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     values = _values(reader, prompts, answers, device)
+    if critic:
+        # The first of T + 1 is left out wherever pairs are ranked.
+        values = [np.concatenate([q[:1], q[:-1]]) for q in values]
     chosen, rejected = values[0::2], values[1::2]
     keys = [p.prompt_key for p in pairs]
     return {

@@ -60,7 +60,7 @@ def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path], pair
     assert steps[1]["value/mean"] != 0, "the critic has moved"
     assert steps[-1]["loss/ptx"] < steps[0]["loss/ptx"] - 0.1, "chosen answers have become likelier"
     assert all(step["gap/abs_log_prob"] <= 1e-3 for step in steps)
-    found = rank_pairs(folder / "critic", str(pairs), 64, 32)
+    found = rank_pairs(folder / "critic", str(pairs), 64, 32, critic=True)
     assert found["pairs"] == 96 and 0 <= found["accuracy"]["last"] <= 1, "the critic is saved as a model that can be asked"
     assert "CriticRank" in result["peak_memory_by_process_gb"]
     assert not any(key.startswith("gvm") for key in result)
