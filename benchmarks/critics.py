@@ -156,16 +156,16 @@ def main() -> None:
     demo = sorted((one for name, one in known.items() if name.startswith("demo-")), key=lambda one: (one["what"], one["seed"]))
     human = [known[name] for kind in MODELS if (name := f"human-{kind}") in known]
     body = (
-        "Share of held-out pairs whose chosen answer scores higher, with 95% intervals over prompts. A reward model is trained at "
-        "the last value alone, a critic at every state but the end: its last value is that of the state before the last token.\n\n"
-        "The demo's pairs:\n\n"
+        "Share of held-out pairs whose chosen answer scores higher, with 95% intervals over prompts. A reward model is trained "
+        "at the last value alone, a critic at every state but the end: its last value is that of the state before the last "
+        "token.\n\nThe demo's pairs:\n\n"
     )
     body += table(["", "seed", *COLUMNS], [[one["what"], one["seed"], *line(one)] for one in demo])
     if human:
         body += (
-            f"\nHuman preferences, HH-RLHF harmless-base: trained on the first {USABLE} usable rows of its test file, asked about "
-            f"the last {ASKED_ABOUT} without those whose first question was trained on; prompts of up to 256 tokens, the first 64 of "
-            "each answer.\n\n"
+            f"\nHuman preferences, HH-RLHF harmless-base: trained on the first {USABLE} usable rows of its test file, asked "
+            f"about the last {ASKED_ABOUT} without those whose first question was trained on; prompts of up to 256 tokens, the "
+            "first 64 of each answer.\n\n"
         )
         body += table(["", *COLUMNS], [[one["what"], *line(one)] for one in human])
     write_section(SECTION, "Value model, reward model, online critic", "python -m benchmarks.critics --human FILE", body)
