@@ -59,8 +59,12 @@ class JudgeSettings:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of them a verdict depends on: the same name at another address may be another judge."""
-        return {"endpoint": str(httpx.URL(self.endpoint)).rstrip("/"), **self.asked_for}
+        """What of them a verdict depends on: the same name at another address may be another judge.
+
+        Not the limit of a reply: one that ended by itself would have ended so under another.
+        """
+        address = str(httpx.URL(self.endpoint)).rstrip("/")
+        return {"endpoint": address, "model": self.model, "temperature": self.temperature}
 
 
 @dataclass(frozen=True)

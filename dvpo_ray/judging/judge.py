@@ -57,7 +57,11 @@ def compare_answers(
     with locked(verdicts):
         file = VerdictFile(verdicts)
         wanted = _wanted(comparisons, settings)
-        missing = {key: request for key, request in wanted.items() if key not in file.known}
+        missing = {
+            key: request
+            for key, request in wanted.items()
+            if key not in file.known or not file.known[key].settled(settings.max_tokens)
+        }
         count, counted = token_counter(consent.tokenizer)
         expected = estimate(list(missing.values()), settings.max_tokens, consent.prices, count, counted)
         judging = _Judging(file, settings, consent, count, [file.known[key] for key in wanted if key in file.known], listener)
@@ -94,7 +98,7 @@ class _Judging:
         known: Sequence[Judgement],
         listener: Listener,
     ) -> None:
-        """``known`` are the verdicts that need not be asked for; ``count`` counts tokens where the service does not."""
+        """``known`` are the verdicts that were paid for; ``count`` counts tokens where the service does not."""
         self._file = file
         self._settings = settings
         self._consent = consent
@@ -165,6 +169,7 @@ class _Judging:
             finish_reason=reply.finish_reason,
             input_tokens=reply.input_tokens or sent_tokens(request, self._count),
             output_tokens=reply.output_tokens or self._count(reply.text),
+            max_tokens=self._settings.max_tokens,
         )
         self._file.add(judgement)
         self.input_tokens += judgement.input_tokens

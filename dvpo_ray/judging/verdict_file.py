@@ -19,6 +19,11 @@ class Judgement(Kept):
     finish_reason: str
     input_tokens: int
     output_tokens: int
+    max_tokens: int
+
+    def settled(self, max_tokens: int) -> bool:
+        """Whether a reply of at most so many tokens would say no more."""
+        return self.verdict is not None or self.finish_reason != "length" or self.max_tokens >= max_tokens
 
 
 class VerdictFile(KeptLines[Judgement]):

@@ -19,7 +19,9 @@ from tests.fuzzing import altered, damaged, examples
 from tests.unit.judging.test_benchmark_formats import QUESTIONS, WRITTEN
 
 JUDGEMENTS = [
-    Judgement(key=key, question="q", verdict=verdict, reply="Ä", finish_reason="stop", input_tokens=3, output_tokens=1)
+    Judgement(
+        key=key, question="q", verdict=verdict, reply="Ä", finish_reason="stop", input_tokens=3, output_tokens=1, max_tokens=9
+    )
     for key, verdict in (("x", "A"), ("y", None))
 ]
 COMPLETION = {
@@ -77,7 +79,9 @@ def test_altered_replies_can_be_kept_and_read_again(data: st.DataObject) -> None
     except MalformedReplyError:
         return
     counts = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
-    kept = Judgement(key="x", question="q", verdict=None, reply=reply.text, finish_reason=reply.finish_reason, **counts)
+    kept = Judgement(
+        key="x", question="q", verdict=None, reply=reply.text, finish_reason=reply.finish_reason, max_tokens=9, **counts
+    )
     with tempfile.TemporaryDirectory() as folder:
         with VerdictFile(Path(folder) / "verdicts.jsonl") as file:
             file.add(kept)

@@ -101,6 +101,24 @@ def test_ties_and_replies_without_a_verdict_are_counted(service: Service, answer
     assert len(service.asked) == 2 * QUESTIONS
 
 
+def test_only_replies_that_were_cut_are_asked_again_with_more_room(service: Service, answers: tuple[Path, Path]) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        cut = body["max_tokens"] < 100 and shown(body)[0] == "good 1"
+        return completion("Let me see, firstly", "length") if cut else likes_good(body)
+
+    service.reply = reply
+    short = judged(service, answers, max_tokens=50)
+    assert (short["parse_failures_cut"], short["wins"]) == (1, QUESTIONS - 1)
+    assert judged(service, answers, Consent(), max_tokens=50)["asked"] == 0
+    assert judged(service, answers, Consent(), max_tokens=20)["asked"] == 0, "less room says no more"
+    # At 1.0 for a token that comes back: 12 replies of 10 tokens were paid for, and at most 200 are to come.
+    with pytest.raises(ConfigError, match=r"after 120\.00 for verdicts that are known, more than --max-cost 300"):
+        judged(service, answers, Consent(max_cost=300.0, prices=Prices(0.0, 1e6)), max_tokens=200)
+    long = judged(service, answers, max_tokens=200)
+    assert (long["asked"], long["known_before"], long["parse_failures"], long["wins"]) == (1, 2 * QUESTIONS - 1, 0, QUESTIONS)
+    assert judged(service, answers, Consent(), max_tokens=50)["wins"] == QUESTIONS, "the newer reply counts"
+
+
 def test_one_refused_request_leaves_its_question_undecided(service: Service, answers: tuple[Path, Path]) -> None:
     service.reply = lambda body: (400, {}, "too long") if shown(body)[1] == "good 3" else likes_good(body)
     found = judged(service, answers)

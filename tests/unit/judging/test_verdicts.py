@@ -12,7 +12,7 @@ from dvpo_ray.judging.formats import Answered
 from dvpo_ray.judging.verdicts import Comparison, Verdict, outcome, pair_up, parse_verdict, summarise
 
 POEM = Comparison("81", ("Write a poem.", "Shorter."), ("Roses", "Rose"), ("Violets", "Violet"))
-JUDGE = {"model": "j", "max_tokens": 9, "temperature": 0.0}
+JUDGE = {"model": "j", "temperature": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_verdict_is_known_by_all_it_depends_on() -> None:
         first.identity(JUDGE),
         second.identity(JUDGE),
         first.identity(JUDGE | {"model": "k"}),
-        first.identity(JUDGE | {"max_tokens": 10}),
+        first.identity(JUDGE | {"temperature": 1.0}),
         Comparison("81", ("Write a verse.", "Shorter."), POEM.a, POEM.b).orders()[0].identity(JUDGE),
     }
     assert len(known) == 5
