@@ -12,6 +12,7 @@ import argparse
 import gzip
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def human_critic(name: str, rows: list[dict[str, Any]], reward: Path, steps: int
     """The critic of PPO on the prompts of human pairs, rewarded by their reward model, from which it starts."""
     folder = RUNS / f"{name}-ppo-{steps}"
     if finished(folder) is None:
-        prompts = write_rows(f"{name}-prompts", ({"prompt": parse_pair(row)[0]} for row in rows if usable(row)))
+        prompts = write_rows(
+            f"{name}-prompts", ({"prompt": [asdict(turn) for turn in parse_pair(row)[0]]} for row in rows if usable(row))
+        )
         tree = policy_tree(str(reward))
         policy = tree["policy"]
         del policy["value_model"], policy["evaluation"]
