@@ -114,6 +114,8 @@ def main() -> None:
     told = ", ".join(f"{gold:.3f} (seed {seed})" for seed, gold in sorted(before.items()))
     body = f"Held-out gold before training {told}; in the table by seed, from the first on. "
     body += "In the first two of its 20 steps `ppo` trains its critic alone.\n\n"
+    made = {kind: " and ".join(sorted({one["commit"] for one in by_seed.values()})) for kind, by_seed in found.items()}
+    body += f"Commits of the runs: {', '.join(f'`{kind}` {commits}' for kind, commits in made.items())}.\n\n"
     body += quality_table(found) + "\n" + cost_table(found)
     body += f"\n![KL against gold]({image.relative_to(ROOT / 'benchmarks')})\n"
     write_section(SECTION, "DVPO and its rivals", "python -m benchmarks.algorithms", body)
