@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import finished, table
+from dvpo_ray.run_folder import recorded_steps
 
 COLOURS = {"dvpo": "#0b6e4f", "ppo": "#b42318", "grpo": "#1f6feb", "rloo": "#7a3fb0", "p3o": "#c77700", "dpo": "#555555"}
 WANTED_GOLD = 0.6
@@ -37,12 +37,6 @@ def result_of(run: Path) -> dict[str, Any]:
     return found
 
 
-def steps_of(folder: Path) -> list[dict[str, float]]:
-    """Metrics of every step."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "seconds/step" in line]
-
-
 def smoothed(numbers: list[float]) -> np.ndarray:
     """Moving mean over ``SMOOTHED`` steps."""
     return np.convolve(numbers, np.ones(SMOOTHED) / SMOOTHED, mode="valid")
@@ -50,7 +44,7 @@ def smoothed(numbers: list[float]) -> np.ndarray:
 
 def measured(run: Path) -> Measured:
     """What tables and plot need of a finished run; ``curve`` are KL and gold of training answers, smoothed."""
-    steps = [step for step in steps_of(run) if "reward/gold" in step]
+    steps = [step for step in recorded_steps(run) if "reward/gold" in step]
     curve: list[list[float]] = []
     reached = None
     if len(steps) >= SMOOTHED:

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.algorithm_tables import COLOURS, Measured, cost_table, measured, plot, quality_table
 from benchmarks.common import PLOTS, ROOT, RUNS, commit, figures, finished, keep_figures, train, write_section
-from benchmarks.seeds import value_model
+from benchmarks.seeds import reward_model, value_model
 from dvpo_ray.config import PipelineRecipe, load_recipe
 
 GROUPS = {"grpo": (8, 4), "rloo": (8, 4), "p3o": (16, 2)}
@@ -28,19 +28,6 @@ def policy_tree(guide: str) -> dict[str, Any]:
     tree = load_recipe(PipelineRecipe, "demo").policy_recipe(guide).model_dump(mode="json", exclude_none=True)
     tree["policy"]["rewards"] = {"gold": {"type": "function", "function": GOLD, "weight": 0.0}}
     return tree
-
-
-def reward_model(seed: int) -> str:
-    """A reward model of the demo's pairs, trained as long as its value model."""
-    folder = RUNS / f"reward-seed-{seed}"
-    if finished(folder) is None:
-        demo_recipe = load_recipe(PipelineRecipe, "demo")
-        tree = demo_recipe.value_recipe().model_dump(mode="json", exclude_none=True)
-        tree["value"]["target"] = {"type": "reward"}
-        train("reward", tree, folder, seed)
-    result = finished(folder)
-    assert result is not None
-    return str(result["reward_model"])
 
 
 def place(kind: str, seed: int) -> Path:
@@ -60,7 +47,7 @@ def arm(kind: str, seed: int) -> Path:
         return dpo(folder, tree, seed)
     if kind != "dvpo":
         del policy["value_model"]
-        policy["rewards"]["preference"] = {"type": "model", "folder": reward_model(seed)}
+        policy["rewards"]["preference"] = {"type": "model", "folder": str(reward_model(seed))}
         policy["advantage"] = {"type": kind, "score": "none"}
     if kind == "ppo":
         critic = {"initial": guide, "learning_rate": policy["learner"]["learning_rate"]}

@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.algorithms import arm, policy_tree, reward_model
+from benchmarks.algorithms import arm, policy_tree
 from benchmarks.common import ROOT, RUNS, commit, figures, finished, keep_figures, table, train, write_section
-from benchmarks.seeds import value_model
+from benchmarks.seeds import reward_model, value_model
 from dvpo_ray.config import PipelineRecipe, ValueRecipe, load_recipe
 from dvpo_ray.data.formats import parse_pair
 from jobs.evaluate import rank_pairs
@@ -36,7 +36,7 @@ def demo_model(kind: str, seed: int) -> tuple[str, Path]:
     """Name and folder of one of ``MODELS`` on the demo's pairs."""
     if kind == "critic":
         return "critic of `ppo`, after its last step", arm("ppo", seed) / "critic"
-    return NAMES[kind], value_model(seed) if kind == "value" else Path(reward_model(seed))
+    return NAMES[kind], value_model(seed) if kind == "value" else reward_model(seed)
 
 
 def human_model(kind: str, name: str, rows: list[dict[str, Any]], steps: int) -> tuple[str, Path]:

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.algorithm_tables import SMOOTHED, result_of, smoothed, steps_of
+from benchmarks.algorithm_tables import SMOOTHED, result_of, smoothed
 from benchmarks.algorithms import policy_tree
 from benchmarks.common import RUNS, finished, table, train, write_section
 from benchmarks.seeds import value_model
 from dvpo_ray.demo.gold import vader_compound
+from dvpo_ray.run_folder import recorded_steps
 
 SHIFT = 5.0
 # Reward of a comma: at first commas make answers differ by 0.35 (standard deviation), gold by 0.48.
@@ -93,7 +94,7 @@ def run(name: str, seed: int, steps: int) -> Path:
 
 def row(name: str, seed: int, folder: Path) -> list[Any]:
     """One line of the table."""
-    result, steps = result_of(folder), steps_of(folder)
+    result, steps = result_of(folder), recorded_steps(folder)
 
     def ends(metric: str) -> tuple[float, float]:
         means = smoothed([step[metric] for step in steps])

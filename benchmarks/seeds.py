@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.common import RUNS, dvpo, finished, table, train, write_section
 from dvpo_ray.config import PipelineRecipe, load_recipe
@@ -44,11 +44,23 @@ def value_model(seed: int) -> Path:
     whole = finished(RUNS / f"demo-seed-{seed}")
     if whole is not None:
         return Path(whole["value_model"])
-    folder = RUNS / f"value-seed-{seed}"
+    return model_of_pairs("value", seed)
+
+
+def reward_model(seed: int) -> Path:
+    """The folder of a seed's reward model, trained as long as its value model."""
+    return model_of_pairs("reward", seed)
+
+
+def model_of_pairs(kind: Literal["value", "reward"], seed: int) -> Path:
+    """The folder of a model trained on the demo's pairs by its recipe."""
+    folder = RUNS / f"{kind}-seed-{seed}"
     if finished(folder) is None:
         tree = load_recipe(PipelineRecipe, "demo").value_recipe().model_dump(mode="json", exclude_none=True)
-        train("value", tree, folder, seed)
-    return folder / "value-model"
+        if kind == "reward":
+            tree["value"]["target"] = {"type": "reward"}
+        train(kind, tree, folder, seed)
+    return folder / f"{kind}-model"
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ class UnhealthyRunError(RunError):
 
 
 class RewardError(RunError):
-    """A reward failed, or gave something other than a finite number for each answer."""
+    """A reward or gold function failed, or gave something other than a finite number for each answer."""
 
 
 class JudgeError(RunError):

@@ -12,8 +12,22 @@ from actors.gang import Gang
 from actors.nodes import leaving, this_node
 from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
-from dvpo_ray.errors import AS_ASKED, RunStoppedError
+from dvpo_ray.errors import AS_ASKED, DataError, RunStoppedError
 from dvpo_ray.run import Run
+
+
+def check_same_pairs(commit: Commit | None, data_sha256: str) -> None:
+    """Refuse to go on with other pairs than those of a commit: which of them a step takes depends on all.
+
+    Raises:
+        DataError: they have another fingerprint.
+    """
+    # Commits of earlier versions do not say.
+    if commit is not None and commit.state.get("data_sha256", data_sha256) != data_sha256:
+        raise DataError(
+            f"the pairs are not those with which commit '{commit.folder}' was made (sha256 {data_sha256[:16]}..., then "
+            f"{commit.part('data_sha256', str)[:16]}...): bring those back, or start the run anew"
+        )
 
 
 def train_on_pairs(
@@ -30,7 +44,7 @@ def train_on_pairs(
 
     Args:
         batches: indices of each step's pairs.
-        data_sha256: fingerprint of the pairs, kept in commits (``jobs.resume.check_same_pairs``).
+        data_sha256: fingerprint of the pairs, kept in commits (``check_same_pairs``).
         learn: trains on them, given the step, and returns its metrics.
         evaluate: is called with the number of finished steps, and returns their held-out score when they are to have one; a run
             that is to stop does not wait for it.

@@ -25,18 +25,8 @@ from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
-from jobs.offline import train_on_pairs
-from jobs.resume import (
-    VALUE_FIXED,
-    check_same_pairs,
-    copier_of,
-    copies,
-    copying,
-    find_commit,
-    goes_on_in_place,
-    stop_on_signal,
-    store_of,
-)
+from jobs.offline import check_same_pairs, train_on_pairs
+from jobs.resume import VALUE_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_pairs
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"

@@ -14,7 +14,6 @@ from dvpo_ray.config import Recipe
 from dvpo_ray.config.sections import CommitSection
 from dvpo_ray.copier import Copier
 from dvpo_ray.copy_target import CopyTarget
-from dvpo_ray.errors import DataError
 from dvpo_ray.run import Run
 from dvpo_ray.run_folder import COMMITS, CONFIG, check_same_run, run_folder
 
@@ -84,20 +83,6 @@ def find_commit(recipe: Recipe, fixed: Sequence[str], store: CommitStore, copier
         in_place = goes_on_in_place(recipe, commit)
         copier.go_on(commit.step if commit is not None and in_place else 0, replace=recipe.run.overwrite)
     return commit
-
-
-def check_same_pairs(commit: Commit | None, data_sha256: str) -> None:
-    """Refuse to go on with other pairs than those of a commit: which of them a step takes depends on all.
-
-    Raises:
-        DataError: they have another fingerprint.
-    """
-    # Commits of earlier versions do not say.
-    if commit is not None and commit.state.get("data_sha256", data_sha256) != data_sha256:
-        raise DataError(
-            f"the pairs are not those with which commit '{commit.folder}' was made (sha256 {data_sha256[:16]}..., then "
-            f"{commit.part('data_sha256', str)[:16]}...): bring those back, or start the run anew"
-        )
 
 
 @contextmanager

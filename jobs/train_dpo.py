@@ -33,18 +33,8 @@ from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
-from jobs.offline import train_on_pairs
-from jobs.resume import (
-    DPO_FIXED,
-    check_same_pairs,
-    copier_of,
-    copies,
-    copying,
-    find_commit,
-    goes_on_in_place,
-    stop_on_signal,
-    store_of,
-)
+from jobs.offline import check_same_pairs, train_on_pairs
+from jobs.resume import DPO_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
 from jobs.setup import BaseModel, base_model, read_pairs
 from jobs.train_policy import ENGINES, POLICY
 

@@ -10,7 +10,7 @@ import pytest
 from dvpo_ray.commits import Commit
 from dvpo_ray.errors import DataError
 from dvpo_ray.run_folder import METRICS, recorded_steps, step_seconds
-from jobs.resume import check_same_pairs
+from jobs.offline import check_same_pairs
 
 
 def test_the_first_step_is_no_measure_of_the_others(tmp_path: Path) -> None:
