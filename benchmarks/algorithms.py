@@ -84,8 +84,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(COLOURS), default=list(COLOURS))
     parser.add_argument("--there", action="store_true", help="run nothing: the table of what has been run, here or elsewhere")
     given = parser.parse_args()
-    for kind in given.arms:
-        for seed in [] if given.there else given.seeds:
+    # Seed by seed, so that what is compared was measured near in time: machines that are shared change their speed.
+    for seed in [] if given.there else given.seeds:
+        for kind in given.arms:
             run = arm(kind, seed)
             keep_figures(SECTION, {run.name: measured(run) | {"commit": commit()}})
     known = figures(SECTION)

@@ -1,10 +1,9 @@
 """Two ways in which rewards go wrong, on the demo's model and prompts.
 
 `noise`: the rewards of every prompt are shifted by a number of its own, drawn from N(0, 5). P3O compares answers of one prompt
-and does not see it; PPO does (arXiv 2310.00212). `exploit`: the reward is gold and something for every comma, without end. Plain
-PPO without KL is compared with the preset `max` with KL, which is given twice the steps (arXiv 2307.04964): entropy, length and
-KL tell which of them collapses. Gold does not: it counts cheerful words, in lists of words as well as in sentences. Arms that
-have a result are not run again.
+and does not see it; PPO does (arXiv 2310.00212). `exploit`: the reward is gold and something for every digit, without end, and
+digits stand where words could. Plain PPO without KL is compared with the preset `max` with KL, which is given twice the steps
+(arXiv 2307.04964). Arms that have a result are not run again.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from dvpo_ray.demo.gold import vader_compound
 from dvpo_ray.run_folder import recorded_steps
 
 SHIFT = 5.0
-# Reward of a comma: at first commas make answers differ by 0.35 (standard deviation), gold by 0.48.
-COMMA = 0.25
+# Reward of a digit: at first digits make answers differ by 0.32 (standard deviation), gold by 0.48.
+DIGIT = 0.25
 # Of `exploit`, three times the demo's: what goes wrong at all goes wrong within the steps there is time for.
 LEARNING_RATE = 7.8e-5
 
@@ -41,9 +40,14 @@ def shifted_gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     return [score + shift for score, shift in zip(vader_compound(prompts, answers), shifts, strict=True)]
 
 
-def gold_and_commas(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """Gold, and ``COMMA`` for every comma of the answer."""
-    return [score + COMMA * answer.count(",") for score, answer in zip(vader_compound(prompts, answers), answers, strict=True)]
+def digits(answer: str) -> int:
+    """How many of 0 to 9 are in an answer."""
+    return sum(character in "0123456789" for character in answer)
+
+
+def gold_and_digits(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """Gold, and ``DIGIT`` for every digit of the answer."""
+    return [score + DIGIT * digits(answer) for score, answer in zip(vader_compound(prompts, answers), answers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ ARMS = {
     "noise: `p3o`": Arm(shifted_gold, {"type": "p3o", "score": "none"}, answers_per_prompt=2),
     "noise: `ppo`, preset `max`": Arm(shifted_gold, {"type": "ppo"}, answers_per_prompt=2),
     "exploit: `ppo`, preset `plain`, no KL": Arm(
-        gold_and_commas, {"type": "ppo", "preset": "plain"}, kl=0.0, learning_rate=LEARNING_RATE
+        gold_and_digits, {"type": "ppo", "preset": "plain"}, kl=0.0, learning_rate=LEARNING_RATE
     ),
-    "exploit: `ppo`, preset `max`, KL": Arm(gold_and_commas, {"type": "ppo"}, kl=0.1, patience=2, learning_rate=LEARNING_RATE),
+    "exploit: `ppo`, preset `max`, KL": Arm(gold_and_digits, {"type": "ppo"}, kl=0.1, patience=2, learning_rate=LEARNING_RATE),
 }
 
 
@@ -112,17 +116,17 @@ def row(name: str, seed: int, folder: Path) -> list[Any]:
         f"{tokens[1] / tokens[0]:.2f}",
         f"{np.exp(entropy[1] - entropy[0]):.2f}",
         f"{steps[-1]['kl/per_token']:.3f}",
-        " to ".join(f"{count:.1f}" for count in commas(folder)),
+        " to ".join(f"{count:.1f}" for count in digits_of_answers(folder)),
     ]
 
 
-def commas(folder: Path) -> list[float]:
-    """Commas of a held-out answer, on average, in the first and the last evaluation."""
+def digits_of_answers(folder: Path) -> list[float]:
+    """Digits of a held-out answer, on average, in the first and the last evaluation."""
     answers: dict[int, list[str]] = {}
     for line in (folder / "evaluations.jsonl").read_text().splitlines():
         row = json.loads(line)
         answers.setdefault(row["step"], []).append(row["answer"])
-    return [statistics.mean(answer.count(",") for answer in answers[step]) for step in (min(answers), max(answers))]
+    return [statistics.mean(digits(answer) for answer in answers[step]) for step in (min(answers), max(answers))]
 
 
 def main() -> None:
@@ -144,7 +148,7 @@ def main() -> None:
         "length, of the start",
     ]
     body = f"Steps of 32 answers; reward, length and entropy are those of the first {SMOOTHED} and of the last {SMOOTHED}.\n\n"
-    body += table([*header, "exp(entropy), of the start", "KL/token", "commas an answer"], rows)
+    body += table([*header, "exp(entropy), of the start", "KL/token", "digits an answer"], rows)
     write_section("robustness", "Rewards that go wrong", "python -m benchmarks.robustness", body)
     print(body)
 
