@@ -100,7 +100,7 @@ class CriticRank(Rank):
                     update = self.apply_update(finite=math.isfinite(total))
                 metrics |= {"critic/loss": total, "critic/grad_norm": update["optimizer/grad_norm"]}
         self.release_free_memory()
-        return metrics | {"critic/skipped_updates": float(self.skipped)}
+        return metrics | {"critic/skipped_updates": self.take_skipped()}
 
     def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """As for every rank, with what is known of earlier rewards."""

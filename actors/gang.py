@@ -14,7 +14,7 @@ from actors.metrics import count
 from actors.nodes import leaving
 from actors.placement import actor_environment, nodes_for, start_actor
 from actors.value_learner import ValueLearnerRank
-from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
+from dvpo_ray.config.recipes import PairTraining, PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LearnerSection, ModelSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError
 from dvpo_ray.monitoring import RESTARTS
@@ -97,7 +97,7 @@ class Gang:
 
 
 class StandingGang(Gang):
-    """Ranks of a policy run, which are started again when one is lost."""
+    """Ranks that are started again when one is lost."""
 
     rank_class: type
     # What its actors' names begin with.
@@ -107,12 +107,13 @@ class StandingGang(Gang):
         self,
         model_folder: str,
         model: ModelSection,
-        policy: PolicyTraining,
+        training: PolicyTraining | PairTraining,
         cluster: ClusterSection,
         seed: int,
         *more: Any,
     ) -> None:
-        self._arguments = (model_folder, model, policy, seed, *more)
+        self._arguments = (model_folder, model, training, seed, *more)
+        self.max_restarts = training.learner.max_restarts
         self._starts = 0
         super().__init__(cluster)
         self.actors = self._ranks()
@@ -122,7 +123,11 @@ class StandingGang(Gang):
         self._starts += 1
         # The name of a dead actor is not free at once.
         name = f"{self.name}-start-{self._starts}" if self._starts > 1 else self.name
-        return start_ranks(self.rank_class, name, learner, self.cluster, gpu_share_of(learner), *self._arguments)
+        return start_ranks(self.rank_class, name, learner, self.cluster, self.gpu_share(learner), *self._arguments)
+
+    def gpu_share(self, learner: LearnerSection) -> float:
+        """What of a GPU each rank reserves: engines and scorers may be on the same."""
+        return learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
 
     def restart(self) -> None:
         """End all ranks, dead or not, and start new ones on the base model.
@@ -136,8 +141,7 @@ class StandingGang(Gang):
 
     def wait_ready(self) -> None:
         """Wait until every rank has its model; when one dies while it loads it, all are started again."""
-        restarts = self._arguments[2].learner.max_restarts
-        for left in reversed(range(restarts + 1)):
+        for left in reversed(range(self.max_restarts + 1)):
             try:
                 return super().wait_ready()
             except ActorFailedError:
@@ -162,11 +166,6 @@ class StandingGang(Gang):
         self.actors, self._starting, self._notified = self._ranks(), [], False
 
 
-def gpu_share_of(learner: LearnerSection) -> float:
-    """What of a GPU each rank of a policy reserves: engines and scorers may be on the same."""
-    return learner.gpu_share or (1.0 if learner.ranks > 1 else 0.3)
-
-
 def start_ranks(
     kind: type, name: str, learner: LearnerSection, cluster: ClusterSection, gpu_share: float, *given: Any
 ) -> list[Any]:
@@ -179,9 +178,12 @@ def start_ranks(
     ]
 
 
-def value_gang(
-    model_folder: str, model: ModelSection, value: ValueTraining, cluster: ClusterSection, seed: int, total_steps: int
-) -> Gang:
+class ValueLearner(StandingGang):
     """The value model's learner ranks, which have their GPUs to themselves."""
-    given = (model_folder, model, value, seed, total_steps)
-    return Gang(cluster, start_ranks(ValueLearnerRank, "value-learner", value.learner, cluster, 1.0, *given))
+
+    rank_class = ValueLearnerRank
+    name = "value-learner"
+
+    def gpu_share(self, learner: LearnerSection) -> float:
+        """A whole one."""
+        return 1.0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
 from actors.dpo_learner import DpoLearnerRank
-from actors.gang import Gang, StandingGang, gpu_share_of, start_ranks
+from actors.gang import Gang, StandingGang
 from actors.policy_learner import PolicyLearnerRank
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.dpo import DpoTraining
@@ -49,14 +48,6 @@ class ServingGang(Gang):
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""
         self.call("save", folder, facts, doing="saving the policy")
-
-
-class PolicyGang(ServingGang):
-    """Ranks that train a policy and are not started again."""
-
-    def __init__(self, cluster: ClusterSection, transfer: TransferSection, actors: Sequence[Any] = ()) -> None:
-        self.transfer = transfer
-        super().__init__(cluster, actors)
 
 
 class PolicyLearner(ServingGang, StandingGang):
@@ -113,10 +104,14 @@ class GangWeights:
         return calls[0][0]
 
 
-def dpo_gang(
-    model_folder: str, model: ModelSection, dpo: DpoTraining, cluster: ClusterSection, seed: int, total_steps: int
-) -> PolicyGang:
+class DpoLearner(ServingGang, StandingGang):
     """The learner ranks of a policy that is trained on pairs."""
-    given = (model_folder, model, dpo, seed, total_steps)
-    ranks = start_ranks(DpoLearnerRank, "dpo-learner", dpo.learner, cluster, gpu_share_of(dpo.learner), *given)
-    return PolicyGang(cluster, dpo.transfer, ranks)
+
+    rank_class = DpoLearnerRank
+    name = "dpo-learner"
+
+    def __init__(
+        self, model_folder: str, model: ModelSection, dpo: DpoTraining, cluster: ClusterSection, seed: int, total_steps: int
+    ) -> None:
+        self.transfer = dpo.transfer
+        super().__init__(model_folder, model, dpo, cluster, seed, total_steps)

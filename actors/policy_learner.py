@@ -16,6 +16,7 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import share_rows
 from dvpo_ray.learning.policy_update import (
+    GAPS,
     NO_REWARDS,
     PreparedBatch,
     TokenBatch,
@@ -74,7 +75,7 @@ class PolicyLearnerRank(PolicyRank):
         prepared, metrics = self._prepare(scored, step, beta)
         self._running = prepared.running
         ppo = self.policy.ppo
-        old = None
+        old, gap = None, {}
         if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
             old = self._log_probs(scored)
         for epoch in range(ppo.inner_epochs):
@@ -86,6 +87,9 @@ class PolicyLearnerRank(PolicyRank):
                 rows = [row for unit in part for row in unit]
                 tokens = int(scored.response_ids.lengths[rows].sum())
                 metrics |= self._take_step(sums, tokens, self._loss_terms(rows, tokens), waits=step < self._waits)
+                # Later updates see how far the policy has moved as well.
+                gap = gap or {name: metrics[name] for name in GAPS}
+                metrics |= gap
         return self._close(step, scored, dropped, metrics, began)
 
     @watched
@@ -233,7 +237,7 @@ class PolicyLearnerRank(PolicyRank):
     ) -> StepResult:
         """Sum the step up."""
         metrics |= staleness_metrics(scored, step, len(dropped)) | {"seconds/update": time.monotonic() - began}
-        metrics["loss/skipped_updates"] = float(self.skipped)
+        metrics["loss/skipped_updates"] = self.take_skipped()
         self.release_free_memory()
         self.version = step + 1
         return StepResult(step, self.version, scored.row_ids, metrics, dropped)

@@ -56,6 +56,7 @@ class Rank:
         self.seed = seed
         self.device = torch.device("cpu")
         self.skipped = 0
+        self._skipped_now = 0
         # Of the weights that are not trained, which commits do not hold; empty when all are.
         self.base_sha256 = ""
         self.busy = BusyClock(busy_counter("learner"))
@@ -167,12 +168,18 @@ class Rank:
         else:
             self.engine.discard()
         self.skipped += 1
+        self._skipped_now += 1
         if self.skipped > self.config.max_skipped_updates:
             raise NonFiniteUpdateError(
                 f"{self.skipped} updates in a row had a loss or gradient that was not finite and were withheld; "
                 f"lower {self.rate_key}"
             )
         return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
+
+    def take_skipped(self) -> float:
+        """How many updates were withheld since this was last asked, which is once a step."""
+        count, self._skipped_now = self._skipped_now, 0
+        return float(count)
 
     def release_free_memory(self) -> None:
         """Give freed memory back to the kernel when the process has grown a tenth beyond its size after the first step.

@@ -28,6 +28,8 @@ from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationReq
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
+# Answers an engine is asked for at a time, as a multiple of those it works on: some must wait for a place at once.
+ROWS_GIVEN = 2
 
 
 class RolloutActor:
@@ -53,6 +55,7 @@ class RolloutActor:
         self._buffer = SharedBuffer()
         self._loading_seconds = 0.0
         self._under_way: set[asyncio.Task[Answer]] = set()
+        self._places = asyncio.Semaphore(ROWS_GIVEN * config.engine.max_num_seqs)
         self._told_stacks = False
         self._received = 0
         self._base_sha256: str | None = None
@@ -262,7 +265,8 @@ class RolloutActor:
         sampling = sampling_params(config, request.seed)
         final = None
         try:
-            async with asyncio.timeout(config.row_timeout_s):
+            # The deadline is that of the engine: rows that wait their turn here, however many, do not miss it.
+            async with self._places, asyncio.timeout(config.row_timeout_s):
                 prompt = {"prompt_token_ids": list(request.prompt_ids)}
                 with engine_errors():
                     async for output in self._engine.generate(prompt, sampling, request.row_id):

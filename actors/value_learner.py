@@ -58,6 +58,7 @@ class ValueLearnerRank(Rank):
                     sums["value/mean"] += float(values.mean()) * len(answers)
             metrics = {name: value / (2 * len(pairs)) for name, value in all_reduce(sums).items()}
             metrics |= self.apply_update(finite=math.isfinite(metrics["loss/value"]))
+        metrics["loss/skipped_updates"] = self.take_skipped()
         self.release_free_memory()
         return metrics
 

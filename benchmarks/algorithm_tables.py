@@ -44,17 +44,28 @@ def smoothed(numbers: list[float]) -> np.ndarray:
 
 def measured(run: Path) -> Measured:
     """What tables and plot need of a finished run; ``curve`` are KL and gold of training answers, smoothed."""
-    steps = [step for step in recorded_steps(run) if "reward/gold" in step]
+    steps = steps_of(run)
     curve: list[list[float]] = []
-    reached = None
     if len(steps) >= SMOOTHED:
         kl, gold = (smoothed([step[name] for step in steps]).round(4) for name in ("kl/per_token", "reward/gold"))
         curve = [[float(k), float(g)] for k, g in zip(kl, gold, strict=True)]
-        enough = np.flatnonzero(gold >= WANTED_GOLD)
-        if enough.size:
-            reached = float(np.cumsum([step["answer/total_tokens"] for step in steps])[enough[0] + SMOOTHED - 1])
     result = result_of(run)
-    return {name: result[name] for name in OF_RESULT} | {"curve": curve, "tokens_to_gold": reached}
+    return {name: result[name] for name in OF_RESULT} | {"curve": curve, "tokens_to_gold": tokens_to_gold(steps)}
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    """The metrics of a run's steps, those with gold."""
+    return [step for step in recorded_steps(run) if "reward/gold" in step]
+
+
+def tokens_to_gold(steps: list[dict[str, Any]]) -> float | None:
+    """Tokens generated until the smoothed gold of training answers had reached ``WANTED_GOLD``, or None."""
+    if len(steps) < SMOOTHED:
+        return None
+    enough = np.flatnonzero(smoothed([step["reward/gold"] for step in steps]) >= WANTED_GOLD)
+    if not enough.size:
+        return None
+    return float(np.cumsum([step["answer/total_tokens"] for step in steps])[enough[0] + SMOOTHED - 1])
 
 
 def learner_gb(one: Measured) -> float:

@@ -3,8 +3,9 @@
 DVPO is guided by the demo's value model; `ppo`, `grpo`, `rloo` and `p3o` by a reward model trained on the same pairs, and the
 critic of `ppo` starts from the value model; `dpo` is trained on the pairs themselves. None of them is shown gold. All but `dpo`
 learn from the same number of answers; those of the first two steps of `ppo` teach its critic alone (preset `max`). Arms that
-have a result are not run again. Figures of all that were ever run lie in `figures/algorithms.json`, and `--there` makes the
-table of them.
+have a result are not run again. `--until-gold` lets those that have not reached the gold of the table go on for some steps, to
+count the tokens it takes them; nothing else is measured there. Figures of all that were ever run lie in
+`figures/algorithms.json`, and `--there` makes the table of them.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.algorithm_tables import COLOURS, Measured, cost_table, measured, plot, quality_table
+from benchmarks.algorithm_tables import COLOURS, Measured, cost_table, measured, plot, quality_table, steps_of, tokens_to_gold
 from benchmarks.common import PLOTS, ROOT, RUNS, commit, figures, finished, keep_figures, train, write_section
 from benchmarks.seeds import reward_model, value_model
+from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PipelineRecipe, load_recipe
+from dvpo_ray.run_folder import COMMITS
 
 GROUPS = {"grpo": (8, 4), "rloo": (8, 4), "p3o": (16, 2)}
 SECTION = "algorithms"
+# Where `--until-gold` gives up.
+MOST_STEPS = 32
 GOLD = "dvpo_ray.demo.gold:vader_compound"
 
 
@@ -38,13 +43,32 @@ def place(kind: str, seed: int) -> Path:
 def arm(kind: str, seed: int) -> Path:
     """The folder of a finished run."""
     folder = place(kind, seed)
-    if finished(folder) is not None:
-        return folder
+    if finished(folder) is None:
+        if kind == "dpo":
+            train("dpo", dpo_tree(), folder, seed)
+        else:
+            train("policy", arm_tree(kind, seed), folder, seed)
+    return folder
+
+
+def gone_on(kind: str, seed: int) -> Path:
+    """The folder of a run that begins where an arm ended."""
+    before = place(kind, seed)
+    folder = before.with_name(f"{before.name}-on")
+    if finished(folder) is None:
+        tree = arm_tree(kind, seed)
+        tree["policy"]["steps"] = MOST_STEPS
+        commit = CommitStore(before / COMMITS).newest()
+        assert commit is not None, f"{before} has no commit"
+        train("policy", tree, folder, seed, resume=str(commit.folder))
+    return folder
+
+
+def arm_tree(kind: str, seed: int) -> dict[str, Any]:
+    """The settings of an arm that generates answers."""
     guide = str(value_model(seed))
     tree = policy_tree(guide)
     policy = tree["policy"]
-    if kind == "dpo":
-        return dpo(folder, tree, seed)
     if kind != "dvpo":
         del policy["value_model"]
         policy["rewards"]["preference"] = {"type": "model", "folder": str(reward_model(seed))}
@@ -54,14 +78,14 @@ def arm(kind: str, seed: int) -> Path:
         policy["advantage"] = {"type": "ppo", "preset": "max", "critic": critic}
     if kind in GROUPS:
         policy["rollout"] |= dict(zip(("prompts_per_step", "answers_per_prompt"), GROUPS[kind], strict=True))
-    train("policy", tree, folder, seed)
-    return folder
+    return tree
 
 
-def dpo(folder: Path, tree: dict[str, Any], seed: int) -> Path:
+def dpo_tree() -> dict[str, Any]:
     """DPO on all pairs once, with the policy's learner and evaluation."""
     recipe = load_recipe(PipelineRecipe, "demo")
     value = recipe.value_recipe().model_dump(mode="json", exclude_none=True)["value"]
+    tree = policy_tree(guide="")
     policy = tree["policy"]
     section = {
         "data": value["data"],
@@ -73,8 +97,7 @@ def dpo(folder: Path, tree: dict[str, Any], seed: int) -> Path:
         "evaluation": policy["evaluation"],
         "commit": {"every": 0},
     }
-    train("dpo", {"model": tree["model"], "dpo": section}, folder, seed)
-    return folder
+    return {"model": tree["model"], "dpo": section}
 
 
 def main() -> None:
@@ -82,13 +105,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(COLOURS), default=list(COLOURS))
+    parser.add_argument("--until-gold", action="store_true", help=f"go on up to {MOST_STEPS} steps to count the tokens it takes")
     parser.add_argument("--there", action="store_true", help="run nothing: the table of what has been run, here or elsewhere")
     given = parser.parse_args()
     # Seed by seed, so that what is compared was measured near in time: machines that are shared change their speed.
     for seed in [] if given.there else given.seeds:
         for kind in given.arms:
             run = arm(kind, seed)
-            keep_figures(SECTION, {run.name: measured(run) | {"commit": commit()}})
+            one = measured(run) | {"commit": commit()}
+            if given.until_gold and one["tokens_to_gold"] is None and kind != "dpo":
+                one["tokens_to_gold"] = tokens_to_gold([*steps_of(run), *steps_of(gone_on(kind, seed))])
+            keep_figures(SECTION, {run.name: one})
     known = figures(SECTION)
     found: dict[str, dict[int, Measured]] = {
         kind: {seed: known[name] for seed in given.seeds if (name := place(kind, seed).name) in known} for kind in given.arms

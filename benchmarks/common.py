@@ -32,9 +32,9 @@ def dvpo(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "dvpo_ray.cli", *arguments], check=True, cwd=ROOT, env=environment)
 
 
-def train(kind: str, tree: dict[str, Any], folder: Path, seed: int = 0) -> None:
+def train(kind: str, tree: dict[str, Any], folder: Path, seed: int = 0, resume: str = "never") -> None:
     """Run ``dvpo value|policy train`` on a tree of settings, kept as a recipe file beside the run's folder."""
-    run = {"name": folder.name, "output_dir": str(folder.parent), "seed": seed, "overwrite": True}
+    run = {"name": folder.name, "output_dir": str(folder.parent), "seed": seed, "overwrite": True, "resume": resume}
     recipe = folder.parent / f"{folder.name}.toml"
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(to_toml(tree | {"run": run}))

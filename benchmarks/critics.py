@@ -35,7 +35,7 @@ NAMES = {"value": "global value model", "reward": "reward model"}
 def demo_model(kind: str, seed: int) -> tuple[str, Path]:
     """Name and folder of one of ``MODELS`` on the demo's pairs."""
     if kind == "critic":
-        return "critic of `ppo`, after its last step", arm("ppo", seed) / "critic"
+        return "critic of `ppo`, from the value model, after its last step", arm("ppo", seed) / "critic"
     return NAMES[kind], value_model(seed) if kind == "value" else reward_model(seed)
 
 
@@ -73,7 +73,8 @@ def human_critic(name: str, rows: list[dict[str, Any]], reward: Path, steps: int
         policy["steps"] = steps
         policy["data"] |= {"source": str(prompts), "max_prompt_tokens": 256, "max_bad_share": 0.5}
         policy["rollout"]["engine"]["max_model_len"] = 512
-        policy["rewards"] = {"preference": {"type": "model", "folder": str(reward)}}
+        # Their reward model was trained on answers that were cut, and are not given an end here either.
+        policy["rewards"] = {"preference": {"type": "model", "folder": str(reward), "end_cut_answers": False}}
         critic = {"initial": str(reward), "learning_rate": policy["learner"]["learning_rate"]}
         policy["advantage"] = {"type": "ppo", "preset": "max", "critic": critic}
         train("policy", tree, folder)

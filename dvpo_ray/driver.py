@@ -21,10 +21,8 @@ from dvpo_ray.dumps import write_dump
 from dvpo_ray.errors import (
     AS_ASKED,
     LOST,
-    ActorFailedError,
     CommitError,
     FrozenValueChangedError,
-    LearnerLostError,
     NonFiniteUpdateError,
     RunStoppedError,
 )
@@ -32,12 +30,13 @@ from dvpo_ray.feed import Feed
 from dvpo_ray.health import Watch
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.maths.kl_control import next_coefficient
+from dvpo_ray.restarts import Restarts
 from dvpo_ray.rows import ScoredBatch
 from dvpo_ray.run import Run
 from dvpo_ray.run_folder import DUMPS
 from dvpo_ray.stages import Handle, Stages
 
-# Counts of updates withheld in a row, and of which model.
+# Counts of a step's updates that were withheld, and of which model.
 SKIPPED = {"loss/skipped_updates": "policy", "critic/skipped_updates": "critic"}
 NonNegativeFinite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -53,19 +52,22 @@ class Driver:
         run: Run,
         committer: Committer,
         evaluate: Callable[[int], float | None] = lambda step: None,
+        data_sha256: str = "",
     ) -> None:
         """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
-        ``evaluation.every`` asks for it, unless the run is to stop, and returns their held-out score."""
+        ``evaluation.every`` asks for it, unless the run is to stop, and returns their held-out score; ``data_sha256`` is the
+        fingerprint of what is trained on, for commits."""
         self._config = config
         self._stages = stages
         self._ledger = ledger
         self._run = run
         self._committer = committer
         self._evaluate = evaluate
+        self._data_sha256 = data_sha256
         self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
         self._sealed = stages.scorers.value_hash()
         self._watch = Watch(config.health)
-        self._restarts = 0
+        self._restarts = Restarts(stages.learner, config.learner.max_restarts, run, committer)
 
     def train(self, commit: Commit | None = None) -> None:
         """Train from the start, or from a commit. Learner ranks that die are started again, on the newest commit.
@@ -81,7 +83,7 @@ class Driver:
                 self._train_from(self._go_back(commit) if go_back else 0)
                 break
             except LOST as error:
-                self._restart_learner(error)
+                self._restarts.restart(error)
                 commit, go_back = self._committer.store.newest() or commit, True
         found = self._stages.scorers.value_hash()
         if found != self._sealed:
@@ -107,7 +109,7 @@ class Driver:
                 if withheld:
                     what = " and ".join(SKIPPED[name] for name in withheld)
                     run.warn(
-                        step, f"the update of the {what} was not finite and was withheld; its rows: {self._dump(step, given)}"
+                        step, f"an update of the {what} was not finite and was withheld; its rows: {self._dump(step, given)}"
                     )
                 for alarm in self._watch.look(result.metrics):
                     run.warn(step, alarm)
@@ -162,23 +164,8 @@ class Driver:
             "kl_coefficient": self._kl.beta,
             "ledger": self._ledger.state(),
             "value_sha256": self._sealed,
+            "data_sha256": self._data_sha256,
         } | self._run.clocks()
-
-    def _restart_learner(self, error: ActorFailedError) -> None:
-        """Start the learner again, and again should it be lost while it starts, as often as ``learner.max_restarts`` allows."""
-        while True:
-            # A machine that is taken away is no fault.
-            self._restarts += not error.preempted
-            if self._restarts > self._config.learner.max_restarts:
-                raise error
-            self._run.phase(f"{error}; starting the learner again")
-            try:
-                self._stages.learner.restart()
-                break
-            except LearnerLostError as again:
-                error = again
-        # Only now does nobody write into it any more.
-        self._committer.forget()
 
     def _go_back(self, commit: Commit | None) -> int:
         """Bring everything to a commit (to the start when there is none); returns the steps trained then."""

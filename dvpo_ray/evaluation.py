@@ -133,9 +133,19 @@ class Evaluator:
         """The evaluations of this evaluator in a run's records, after at most ``last_step`` steps, by step.
 
         One that was cut short, because its run was killed while it was written, is taken back: it is made again.
+
+        Raises:
+            DataError: the prompts are not those of now; answers to different ones cannot be compared.
         """
         found = read_evaluations(path, last_step)
         whole = {step: evaluation for step, evaluation in found.items() if len(evaluation.answers) == len(self._requests)}
+        asked = [(request.row_id, self._prompt_of(request).prompt_text) for request in self._requests]
+        for step, evaluation in whole.items():
+            if [(answer.row_id, answer.prompt) for answer in evaluation.answers] != asked:
+                raise DataError(
+                    f"{path}: the held-out prompts answered after {step} steps are not those of evaluation.source now: bring "
+                    "those back, or start the run anew"
+                )
         if len(whole) < len(found):
             keep_records(path, lambda row: row["step"] in whole)
         return whole
@@ -148,7 +158,7 @@ class Evaluator:
             raise ActorFailedError(f"{len(lost)} held-out prompts were not answered in time, for example {lost[0]}")
         order = {row_id: i for i, row_id in enumerate(scored.row_ids)}
         scored = scored.take([order[request.row_id] for request in self._requests])
-        prompts = [self._prompts[r.row_id.removeprefix("eval/").rpartition("/")[0]] for r in self._requests]
+        prompts = [self._prompt_of(request) for request in self._requests]
         response_ids, values = scored.response_ids.rows(), scored.values.rows()
         log_probs, ref_log_probs = scored.log_probs.rows(), scored.ref_log_probs.rows()
         texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in response_ids]
@@ -170,6 +180,9 @@ class Evaluator:
             for i in range(len(scored))
         ]
         return Evaluation(step, answers)
+
+    def _prompt_of(self, request: GenerationRequest) -> EncodedPrompt:
+        return self._prompts[request.row_id.removeprefix("eval/").rpartition("/")[0]]
 
     def _golds(self, prompts: Sequence[str], texts: Sequence[str]) -> Sequence[float | None]:
         """Gold of each answer, None without a gold function.

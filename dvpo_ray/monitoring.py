@@ -91,7 +91,7 @@ RUN_METRICS = (
     _of_step("dvpo_log_prob_gap", "Mean absolute gap between engine's and learner's log-probs, in nats.", "gap/abs_log_prob"),
     _of_step("dvpo_gradient_norm", "Gradient norm before clipping.", "optimizer/grad_norm"),
     _of_step("dvpo_learning_rate", "Learning rate.", "optimizer/learning_rate"),
-    _of_step("dvpo_skipped_updates", "Updates in a row that were withheld as not finite.", "loss/skipped_updates"),
+    _of_step("dvpo_skipped_updates", "Updates of the last step that were withheld as not finite.", "loss/skipped_updates"),
     _of_step("dvpo_value_loss", "Loss of value pretraining.", "loss/value", "driver, every step of value pretraining"),
     _of_step("dvpo_gold", "Gold score of held-out answers.", "eval/gold", "driver, every evaluation"),
     _of_step("dvpo_eval_kl_per_token", "KL of held-out answers.", "eval/kl_per_token", "driver, every evaluation"),

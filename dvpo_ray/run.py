@@ -16,7 +16,7 @@ from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import RunError
 from dvpo_ray.rows import ServedWeights, StepResult
-from dvpo_ray.run_folder import CONFIG, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
+from dvpo_ray.run_folder import CONFIG, DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
 from dvpo_ray.timeline import Timeline
 from dvpo_ray.tracking import Tracker, Trackers
 
@@ -55,6 +55,8 @@ class Run:
         self.in_place = in_place
         self.folder = run_folder(recipe) if in_place else prepare_folder(recipe)
         (self.folder / CONFIG).write_text(dump_resolved(recipe))
+        # Whoever goes on with a run reads its sources again, bad rows as well.
+        (self.folder / DEAD_LETTERS).unlink(missing_ok=True)
         self.total_steps = total_steps
         self.listener = listener
         self.began = time.time()

@@ -22,6 +22,7 @@ EVALUATIONS = "evaluations.jsonl"
 CONFIG = "config.json"
 COMMITS = "commits"
 DUMPS = "dumps"
+DEAD_LETTERS = "dead_letters.jsonl"
 RECORDS = (CONFIG, METRICS, EVALUATIONS)
 
 

@@ -107,12 +107,16 @@ class Committing(Protocol):
         ...
 
 
-class Learner(Committing, Protocol):
-    """Trains the policy. Every call raises LearnerLostError when a rank died or hangs."""
+class Restarting(Protocol):
+    """Can be started again."""
 
     def restart(self) -> None:
-        """Start all ranks anew, on the base model."""
+        """Start all ranks anew, on the base model; raises LearnerLostError when one of the new ones is lost."""
         ...
+
+
+class Learner(Committing, Restarting, Protocol):
+    """Trains the policy. Every call raises LearnerLostError when a rank died or hangs."""
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:
         """Waits for scored batches as they come; returns after the update."""

@@ -4,76 +4,87 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from actors.gang import Gang
+from actors.gang import StandingGang
 from actors.nodes import leaving, this_node
 from dvpo_ray.commits import Commit
 from dvpo_ray.committer import Committer
-from dvpo_ray.errors import AS_ASKED, DataError, RunStoppedError
+from dvpo_ray.errors import AS_ASKED, LOST, RunStoppedError
+from dvpo_ray.restarts import Restarts
 from dvpo_ray.run import Run
 
 
-def check_same_pairs(commit: Commit | None, data_sha256: str) -> None:
-    """Refuse to go on with other pairs than those of a commit: which of them a step takes depends on all.
-
-    Raises:
-        DataError: they have another fingerprint.
-    """
-    # Commits of earlier versions do not say.
-    if commit is not None and commit.state.get("data_sha256", data_sha256) != data_sha256:
-        raise DataError(
-            f"the pairs are not those with which commit '{commit.folder}' was made (sha256 {data_sha256[:16]}..., then "
-            f"{commit.part('data_sha256', str)[:16]}...): bring those back, or start the run anew"
-        )
-
-
-def train_on_pairs(
-    batches: Sequence[np.ndarray],
-    data_sha256: str,
-    learn: Callable[[int, np.ndarray], dict[str, float]],
-    gang: Gang,
-    run: Run,
-    committer: Committer,
-    commit: Commit | None,
-    evaluate: Callable[[int], float | None] = lambda step: None,
-) -> None:
-    """All steps; those before a commit are passed over.
+@dataclass
+class PairTrainer:
+    """All steps of a training on pairs.
 
     Args:
         batches: indices of each step's pairs.
-        data_sha256: fingerprint of the pairs, kept in commits (``check_same_pairs``).
+        data_sha256: fingerprint of the pairs, kept in commits (``jobs.resume.check_same_data``).
         learn: trains on them, given the step, and returns its metrics.
         evaluate: is called with the number of finished steps, and returns their held-out score when they are to have one; a run
             that is to stop does not wait for it.
-
-    Raises:
-        RunStoppedError: the run was asked to stop, and did after a commit.
     """
-    done = 0
-    if commit is not None:
-        done = commit.step
-        gang.load_commit(str(commit.folder.resolve()))
-        if run.in_place:
-            committer.store.abandon_after(commit.step)
-        run.go_on(commit)
-    for step in range(done, len(batches)):
-        began = time.time()
-        metrics = learn(step, batches[step])
-        run.timeline.add("learn", began, time.time(), step=step)
-        run.log(step, metrics | {"seconds/step": time.time() - began})
-        committer.finish()
-        # The ranks are not started again elsewhere: the run goes on there.
-        if gang.leaving() or leaving([this_node()]):
-            run.stopping = True
-        # Who asked it to stop waits for the commit, and not for a score of it.
-        score = None if run.stopping else evaluate(step + 1)
-        if committer.due(step + 1) or run.stopping:
-            state: dict[str, Any] = run.clocks() | {"score": score, "data_sha256": data_sha256}
-            committer.begin(step + 1, state)
-        if run.stopping and step + 1 < len(batches):
+
+    batches: Sequence[np.ndarray]
+    data_sha256: str
+    learn: Callable[[int, np.ndarray], dict[str, float]]
+    gang: StandingGang
+    run: Run
+    committer: Committer
+    evaluate: Callable[[int], float | None] = lambda step: None
+
+    def train(self, commit: Commit | None) -> None:
+        """Train from the start, or from a commit. Ranks that die are started again, on the newest commit.
+
+        Raises:
+            RunStoppedError: the run was asked to stop, and did after a commit.
+        """
+        restarts = Restarts(self.gang, self.gang.max_restarts, self.run, self.committer)
+        if commit is not None:
+            if self.run.in_place:
+                self.committer.store.abandon_after(commit.step)
+            self.run.go_on(commit)
+        while True:
+            try:
+                if commit is not None:
+                    self.gang.load_commit(str(commit.folder.resolve()))
+                return self._train_from(0 if commit is None else commit.step)
+            except LOST as error:
+                restarts.restart(error)
+                commit = self.committer.store.newest() or commit
+                step = 0 if commit is None else commit.step
+                self.run.rewind(step)
+                self.run.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))
+
+    def _train_from(self, done: int) -> None:
+        """The steps after the first ``done``."""
+        run, committer, steps = self.run, self.committer, len(self.batches)
+        for step in range(done, steps):
+            began = time.time()
+            metrics = self.learn(step, self.batches[step])
+            run.timeline.add("learn", began, time.time(), step=step)
+            run.log(step, metrics | {"seconds/step": time.time() - began})
+            if metrics["loss/skipped_updates"]:
+                run.warn(step, f"an update on pairs {self.batches[step].tolist()} was not finite and was withheld")
             committer.finish()
-            raise RunStoppedError(f"stopped after step {step + 1} of {len(batches)}{AS_ASKED}")
-    committer.finish()
+            moving = self.gang.leaving()
+            if moving:
+                run.warn(step, "the machine of the learner will be taken away: committing")
+            # The driver's end is that of the run, which goes on elsewhere.
+            if leaving([this_node()]):
+                run.stopping = True
+            # Who asked it to stop waits for the commit, and not for a score of it.
+            score = None if run.stopping else self.evaluate(step + 1)
+            if committer.due(step + 1) or run.stopping or moving:
+                state: dict[str, Any] = run.clocks() | {"score": score, "data_sha256": self.data_sha256}
+                committer.begin(step + 1, state)
+            if moving or run.stopping:
+                committer.finish()
+            if run.stopping and step + 1 < steps:
+                raise RunStoppedError(f"stopped after step {step + 1} of {steps}{AS_ASKED}")
+        committer.finish()

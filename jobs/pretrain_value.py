@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.gang import Gang, value_gang
+from actors.gang import Gang, ValueLearner
 from actors.metrics import RayTracker
 from actors.placement import keep_logs, ray_session
 from dvpo_ray import cli
@@ -25,8 +25,18 @@ from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
-from jobs.offline import check_same_pairs, train_on_pairs
-from jobs.resume import VALUE_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
+from jobs.offline import PairTrainer
+from jobs.resume import (
+    VALUE_FIXED,
+    check_same_data,
+    copier_of,
+    copies,
+    copying,
+    find_commit,
+    goes_on_in_place,
+    stop_on_signal,
+    store_of,
+)
 from jobs.setup import BaseModel, base_model, read_pairs
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
@@ -57,7 +67,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
         steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total
-        check_same_pairs(commit, data_sha256)
+        check_same_data(commit, data_sha256)
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
@@ -68,7 +78,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
             run.failures(keep_logs),
             stop_on_signal(run),
         ):
-            gang = value_gang(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
+            gang = ValueLearner(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
             try:
                 gang.wait_ready()
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
@@ -77,7 +87,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
                     pairs = [labelled(train[i]) for i in rows]
                     return gang.call("step", pairs, target, doing=f"value step {step}")[0]
 
-                train_on_pairs(steps, data_sha256, learn, gang, run, committer, commit)
+                PairTrainer(steps, data_sha256, learn, gang, run, committer).train(commit)
                 run.phase("measuring pair accuracy on held-out prompts")
                 accuracy = evaluate_pairs(gang, held_out, target)
                 run.phase("saving and sealing the model")

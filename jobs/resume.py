@@ -14,6 +14,7 @@ from dvpo_ray.config import Recipe
 from dvpo_ray.config.sections import CommitSection
 from dvpo_ray.copier import Copier
 from dvpo_ray.copy_target import CopyTarget
+from dvpo_ray.errors import DataError
 from dvpo_ray.run import Run
 from dvpo_ray.run_folder import COMMITS, CONFIG, check_same_run, run_folder
 
@@ -100,6 +101,20 @@ def copying(copier: Copier | None, run: Run) -> Iterator[None]:
 def copies(copier: Copier | None) -> dict[str, int]:
     """What a result says of copies."""
     return {} if copier is None else {"commits_copied": copier.copied, "commits_not_copied": copier.failed}
+
+
+def check_same_data(commit: Commit | None, data_sha256: str) -> None:
+    """Refuse to go on with other rows than those of a commit: which of them a step takes depends on all.
+
+    Raises:
+        DataError: they have another fingerprint.
+    """
+    # Commits of earlier versions do not say.
+    if commit is not None and commit.state.get("data_sha256", data_sha256) != data_sha256:
+        raise DataError(
+            f"the rows to train on are not those with which commit '{commit.folder}' was made (sha256 {data_sha256[:16]}..., "
+            f"then {commit.part('data_sha256', str)[:16]}...): bring those back, or start the run anew"
+        )
 
 
 def goes_on_in_place(recipe: Recipe, commit: Commit | None) -> bool:

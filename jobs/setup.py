@@ -29,8 +29,8 @@ from dvpo_ray.errors import ModelError
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
+from dvpo_ray.run_folder import DEAD_LETTERS
 
-DEAD_LETTERS = "dead_letters.jsonl"
 Row = TypeVar("Row")
 
 

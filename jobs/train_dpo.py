@@ -14,7 +14,7 @@ import numpy as np
 
 from actors.metrics import RayTracker
 from actors.placement import keep_logs, ray_session
-from actors.policy_gang import PolicyGang, dpo_gang
+from actors.policy_gang import DpoLearner
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray import cli
@@ -33,8 +33,18 @@ from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
-from jobs.offline import check_same_pairs, train_on_pairs
-from jobs.resume import DPO_FIXED, copier_of, copies, copying, find_commit, goes_on_in_place, stop_on_signal, store_of
+from jobs.offline import PairTrainer
+from jobs.resume import (
+    DPO_FIXED,
+    check_same_data,
+    copier_of,
+    copies,
+    copying,
+    find_commit,
+    goes_on_in_place,
+    stop_on_signal,
+    store_of,
+)
 from jobs.setup import BaseModel, base_model, read_pairs
 from jobs.train_policy import ENGINES, POLICY
 
@@ -51,14 +61,19 @@ class HeldOut:
     rollouts: RolloutPool | None = None
     scorers: ScorerPool | None = None
 
-    def look(self, step: int, learner: PolicyGang, run: Run) -> float | None:
-        """Evaluate the policy of ``step`` trained steps, and return its score, unless that is done or nobody asks for it."""
-        if self.evaluator is None or self.rollouts is None or self.scorers is None or step in self.done:
+    def look(self, step: int, learner: DpoLearner, run: Run) -> float | None:
+        """Evaluate the policy of ``step`` trained steps, and return its score, unless nobody asks for it."""
+        if self.evaluator is None or self.rollouts is None or self.scorers is None:
             return None
         if step:
             self.rollouts.sync(learner.weights(step))
         self.done[step] = evaluate(self.evaluator, step, self.rollouts, self.scorers, run)
         return self.done[step].score
+
+    def look_once(self, step: int, learner: DpoLearner, run: Run) -> None:
+        """The same, unless it is done."""
+        if step not in self.done:
+            self.look(step, learner, run)
 
     def due(self, step: int) -> bool:
         """Whether so many trained steps are evaluated while training goes on."""
@@ -82,7 +97,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total
-        check_same_pairs(commit, data_sha256)
+        check_same_data(commit, data_sha256)
         _check_best(dpo, total)
         # There is no value model: values, and advantages of whatever kind, are 0.
         evaluator = make_evaluator(dpo.evaluation, dpo.data, DvpoGae(), base, run.folder, train, recipe.run.seed)
@@ -139,7 +154,7 @@ def _check_best(dpo: DpoTraining, total: int) -> None:
 
 
 def _train(
-    learner: PolicyGang,
+    learner: DpoLearner,
     steps: Sequence[np.ndarray],
     train: Sequence[EncodedPair],
     validation: Sequence[EncodedPair],
@@ -152,7 +167,7 @@ def _train(
     """Train, with evaluations before, meanwhile and after; returns what the log-probs of held-out pairs gained [P, 2]."""
     run.phase("reading all answers with the reference, which is the policy before its first step")
     reference, validation_reference = _scores(learner, train, run), _scores(learner, validation, run)
-    held_out.look(0, learner, run)
+    held_out.look_once(0, learner, run)
 
     def learn(step: int, rows: np.ndarray) -> dict[str, float]:
         pairs = [labelled(train[i]) for i in rows]
@@ -161,20 +176,20 @@ def _train(
     def look(step: int) -> float | None:
         return held_out.look(step, learner, run) if held_out.due(step) else None
 
-    train_on_pairs(steps, data_sha256, learn, learner, run, committer, commit, look)
-    held_out.look(len(steps), learner, run)
+    PairTrainer(steps, data_sha256, learn, learner, run, committer, look).train(commit)
+    held_out.look_once(len(steps), learner, run)
     run.phase("measuring pair accuracy on held-out prompts")
     return _scores(learner, validation, run) - validation_reference
 
 
 @contextmanager
-def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, run: Run) -> Iterator[PolicyGang]:
+def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, run: Run) -> Iterator[DpoLearner]:
     """Start Ray, the learner, and engines and scorers when there is an evaluation; take everything down again."""
     dpo, cluster, model, folder = recipe.dpo, recipe.cluster, recipe.model, str(base.folder)
     with ray_session(cluster), run.failures(keep_logs):
         started: list[Any] = []
         try:
-            started.append(learner := dpo_gang(folder, model, dpo, cluster, recipe.run.seed, total))
+            started.append(learner := DpoLearner(folder, model, dpo, cluster, recipe.run.seed, total))
             learner.begin_start()
             if held_out.evaluator is not None:
                 rollouts = RolloutPool(folder, model, dpo.rollout, cluster, recipe.run.seed, run.folder / ENGINES)
@@ -192,7 +207,7 @@ def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, 
                 pool.stop()
 
 
-def _scores(learner: PolicyGang, pairs: Sequence[EncodedPair], run: Run) -> np.ndarray:
+def _scores(learner: DpoLearner, pairs: Sequence[EncodedPair], run: Run) -> np.ndarray:
     """Log-probs of chosen and rejected answers under the current policy, float64 [P, 2].
 
     Raises:

@@ -22,7 +22,7 @@ from dvpo_ray import cli
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
-from dvpo_ray.data import EncodedDemonstration
+from dvpo_ray.data import EncodedDemonstration, fingerprint
 from dvpo_ray.driver import Driver
 from dvpo_ray.evaluation import Evaluation
 from dvpo_ray.learning.ptx import Demonstrations
@@ -35,6 +35,7 @@ from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder,
 from jobs.held_out import evaluate, figures, make_evaluator
 from jobs.resume import (
     POLICY_FIXED,
+    check_same_data,
     copier_of,
     copies,
     copying,
@@ -101,6 +102,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         prompts = read_prompts(policy.data, base.tokenizer, run.folder)
         demonstrations = read_demonstrations(policy.ptx, base.tokenizer, run.folder)
         section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
+        data_sha256 = fingerprint(trained_on)
+        check_same_data(commit, data_sha256)
         evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)
         rollout = policy.rollout
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
@@ -126,7 +129,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
             committer = Committer(store, stages.learner, run, policy.commit.every, policy.steps, copier)
             loop_began, busy_before = time.time(), stages.busy_seconds()
-            Driver(policy, stages, ledger, run, committer, evaluate_after).train(commit)
+            Driver(policy, stages, ledger, run, committer, evaluate_after, data_sha256).train(commit)
             loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
             cache_hits = stages.scorers.cache_hits()
             if policy.steps not in evaluations:

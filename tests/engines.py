@@ -10,7 +10,7 @@ import numpy as np
 import ray as ray_module
 import torch
 
-from actors.policy_gang import PolicyGang
+from actors.policy_gang import ServingGang
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
@@ -110,7 +110,7 @@ def gap(answers: list[Answer], expected: list[np.ndarray]) -> float:
     return float(np.abs(np.concatenate([a.log_probs for a in answers]) - np.concatenate(expected)).max())
 
 
-def weights_in(gang: PolicyGang) -> dict[str, torch.Tensor]:
+def weights_in(gang: ServingGang) -> dict[str, torch.Tensor]:
     """What the learner holds, whichever way it sends it."""
     transfer, gang.transfer = gang.transfer, TransferSection(backend="shared_memory")
     weights = gang.weights(0)

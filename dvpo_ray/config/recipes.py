@@ -19,7 +19,7 @@ from dvpo_ray.config.algorithms import (
     TdTarget,
 )
 from dvpo_ray.config.base import Section
-from dvpo_ray.config.rewards import RewardConfig, RewardName
+from dvpo_ray.config.rewards import HttpReward, RewardConfig, RewardName
 from dvpo_ray.config.sections import (
     ClusterSection,
     CommitSection,
@@ -268,6 +268,17 @@ class PolicyTraining(Section):
         return self
 
 
+def _check_patience(policy: PolicyTraining, cluster: ClusterSection) -> None:
+    """A scorer that waits for a service must not be given up before the service is."""
+    for name, reward in policy.rewards.items():
+        if isinstance(reward, HttpReward) and reward.patience_s + reward.timeout_s >= cluster.call_timeout_s:
+            raise ValueError(
+                f"policy.rewards.{name}.patience_s ({reward.patience_s:g}) + timeout_s ({reward.timeout_s:g}) is not below "
+                f"cluster.call_timeout_s ({cluster.call_timeout_s:g}), after which the scorer would be given up in place of "
+                "the service: lower the first, or raise the last"
+            )
+
+
 class ValueRecipe(Recipe):
     """`dvpo value train`: preference pairs in, a frozen value model out."""
 
@@ -289,6 +300,7 @@ class PolicyRecipe(Recipe):
     def _validate_value_model(self) -> Self:
         if self.policy.value_model is None and self.policy.advantage.reads_values:
             raise ValueError("policy.value_model is missing: name the folder that `dvpo value train` wrote")
+        _check_patience(self.policy, self.cluster)
         return self
 
 
@@ -315,6 +327,7 @@ class PipelineRecipe(Recipe):
                 "value.target.type = 'reward' makes a reward model, which is no value model: train it by `dvpo reward train`, "
                 "and name it in policy.rewards of a recipe for `dvpo policy train`"
             )
+        _check_patience(self.policy, self.cluster)
         return self
 
     @model_validator(mode="after")

@@ -148,7 +148,11 @@ class GenerationSection(Section):
         le=1,
         description="Nucleus sampling mass. Below 1, KL to the reference counts what the nucleus leaves out as well.",
     )
-    row_timeout_s: float = Field(300.0, gt=0, description="Deadline of one answer, in seconds.")
+    row_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="Deadline of one answer, in seconds from when its engine is given it; those that wait for it are not late.",
+    )
     max_restarts: int = Field(
         3, ge=0, description="Times a rollout actor that died or hangs is replaced; its unfinished rows are asked of the others."
     )

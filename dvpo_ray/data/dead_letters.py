@@ -15,7 +15,8 @@ EXCERPT = 200
 
 
 class DeadLetters:
-    """Appends to a JSON lines file, made when the first letter comes; None keeps counts only."""
+    """Appends to a JSON lines file, made when the first letter comes; None keeps counts only. Several sources share a file: who
+    reads them all anew removes it first."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
-from dvpo_ray.data.loading import EncodedPair, EncodedPrompt
+from dvpo_ray.data.loading import EncodedPrompt
 from dvpo_ray.errors import DataError
 
 P = TypeVar("P", bound=EncodedPrompt)
@@ -35,11 +35,12 @@ def disjoint(trained_on: Sequence[EncodedPrompt], held_out: Sequence[EncodedProm
         raise DataError(f"{len(shared)} held-out rows have a prompt that is trained on, for example {examples}; remove them")
 
 
-def fingerprint(rows: Sequence[EncodedPair]) -> str:
-    """sha256 over ids and tokens of all pairs, in their order."""
+def fingerprint(rows: Sequence[EncodedPrompt]) -> str:
+    """sha256 over ids and tokens of all rows, of whatever kind, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.row_id, row.prompt_ids, row.chosen_ids, row.rejected_ids)).encode())
+        tokens = [value for name, value in vars(row).items() if name.endswith("_ids")]
+        digest.update(repr((row.row_id, *tokens)).encode())
     return digest.hexdigest()
 
 

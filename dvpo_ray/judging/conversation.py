@@ -65,7 +65,7 @@ class Interviewer:
             ActorFailedError: an answer was given up, or lost again and again.
         """
         conversations = [Conversation(question) for question in questions]
-        # A row's deadline counts from when it was asked: no more at once than the engines answer at the same time.
+        # In portions, after each of which progress is told: what the engines answer at the same time.
         at_once = self._rollout.actors * self._rollout.engine.max_num_seqs
         done = 0
         for turn in range(max(len(question.turns) for question in questions)):

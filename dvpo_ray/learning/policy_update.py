@@ -168,6 +168,10 @@ def loss(
     return total, sums
 
 
+# How far the engine's log-probs are from the learner's, before anything was learnt from them.
+GAPS = ("gap/abs_log_prob", "gap/kl_k3")
+
+
 def mean_metrics(sums: Mapping[str, float], tokens: int, loss_terms: int) -> dict[str, float]:
     """Token sums to token means, and the policy's loss to that of its terms; the pretraining loss is a mean already."""
     counts = {"loss/policy": loss_terms, "loss/ptx": 1}

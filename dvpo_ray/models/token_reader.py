@@ -185,12 +185,22 @@ def shared_prefix(input_ids: Tensor, positions: Tensor) -> int:
 
 
 def load_policy(folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool = False) -> Any:
-    """A causal language model from a folder of safetensors, in evaluation mode (no dropout)."""
-    from transformers import AutoModelForCausalLM
+    """A causal language model from a folder of safetensors, in evaluation mode, and without dropout in training mode as well:
+    gradient checkpointing needs that mode, and log-probs that are compared must not depend on chance."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    no_dropout(config)
     options = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, use_safetensors=True, **options)
     return model.eval()
+
+
+def no_dropout(config: Any) -> None:
+    """Set every rate of dropout that a model's configuration has to 0, whatever its architecture calls it."""
+    for name, rate in vars(config).items():
+        if isinstance(rate, float) and name.endswith(("dropout", "pdrop", "layerdrop", "dropout_prob", "dropout_rate")):
+            setattr(config, name, 0.0)
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 
 from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import check_files, check_weights, hash_files
+from dvpo_ray.models.token_reader import no_dropout
 
 SEAL = "gvm.json"
 
@@ -49,9 +50,9 @@ def new_value_model(base: Path, attention: str, dtype: torch.dtype, trust_remote
     from transformers import AutoConfig, AutoModelForTokenClassification
 
     config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
-    for name in ("attention_dropout", "hidden_dropout", "classifier_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop"):
-        if hasattr(config, name) or name == "classifier_dropout":
-            setattr(config, name, 0.0)
+    no_dropout(config)
+    # Architectures that are not told have a rate of their own for the head.
+    config.classifier_dropout = 0.0
     config.num_labels = 1
     options = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": trust_remote_code}
     model = AutoModelForTokenClassification.from_pretrained(base, config=config, use_safetensors=True, **options)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import ray as ray_module
 import torch
 from safetensors.torch import load_file
 
-from actors.policy_gang import dpo_gang
+from actors.policy_gang import DpoLearner
 from dvpo_ray.config import RewardRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
@@ -100,7 +102,7 @@ def test_dpo_raises_the_margin_and_the_gold_of_held_out_answers(
     assert Path(write_report(tmp_path / "dpo")).read_text().count("<svg") >= 3
 
 
-def test_a_dpo_run_that_was_stopped_goes_on_bit_for_bit(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+def test_a_dpo_run_that_was_stopped_or_lost_its_learner_goes_on_bit_for_bit(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     """Adapters with dropout, whose random numbers a commit keeps; no engine is started without an evaluation."""
     dpo = {"lora": {"rank": 4, "dropout": 0.1}, "commit": {"every": 0}}
 
@@ -114,12 +116,22 @@ def test_a_dpo_run_that_was_stopped_goes_on_bit_for_bit(tiny_model: Path, pairs:
     with pytest.raises(RunStoppedError, match="stopped after step 2 of 5"):
         train_dpo(broken, stop)
     results.append(train_dpo(broken.model_copy(update={"run": broken.run.model_copy(update={"resume": "auto"})})))
+    killed: list[str] = []
+
+    def kill(event: Event) -> None:
+        if event.kind == "step" and event.step == 4 and not killed:
+            killed.append("dpo-learner-0")
+            psutil.Process(ray_module.get(ray_module.get_actor(killed[0]).pid.remote(), timeout=60)).kill()
+
+    results.append(train_dpo(dpo_recipe(tiny_model, pairs, tmp_path, "lost", **dpo | {"commit": {"every": 2}}), kill))
+    assert killed
     for name in ("policy", "adapters"):
         file = "model.safetensors" if name == "policy" else "adapter_model.safetensors"
-        left, right = (load_file(Path(result[name]) / file) for result in results)
-        assert all(torch.equal(left[key], right[key]) for key in left)
-    learned = [[(line["step"], line["loss/dpo"]) for line in metrics(tmp_path / name)] for name in ("straight", "broken")]
-    assert learned[0] == learned[1]
+        left, *others = (load_file(Path(result[name]) / file) for result in results)
+        assert all(torch.equal(left[key], right[key]) for right in others for key in left)
+    names = ("straight", "broken", "lost")
+    learned = [[(line["step"], line["loss/dpo"]) for line in metrics(tmp_path / name)] for name in names]
+    assert learned[0] == learned[1] == learned[2]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +153,7 @@ def test_sharding_makes_no_difference_to_dpo(
         return tuple(int(i) for i in rng.integers(2, 300, count))
 
     data = [labelled(EncodedPair(str(i), "", ids(4 + i), str(i), ids(3 + i % 4), ids(8 - i))) for i in range(6)]
-    gang = dpo_gang(str(tiny_model), MODEL, dpo, ray, 0, 2)
+    gang = DpoLearner(str(tiny_model), MODEL, dpo, ray, 0, 2)
     try:
         gang.wait_ready()
         parts = gang.call("scores", [answer for pair in data for answer in pair], doing="reading")

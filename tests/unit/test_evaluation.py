@@ -75,6 +75,15 @@ def test_gold_of_numpy_and_of_truth_values_can_be_written_and_read_again(tmp_pat
     assert judge.known(path, 0)[0].golds == [0.5, 1.0, 1.0, 0.0]
 
 
+def test_answers_to_other_prompts_are_not_gone_on_with(tmp_path: Path) -> None:
+    stages, path = LosingStages(0), tmp_path / "evaluations.jsonl"
+    rows = evaluator().run(0, stages, stages).rows()
+    rows[2]["prompt"] = "ask another"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"prompts answered after 0 steps are not those of evaluation\.source now"):
+        evaluator().known(path, 0)
+
+
 def test_an_evaluation_that_was_cut_short_is_taken_back(tmp_path: Path) -> None:
     stages, path = LosingStages(0), tmp_path / "evaluations.jsonl"
     rows = [row for step in (0, 4) for row in evaluator().run(step, stages, stages).rows()]

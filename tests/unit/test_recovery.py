@@ -21,7 +21,7 @@ from dvpo_ray.errors import CommitError, ConfigError, LearnerLostError, RunError
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import EngineTraces, ServedWeights, StepResult
 from dvpo_ray.run import Event, Run
-from dvpo_ray.run_folder import COMMITS, check_same_run, locked, run_folder
+from dvpo_ray.run_folder import COMMITS, DEAD_LETTERS, check_same_run, locked, run_folder
 from dvpo_ray.stages import Weights
 from jobs.resume import POLICY_FIXED
 from tests.fakes import FakeStages, drive
@@ -154,6 +154,15 @@ def test_what_is_trained_does_not_depend_on_failures(
         "ledger/dead_lettered": 0,
         "ledger/in_flight": 0,
     }
+
+
+def test_who_goes_on_with_a_run_reads_its_bad_rows_anew(tmp_path: Path) -> None:
+    config = recipe(tmp_path, 2)
+    run_once(config, ChainStages())
+    letters = run_folder(config) / DEAD_LETTERS
+    letters.write_text("{}\n")
+    Run(config, STEPS, in_place=True).close()
+    assert not letters.exists()
 
 
 def test_a_learner_that_keeps_dying_ends_the_run(tmp_path: Path) -> None:

@@ -142,6 +142,10 @@ def test_changing_a_type_drops_the_old_ones_settings() -> None:
         ("policy.rewards={x={function='no path'}}", "package.module:function"),
         ("policy.rewards={x={type='model'}}", r"policy\.rewards\.x\.(model\.)?folder: .*required"),
         ("policy.rewards={x={type='model', folder='m', score='p10'}}", r"score: .*'last' or 'mean'; got 'p10'"),
+        (
+            "policy.rewards={x={type='http', url='http://x', patience_s=590}}",
+            r"rewards\.x\.patience_s \(590\) \+ timeout_s \(30\) is not below cluster\.call_timeout_s \(600\)",
+        ),
         ("cluster.address='ray://head:10001'", "that of Ray Client, which cannot stream answers"),
         ("policy.lora.target_modules=[]", r"at least 1 item"),
         ("policy.lora.dropout=1.0", r"policy\.lora\.dropout: .*less than 1; got 1\.0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actors.policy_learner import PolicyLearnerRank
-from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.loading import build
-from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import EncodedDemonstration
 from dvpo_ray.errors import ConfigError, StaleRowsError
 from dvpo_ray.learning.ptx import Demonstrations
-from dvpo_ray.models.lora import add_adapters, set_dropout
-from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Ragged, ScoredBatch
-from tests.fakes import scored_batch
+from tests.ranks import SEED, policy, rank_of, train
 
-SEED = 3
 GAMMA = 0.3
 LIMITS = {"max_prompt_tokens": 16, "max_answer_tokens": 16}
 STREAMED: dict[str, Any] = {
@@ -45,82 +36,6 @@ def demonstrations(count: int) -> Demonstrations:
     return Demonstrations.of([EncodedDemonstration(f"d{i}", "", ids(3 + i % 4), "", ids(2 + 3 * i % 7)) for i in range(count)])
 
 
-def policy(**changes: Any) -> PolicyTraining:
-    given = {
-        "value_model": "g",
-        "data": {"source": "x", "max_prompt_tokens": 16},
-        "rollout": {"max_new_tokens": 16, "prompts_per_step": 6, "temperature": 0.7},
-        "learner": {"dtype": "float32", "token_budget": 40},
-    }
-    return build(PolicyRecipe, {"policy": given | changes}).policy
-
-
-@dataclass
-class WrappedReader:
-    """What DeepSpeed puts around a module."""
-
-    module: PolicyReader
-
-    def __call__(self, *given: Any) -> tuple[Tensor, Tensor]:
-        return self.module(*given)
-
-
-@dataclass
-class GradientEngine:
-    """In place of DeepSpeed: gradients add up in the model, and an optimizer step keeps them and leaves the weights alone."""
-
-    engine: WrappedReader
-    steps: list[dict[str, Tensor]] = field(default_factory=list)
-    ended: bool = False
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Add a micro-batch's gradient."""
-        assert not self.ended, "a pass after the one marked as the last"
-        loss.backward()
-        self.ended = last
-
-    def apply(self) -> tuple[float, float]:
-        """A step of no length."""
-        assert self.ended
-        named = self.engine.module.model.named_parameters()
-        self.steps.append({name: p.grad.clone() for name, p in named if p.requires_grad})
-        self.engine.module.zero_grad(set_to_none=True)
-        self.ended = False
-        return 1.0, 1.0
-
-
-def rank_of(
-    folder: Path, config: PolicyTraining, rows: Demonstrations | None, rank: int = 0, world: int = 1
-) -> PolicyLearnerRank:
-    torch.manual_seed(0)
-    model = load_policy(folder, torch.float32, "eager")
-    if config.lora is not None:
-        add_adapters(model, config.lora, folder)
-    set_dropout(model, False)
-    made = PolicyLearnerRank(rank, world, str(folder), ModelSection(attention="eager"), config, SEED, rows)
-    made.engine = GradientEngine(WrappedReader(PolicyReader(model, config.rollout.temperature)))  # type: ignore[assignment]
-    return made
-
-
-def scored(lengths: list[int], seed: int, version: int) -> ScoredBatch:
-    """Rows sampled by weights ``version``."""
-    batch = scored_batch(lengths, seed, prefix=f"{seed}-")
-    return replace(batch, versions=Ragged(np.full_like(batch.versions.flat, version), batch.versions.lengths))
-
-
-def train(rank: PolicyLearnerRank, step: int, sampled: int | None = None) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
-    """Gradients of every optimizer step, and metrics, of a step on six rows."""
-    version = step if sampled is None else sampled
-    batches = [scored([3, 9, 5], 4, version), scored([1, 12, 7], 5, version)]
-    if rank.policy.streaming:
-        for batch in batches:
-            rank.accumulate(step, 0.1, batch)
-        result = rank.finish(step, 0.1)
-    else:
-        result = rank.step(step, 0.1, *batches)
-    return rank.engine.steps, result.metrics  # type: ignore[attr-defined]
-
-
 def by_hand(rank: PolicyLearnerRank, drawn: Demonstrations) -> tuple[dict[str, Tensor], float]:
     """Gradient of GAMMA times the mean cross-entropy of answer tokens, row by row, and that mean."""
     model = rank.engine.engine.module.model
@@ -135,13 +50,6 @@ def by_hand(rank: PolicyLearnerRank, drawn: Demonstrations) -> tuple[dict[str, T
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad(set_to_none=True)
     return found, float(mean.detach())
-
-
-@pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks that are run one after the other: each has its own sums, and as many micro-batches as any could have."""
-    monkeypatch.setattr("actors.policy_learner.all_reduce", dict)
-    monkeypatch.setattr("actors.rank.all_reduce", lambda values, operation: dict.fromkeys(values, 9.0))
 
 
 @pytest.mark.usefixtures("one_process")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ def test_log_probs_equal_a_plain_forward_of_each_row(policy: Any) -> None:
         entropies += [-(log_p[prompt.size - 1 + t].exp() * log_p[prompt.size - 1 + t]).sum() for t in range(response.size)]
     assert torch.allclose(found, torch.stack(expected), atol=1e-4)
     assert torch.allclose(entropy, torch.stack(entropies), atol=1e-4)
+
+
+def test_training_mode_leaves_nothing_to_chance(tiny_model: Path, tmp_path: Path) -> None:
+    """Gradient checkpointing needs that mode; a base model's dropout would make log-probs depend on it."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    ids = torch.arange(2, 40)[None]
+    for model in (load_policy(folder, torch.float32, "eager"), new_value_model(folder, "eager", torch.float32)):
+        model.train()
+        hidden = [model.model(ids).last_hidden_state for _ in range(2)]
+        assert torch.equal(*hidden)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
