@@ -75,7 +75,7 @@ class PolicyLearnerRank(PolicyRank):
         prepared, metrics = self._prepare(scored, step, beta)
         self._running = prepared.running
         ppo = self.policy.ppo
-        old, gap = None, {}
+        old, gap = None, dict[str, float]()
         if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
             old = self._log_probs(scored)
         for epoch in range(ppo.inner_epochs):

@@ -1,9 +1,10 @@
 """Two ways in which rewards go wrong, on the demo's model and prompts.
 
 `noise`: the rewards of every prompt are shifted by a number of its own, drawn from N(0, 5). P3O compares answers of one prompt
-and does not see it; PPO does (arXiv 2310.00212). `exploit`: the reward is gold and something for every digit, without end, and
-digits stand where words could. Plain PPO without KL is compared with the preset `max` with KL, which is given twice the steps
-(arXiv 2307.04964). Arms that have a result are not run again.
+and does not see it; PPO does (arXiv 2310.00212). `exploit`: gold is given for cheerful answers that do not repeat themselves, the
+reward counts cheerful words, however often they come. Plain PPO without KL is compared with the preset `max` with KL, which
+is given twice the steps (arXiv 2307.04964). Arms that have a result are not run again; those left out by `--kinds` keep their
+figures in `figures/robustness.json`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,14 +23,16 @@ import numpy as np
 
 from benchmarks.algorithm_tables import SMOOTHED, result_of, smoothed
 from benchmarks.algorithms import policy_tree
-from benchmarks.common import RUNS, finished, table, train, write_section
+from benchmarks.common import RUNS, commit, figures, finished, keep_figures, table, train, write_section
 from benchmarks.seeds import value_model
-from dvpo_ray.demo.gold import vader_compound
+from dvpo_ray.demo.gold import lexicon, vader_compound
 from dvpo_ray.run_folder import recorded_steps
 
+SECTION = "robustness"
 SHIFT = 5.0
-# Reward of a digit: at first digits make answers differ by 0.32 (standard deviation), gold by 0.48.
-DIGIT = 0.25
+# Of VADER's valence of a word, -4 to 4.
+VALENCE = 0.2
+WORDS = re.compile(r"[a-z']+")
 # Of `exploit`, three times the demo's: what goes wrong at all goes wrong within the steps there is time for.
 LEARNING_RATE = 7.8e-5
 
@@ -40,14 +44,21 @@ def shifted_gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     return [score + shift for score, shift in zip(vader_compound(prompts, answers), shifts, strict=True)]
 
 
-def digits(answer: str) -> int:
-    """How many of 0 to 9 are in an answer."""
-    return sum(character in "0123456789" for character in answer)
+def distinct(answer: str) -> float:
+    """Share of an answer's words that are not repeats."""
+    words = WORDS.findall(answer.lower())
+    return len(set(words)) / len(words) if words else 1.0
 
 
-def gold_and_digits(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """Gold, and ``DIGIT`` for every digit of the answer."""
-    return [score + DIGIT * digits(answer) for score, answer in zip(vader_compound(prompts, answers), answers, strict=True)]
+def cheerful_words(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """``VALENCE`` times the summed valence of all words."""
+    known = lexicon()
+    return [VALENCE * sum(known.get(word, 0.0) for word in WORDS.findall(answer.lower())) for answer in answers]
+
+
+def cheerful_once(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """Gold, times the share of words that are not repeats, in [-1, 1]."""
+    return [score * distinct(answer) for score, answer in zip(vader_compound(prompts, answers), answers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -60,22 +71,26 @@ class Arm:
     kl: float = 0.05
     patience: int = 1
     learning_rate: float | None = None
+    gold: Callable[[Sequence[str], Sequence[str]], list[float]] = vader_compound
 
 
 ARMS = {
     "noise: `p3o`": Arm(shifted_gold, {"type": "p3o", "score": "none"}, answers_per_prompt=2),
     "noise: `ppo`, preset `max`": Arm(shifted_gold, {"type": "ppo"}, answers_per_prompt=2),
     "exploit: `ppo`, preset `plain`, no KL": Arm(
-        gold_and_digits, {"type": "ppo", "preset": "plain"}, kl=0.0, learning_rate=LEARNING_RATE
+        cheerful_words, {"type": "ppo", "preset": "plain"}, kl=0.0, learning_rate=LEARNING_RATE, gold=cheerful_once
     ),
-    "exploit: `ppo`, preset `max`, KL": Arm(gold_and_digits, {"type": "ppo"}, kl=0.1, patience=2, learning_rate=LEARNING_RATE),
+    "exploit: `ppo`, preset `max`, KL": Arm(
+        cheerful_words, {"type": "ppo"}, kl=0.1, patience=2, learning_rate=LEARNING_RATE, gold=cheerful_once
+    ),
 }
 
 
 def run(name: str, seed: int, steps: int) -> Path:
     """The folder of a finished run."""
     arm = ARMS[name]
-    folder = RUNS / f"robustness-{list(ARMS).index(name)}-seed-{seed}"
+    kind = arm.advantage.get("preset", arm.advantage["type"])
+    folder = RUNS / f"robustness-{arm.reward.__name__}-{kind}-seed-{seed}"
     if finished(folder) is None:
         guide = str(value_model(seed))
         tree = policy_tree(guide)
@@ -87,6 +102,7 @@ def run(name: str, seed: int, steps: int) -> Path:
             policy["learner"]["learning_rate"] = arm.learning_rate
         if policy["advantage"]["type"] == "ppo":
             policy["advantage"]["critic"] = {"initial": guide, "learning_rate": policy["learner"]["learning_rate"]}
+        policy["rewards"]["gold"]["function"] = policy["evaluation"]["gold"] = f"benchmarks.robustness:{arm.gold.__name__}"
         policy["rewards"]["made"] = {"type": "function", "function": f"benchmarks.robustness:{arm.reward.__name__}"}
         policy["rollout"] |= {"prompts_per_step": 32 // arm.answers_per_prompt, "answers_per_prompt": arm.answers_per_prompt}
         policy["kl"]["control"]["coefficient"] = arm.kl
@@ -116,17 +132,17 @@ def row(name: str, seed: int, folder: Path) -> list[Any]:
         f"{tokens[1] / tokens[0]:.2f}",
         f"{np.exp(entropy[1] - entropy[0]):.2f}",
         f"{steps[-1]['kl/per_token']:.3f}",
-        " to ".join(f"{count:.1f}" for count in digits_of_answers(folder)),
+        " to ".join(f"{share:.2f}" for share in distinct_of_answers(folder)),
     ]
 
 
-def digits_of_answers(folder: Path) -> list[float]:
-    """Digits of a held-out answer, on average, in the first and the last evaluation."""
+def distinct_of_answers(folder: Path) -> list[float]:
+    """Share of words that are not repeats in a held-out answer, on average, in the first and the last evaluation."""
     answers: dict[int, list[str]] = {}
     for line in (folder / "evaluations.jsonl").read_text().splitlines():
         row = json.loads(line)
         answers.setdefault(row["step"], []).append(row["answer"])
-    return [statistics.mean(digits(answer) for answer in answers[step]) for step in (min(answers), max(answers))]
+    return [statistics.mean(distinct(answer) for answer in answers[step]) for step in (min(answers), max(answers))]
 
 
 def main() -> None:
@@ -137,7 +153,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=("noise", "exploit"), default=["noise", "exploit"])
     given = parser.parse_args()
     names = [name for name in ARMS if name.partition(":")[0] in given.kinds]
-    rows = [row(name, seed, run(name, seed, given.steps)) for name in names for seed in given.seeds]
+    for name in names:
+        for seed in given.seeds:
+            folder = run(name, seed, given.steps)
+            keep_figures(SECTION, {folder.name: {"cells": row(name, seed, folder), "commit": commit()}})
+    known = sorted(figures(SECTION).values(), key=lambda one: (list(ARMS).index(one["cells"][0]), one["cells"][1]))
+    rows = [[*one["cells"], f"`{one['commit']}`"] for one in known]
     header = [
         "arm",
         "seed",
@@ -148,8 +169,8 @@ def main() -> None:
         "length, of the start",
     ]
     body = f"Steps of 32 answers; reward, length and entropy are those of the first {SMOOTHED} and of the last {SMOOTHED}.\n\n"
-    body += table([*header, "exp(entropy), of the start", "KL/token", "digits an answer"], rows)
-    write_section("robustness", "Rewards that go wrong", "python -m benchmarks.robustness", body)
+    body += table([*header, "exp(entropy), of the start", "KL/token", "distinct words", "commit"], rows)
+    write_section(SECTION, "Rewards that go wrong", "python -m benchmarks.robustness", body)
     print(body)
 
 

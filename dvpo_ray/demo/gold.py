@@ -7,7 +7,7 @@ training never calls it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,12 @@ def _analyzer() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
+
+
+def lexicon() -> Mapping[str, float]:
+    """VADER's valence of every word it knows, -4 to 4."""
+    known: Mapping[str, float] = _analyzer().lexicon
+    return known
 
 
 def vader_compound(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -102,7 +102,7 @@ def test_dpo_raises_the_margin_and_the_gold_of_held_out_answers(
     assert Path(write_report(tmp_path / "dpo")).read_text().count("<svg") >= 3
 
 
-def test_a_dpo_run_that_was_stopped_or_lost_its_learner_goes_on_bit_for_bit(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+def test_a_dpo_run_that_was_stopped_or_lost_ranks_goes_on_bit_for_bit(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     """Adapters with dropout, whose random numbers a commit keeps; no engine is started without an evaluation."""
     dpo = {"lora": {"rank": 4, "dropout": 0.1}, "commit": {"every": 0}}
 
