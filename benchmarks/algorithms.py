@@ -111,11 +111,14 @@ def main() -> None:
     # Seed by seed, so that what is compared was measured near in time: machines that are shared change their speed.
     for seed in [] if given.there else given.seeds:
         for kind in given.arms:
+            name = place(kind, seed).name
+            # One that was there already is of the commit it was made at.
+            made_at = commit() if finished(place(kind, seed)) is None else figures(SECTION).get(name, {}).get("commit", "")
             run = arm(kind, seed)
-            one = measured(run) | {"commit": commit()}
+            one = measured(run) | {"commit": made_at}
             if given.until_gold and one["tokens_to_gold"] is None and kind != "dpo":
                 one["tokens_to_gold"] = tokens_to_gold([*steps_of(run), *steps_of(gone_on(kind, seed))])
-            keep_figures(SECTION, {run.name: one})
+            keep_figures(SECTION, {name: one})
     known = figures(SECTION)
     found: dict[str, dict[int, Measured]] = {
         kind: {seed: known[name] for seed in given.seeds if (name := place(kind, seed).name) in known} for kind in given.arms
