@@ -28,8 +28,6 @@ from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationReq
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
-# Answers an engine is asked for at a time, as a multiple of those it works on: some must wait for a place at once.
-ROWS_GIVEN = 2
 
 
 class RolloutActor:
@@ -55,7 +53,8 @@ class RolloutActor:
         self._buffer = SharedBuffer()
         self._loading_seconds = 0.0
         self._under_way: set[asyncio.Task[Answer]] = set()
-        self._places = asyncio.Semaphore(ROWS_GIVEN * config.engine.max_num_seqs)
+        # When the engine last finished an answer, by the loop's clock.
+        self._finished = 0.0
         self._told_stacks = False
         self._received = 0
         self._base_sha256: str | None = None
@@ -91,7 +90,7 @@ class RolloutActor:
         """Stream one Answer for each request, in the order they finish; ends early when they are cancelled.
 
         Raises:
-            RowDeadlineError: an answer missed its deadline.
+            RowDeadlineError: no answer was finished for ``row_timeout_s``.
             WeightSyncError: the engine is fenced.
         """
         await self._served.wait()
@@ -261,26 +260,38 @@ class RolloutActor:
             await asyncio.to_thread(clear, traces)
 
     async def _answer(self, request: GenerationRequest) -> Answer:
-        config = self._config
-        sampling = sampling_params(config, request.seed)
-        final = None
+        """The answer to one request, or its error.
+
+        Rows that wait behind others, in the engine's own queue, are not late: the engine is, once it finishes nothing.
+        """
+        limit, clock = self._config.row_timeout_s, asyncio.get_running_loop().time
+        asked, task = clock(), asyncio.create_task(self._final(request))
         try:
-            # The deadline is that of the engine: rows that wait their turn here, however many, do not miss it.
-            async with self._places, asyncio.timeout(config.row_timeout_s):
-                prompt = {"prompt_token_ids": list(request.prompt_ids)}
-                with engine_errors():
-                    async for output in self._engine.generate(prompt, sampling, request.row_id):
-                        final = output
-        except TimeoutError:
-            self._tell_stacks_once()
-            raise RowDeadlineError(
-                f"row {request.row_id}: no complete answer within {config.row_timeout_s} s; "
-                "raise rollout.row_timeout_s or lower rollout.max_new_tokens",
-                request.row_id,
-            ) from None
+            while not task.done():
+                left = max(asked, self._finished) + limit - clock()
+                if left <= 0:
+                    self._tell_stacks_once()
+                    raise RowDeadlineError(
+                        f"row {request.row_id}: no complete answer within {limit} s, nor any other of this engine; raise "
+                        "rollout.row_timeout_s or lower rollout.max_new_tokens",
+                        request.row_id,
+                    )
+                await asyncio.wait([task], timeout=left)
+            return _to_answer(request, task.result())
+        finally:
+            task.cancel()
+
+    async def _final(self, request: GenerationRequest) -> Any:
+        """What the engine says at last."""
+        final, sampling = None, sampling_params(self._config, request.seed)
+        prompt = {"prompt_token_ids": list(request.prompt_ids)}
+        with engine_errors():
+            async for output in self._engine.generate(prompt, sampling, request.row_id):
+                final = output
         if final is None:
             raise ActorFailedError(f"row {request.row_id}: the engine ended without an answer")
-        return _to_answer(request, final.outputs[0])
+        self._finished = asyncio.get_running_loop().time()
+        return final.outputs[0]
 
     def _tell_stacks_once(self) -> None:
         """Where the engine hangs, to the log; all rows of an engine that hangs miss their deadlines together."""

@@ -72,6 +72,8 @@ class RolloutPool:
         self._arguments = (model_folder, model, rollout, seed)
         self._cluster = cluster
         self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
+        # When any engine last gave an answer.
+        self._answered = 0.0
         self._budget = rollout.max_restarts
         self._workers = rollout.engine.tensor_parallel
         self._attempts = rollout.max_row_attempts
@@ -112,10 +114,15 @@ class RolloutPool:
             for row_id in waiting:
                 self._missed.pop(row_id, None)
         streams = self._deal(list(requests))
+        asked = time.monotonic()
         while streams:
-            ready, _ = ray.wait(list(streams), num_returns=1, timeout=self._timeout, fetch_local=False)
+            left = max(asked, self._answered) + self._timeout - time.monotonic()
+            ready, _ = ray.wait(list(streams), num_returns=1, timeout=max(0.0, left), fetch_local=False)
             if self._cancelled.is_set():
                 return
+            # Rows of other steps may be before these.
+            if not ready and time.monotonic() < max(asked, self._answered) + self._timeout:
+                continue
             if not ready:
                 names = ", ".join(engine.name for engine, _ in streams.values())
                 raise ActorFailedError(f"{names}: no answer within {self._timeout} s")
@@ -138,6 +145,7 @@ class RolloutPool:
                 del streams[stream]
                 continue
             del waiting[answer.row_id]
+            self._answered = time.monotonic()
             yield handle
 
     def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:

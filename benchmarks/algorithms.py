@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.algorithm_tables import COLOURS, Measured, cost_table, measured, plot, quality_table, steps_of, tokens_to_gold
-from benchmarks.common import PLOTS, ROOT, RUNS, commit, figures, finished, keep_figures, train, write_section
+from benchmarks.common import PLOTS, ROOT, RUNS, figures, finished, keep_figures, run_commit, train, write_section
 from benchmarks.seeds import reward_model, value_model
 from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PipelineRecipe, load_recipe
@@ -51,10 +51,15 @@ def arm(kind: str, seed: int) -> Path:
     return folder
 
 
+def longer(run: Path) -> Path:
+    """The folder of what goes on where a run ended."""
+    return run.with_name(f"{run.name}-on")
+
+
 def gone_on(kind: str, seed: int) -> Path:
     """The folder of a run that begins where an arm ended."""
     before = place(kind, seed)
-    folder = before.with_name(f"{before.name}-on")
+    folder = longer(before)
     if finished(folder) is None:
         tree = arm_tree(kind, seed)
         tree["policy"]["steps"] = MOST_STEPS
@@ -111,14 +116,13 @@ def main() -> None:
     # Seed by seed, so that what is compared was measured near in time: machines that are shared change their speed.
     for seed in [] if given.there else given.seeds:
         for kind in given.arms:
-            name = place(kind, seed).name
-            # One that was there already is of the commit it was made at.
-            made_at = commit() if finished(place(kind, seed)) is None else figures(SECTION).get(name, {}).get("commit", "")
+            made_at = run_commit(SECTION, place(kind, seed))
             run = arm(kind, seed)
             one = measured(run) | {"commit": made_at}
-            if given.until_gold and one["tokens_to_gold"] is None and kind != "dpo":
+            more = given.until_gold or finished(longer(run)) is not None
+            if more and one["tokens_to_gold"] is None and kind != "dpo":
                 one["tokens_to_gold"] = tokens_to_gold([*steps_of(run), *steps_of(gone_on(kind, seed))])
-            keep_figures(SECTION, {name: one})
+            keep_figures(SECTION, {run.name: one})
     known = figures(SECTION)
     found: dict[str, dict[int, Measured]] = {
         kind: {seed: known[name] for seed in given.seeds if (name := place(kind, seed).name) in known} for kind in given.arms

@@ -59,6 +59,11 @@ def figures(section: str) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def run_commit(section: str, folder: Path) -> str:
+    """The commit at which a run is made: this one, or for a run that is there already, that of its figures."""
+    return commit() if finished(folder) is None else str(figures(section).get(folder.name, {}).get("commit", ""))
+
+
 def keep_figures(section: str, measured: dict[str, dict[str, Any]]) -> None:
     """Add what was measured, by run; a run of that name is replaced. One line a run."""
     FIGURES.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.algorithm_tables import SMOOTHED, result_of, smoothed
 from benchmarks.algorithms import policy_tree
-from benchmarks.common import RUNS, commit, figures, finished, keep_figures, table, train, write_section
+from benchmarks.common import RUNS, figures, finished, keep_figures, run_commit, table, train, write_section
 from benchmarks.seeds import value_model
 from dvpo_ray.demo.gold import lexicon, vader_compound
 from dvpo_ray.run_folder import recorded_steps
@@ -86,11 +86,12 @@ ARMS = {
 }
 
 
-def run(name: str, seed: int, steps: int) -> Path:
-    """The folder of a finished run."""
+def run(name: str, seed: int, steps: int) -> tuple[Path, str]:
+    """The folder of a finished run, and the commit it was made at."""
     arm = ARMS[name]
     kind = arm.advantage.get("preset", arm.advantage["type"])
     folder = RUNS / f"robustness-{arm.reward.__name__}-{kind}-seed-{seed}"
+    made_at = run_commit(SECTION, folder)
     if finished(folder) is None:
         guide = str(value_model(seed))
         tree = policy_tree(guide)
@@ -109,7 +110,7 @@ def run(name: str, seed: int, steps: int) -> Path:
         # A run that is meant to go wrong is not to be ended for it.
         policy["health"] = policy.get("health", {}) | {"stop_after": 0}
         train("policy", tree, folder, seed)
-    return folder
+    return folder, made_at
 
 
 def row(name: str, seed: int, folder: Path) -> list[Any]:
@@ -155,8 +156,8 @@ def main() -> None:
     names = [name for name in ARMS if name.partition(":")[0] in given.kinds]
     for name in names:
         for seed in given.seeds:
-            folder = run(name, seed, given.steps)
-            keep_figures(SECTION, {folder.name: {"cells": row(name, seed, folder), "commit": commit()}})
+            folder, made_at = run(name, seed, given.steps)
+            keep_figures(SECTION, {folder.name: {"cells": row(name, seed, folder), "commit": made_at}})
     known = sorted(figures(SECTION).values(), key=lambda one: (list(ARMS).index(one["cells"][0]), one["cells"][1]))
     rows = [[*one["cells"], f"`{one['commit']}`"] for one in known]
     header = [

@@ -18,6 +18,7 @@ from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.loading import build, recipe_tree, to_toml, toml_value
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
 from dvpo_ray.config.references import CODE, data_sources, functions, left_behind, models, places, secrets, settings_at
+from dvpo_ray.config.sections import GenerationSection
 from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.models.packaged import SMOLLM2
@@ -222,11 +223,17 @@ def _stop_wait_s(recipe: Recipe) -> int:
     return math.ceil(max(_seconds_to_stop(part, recipe.cluster.call_timeout_s) for part in found if part is not None))
 
 
+def _generation_s(rollout: GenerationSection, rows: int) -> float:
+    return rollout.row_timeout_s * math.ceil(rows / (rollout.actors * rollout.engine.max_num_seqs))
+
+
 def _seconds_to_stop(part: PairTraining | PolicyTraining, call_s: float) -> float:
-    """Deadlines of all stages that can lie between the signal and the end of one training."""
+    """Deadlines of all stages that can lie between the signal and the end of one training; that of answers as often as they fill
+    the engines."""
     seconds = CALLS_TO_STOP * call_s
     if isinstance(part, PolicyTraining):
-        seconds += part.rollout.row_timeout_s * (part.off_policy.max_staleness + 1)
+        seconds += _generation_s(part.rollout, part.rollout.rows_per_step) * (part.off_policy.max_staleness + 1)
     if isinstance(part, PolicyTraining | DpoTraining) and part.evaluation is not None:
-        seconds += part.rollout.row_timeout_s + 2 * call_s
+        held_out = (part.evaluation.max_prompts or 1) * part.evaluation.answers_per_prompt
+        seconds += _generation_s(part.rollout, held_out) + 2 * call_s
     return seconds + (part.commit.copy_wait_s if part.commit.copy_to is not None else 0.0)

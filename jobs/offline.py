@@ -23,6 +23,7 @@ class PairTrainer:
     """All steps of a training on pairs.
 
     Args:
+        row_ids: names of all pairs.
         batches: indices of each step's pairs.
         data_sha256: fingerprint of the pairs, kept in commits (``jobs.resume.check_same_data``).
         learn: trains on them, given the step, and returns its metrics.
@@ -30,6 +31,7 @@ class PairTrainer:
             that is to stop does not wait for it.
     """
 
+    row_ids: Sequence[str]
     batches: Sequence[np.ndarray]
     data_sha256: str
     learn: Callable[[int, np.ndarray], dict[str, float]]
@@ -70,7 +72,8 @@ class PairTrainer:
             run.timeline.add("learn", began, time.time(), step=step)
             run.log(step, metrics | {"seconds/step": time.time() - began})
             if metrics["loss/skipped_updates"]:
-                run.warn(step, f"an update on pairs {self.batches[step].tolist()} was not finite and was withheld")
+                names = ", ".join(self.row_ids[i] for i in self.batches[step])
+                run.warn(step, f"an update was not finite and was withheld; the step's pairs: {names}")
             committer.finish()
             moving = self.gang.leaving()
             if moving:

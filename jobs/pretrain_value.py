@@ -87,7 +87,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
                     pairs = [labelled(train[i]) for i in rows]
                     return gang.call("step", pairs, target, doing=f"value step {step}")[0]
 
-                PairTrainer(steps, data_sha256, learn, gang, run, committer).train(commit)
+                PairTrainer([pair.row_id for pair in train], steps, data_sha256, learn, gang, run, committer).train(commit)
                 run.phase("measuring pair accuracy on held-out prompts")
                 accuracy = evaluate_pairs(gang, held_out, target)
                 run.phase("saving and sealing the model")

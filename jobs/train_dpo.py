@@ -176,7 +176,8 @@ def _train(
     def look(step: int) -> float | None:
         return held_out.look(step, learner, run) if held_out.due(step) else None
 
-    PairTrainer(steps, data_sha256, learn, learner, run, committer, look).train(commit)
+    names = [pair.row_id for pair in train]
+    PairTrainer(names, steps, data_sha256, learn, learner, run, committer, look).train(commit)
     held_out.look_once(len(steps), learner, run)
     run.phase("measuring pair accuracy on held-out prompts")
     return _scores(learner, validation, run) - validation_reference

@@ -179,10 +179,7 @@ def _stages(
         )
         started: list[Any] = []
         try:
-            # Answers of steps ahead wait for those before them.
-            patience = policy.rollout.row_timeout_s * (policy.off_policy.max_staleness + 1)
-            rollout = policy.rollout.model_copy(update={"row_timeout_s": patience})
-            started.append(rollouts := RolloutPool(folder, model, rollout, cluster, seed, run.folder / ENGINES))
+            started.append(rollouts := RolloutPool(folder, model, policy.rollout, cluster, seed, run.folder / ENGINES))
             value, temperature = str(value_folder) if value_folder else None, policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, rewards))
             shown = Demonstrations.of(demonstrations) if demonstrations else None

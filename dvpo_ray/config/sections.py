@@ -151,7 +151,7 @@ class GenerationSection(Section):
     row_timeout_s: float = Field(
         300.0,
         gt=0,
-        description="Deadline of one answer, in seconds from when its engine is given it; those that wait for it are not late.",
+        description="Longest time in which an engine finishes no answer, in seconds: one that does is taken for hung.",
     )
     max_restarts: int = Field(
         3, ge=0, description="Times a rollout actor that died or hangs is replaced; its unfinished rows are asked of the others."

@@ -84,6 +84,15 @@ def test_answers_to_other_prompts_are_not_gone_on_with(tmp_path: Path) -> None:
         evaluator().known(path, 0)
 
 
+@pytest.mark.parametrize("kept", [[0, 1, 2], [1, 2, 3]], ids=["one more now", "one less then"])
+def test_evaluations_of_another_number_of_prompts_are_not_gone_on_with(tmp_path: Path, kept: list[int]) -> None:
+    stages, path = LosingStages(0), tmp_path / "evaluations.jsonl"
+    rows = [evaluator().run(step, stages, stages).rows() for step in (0, 4)]
+    path.write_text("".join(json.dumps(rows_of[i]) + "\n" for rows_of in rows for i in kept))
+    with pytest.raises(DataError, match=r"are not those of evaluation\.source now"):
+        evaluator().known(path, 4)
+
+
 def test_an_evaluation_that_was_cut_short_is_taken_back(tmp_path: Path) -> None:
     stages, path = LosingStages(0), tmp_path / "evaluations.jsonl"
     rows = [row for step in (0, 4) for row in evaluator().run(step, stages, stages).rows()]

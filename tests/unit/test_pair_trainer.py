@@ -66,7 +66,7 @@ def run_of(tmp_path: Path, gang: FakeGang, every: int, monkeypatch: pytest.Monke
     try:
         committer = Committer(CommitStore(run.folder / "commits"), gang, run, every, STEPS)  # type: ignore[arg-type]
         batches = [np.array([2 * i, 2 * i + 1]) for i in range(STEPS)]
-        PairTrainer(batches, "sha", gang.learn, gang, run, committer).train(None)  # type: ignore[arg-type]
+        PairTrainer([f"p{i}" for i in range(2 * STEPS)], batches, "sha", gang.learn, gang, run, committer).train(None)  # type: ignore[arg-type]
     finally:
         run.close()
     lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
@@ -93,4 +93,4 @@ def test_ranks_that_keep_dying_end_the_run(tmp_path: Path, monkeypatch: pytest.M
 def test_an_update_that_was_withheld_is_told_with_its_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told, _ = run_of(tmp_path, FakeGang({}), 0, monkeypatch)
     warnings = [event.text for event in told if event.kind == "warning"]
-    assert warnings == ["step 4: an update on pairs [6, 7] was not finite and was withheld"]
+    assert warnings == ["step 4: an update was not finite and was withheld; the step's pairs: p6, p7"]

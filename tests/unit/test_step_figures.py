@@ -10,7 +10,7 @@ import pytest
 from dvpo_ray.commits import Commit
 from dvpo_ray.errors import DataError
 from dvpo_ray.run_folder import METRICS, recorded_steps, step_seconds
-from jobs.offline import check_same_pairs
+from jobs.resume import check_same_data
 
 
 def test_the_first_step_is_no_measure_of_the_others(tmp_path: Path) -> None:
@@ -28,8 +28,8 @@ def test_a_run_that_began_at_a_last_commit_has_no_steps_and_no_time_of_them(tmp_
 
 
 def test_other_pairs_than_those_of_the_commit_are_refused(tmp_path: Path) -> None:
-    check_same_pairs(None, "a" * 64)
-    check_same_pairs(Commit(tmp_path, 4, {"data_sha256": "a" * 64}), "a" * 64)
-    check_same_pairs(Commit(tmp_path, 4, {}), "a" * 64)
+    check_same_data(None, "a" * 64)
+    check_same_data(Commit(tmp_path, 4, {"data_sha256": "a" * 64}), "a" * 64)
+    check_same_data(Commit(tmp_path, 4, {}), "a" * 64)
     with pytest.raises(DataError, match=r"sha256 b{16}\.\.\., then a{16}\.\.\.\): bring those back"):
-        check_same_pairs(Commit(tmp_path, 4, {"data_sha256": "a" * 64}), "b" * 64)
+        check_same_data(Commit(tmp_path, 4, {"data_sha256": "a" * 64}), "b" * 64)

@@ -1,20 +1,19 @@
-"""How many answers an engine is given at a time, and from when their deadline counts."""
+"""Which answers are late: those of an engine that finishes none, and none that wait behind others."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from actors.rollout import ROWS_GIVEN, RolloutActor
-from dvpo_ray.config.sections import EngineSection, RolloutSection
+from actors.rollout import RolloutActor
+from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import RowDeadlineError
 from dvpo_ray.rows import GenerationRequest
-
-SEQUENCES = 3
 
 
 class InstantLoop(asyncio.SelectorEventLoop):
@@ -32,27 +31,25 @@ class InstantLoop(asyncio.SelectorEventLoop):
 
 
 class OneAtATime:
-    """An engine that answers in turn, and remembers how many it had at most."""
+    """An engine that answers in turn, and hangs after so many."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, answers: int = 10**9) -> None:
         self.seconds = seconds
-        self.given = self.most = 0
+        self.answers = answers
         self._turn = asyncio.Lock()
 
     async def generate(self, prompt: Any, sampling: Any, row_id: str) -> AsyncIterator[Any]:
-        self.given += 1
-        self.most = max(self.most, self.given)
         async with self._turn:
-            await asyncio.sleep(self.seconds)
+            await asyncio.sleep(self.seconds if self.answers else math.inf)
+            self.answers -= 1
         yield SimpleNamespace(outputs=[SimpleNamespace()])
-        self.given -= 1
 
 
 def actor_of(monkeypatch: pytest.MonkeyPatch, engine: Any, row_timeout_s: float) -> RolloutActor:
     answer = SimpleNamespace(response_ids=SimpleNamespace(size=1))
     monkeypatch.setattr("actors.rollout._to_answer", lambda request, output: SimpleNamespace(**vars(answer), row=request.row_id))
     monkeypatch.setattr("actors.rollout.sampling_params", lambda config, seed: None)
-    config = RolloutSection(row_timeout_s=row_timeout_s, engine=EngineSection(max_num_seqs=SEQUENCES))
+    config = RolloutSection(row_timeout_s=row_timeout_s)
     actor = RolloutActor("none", config, 0)
     actor._engine, actor._fence = engine, None
     return actor
@@ -68,15 +65,14 @@ def rows_of(actor: RolloutActor, count: int) -> list[str]:
 
 
 def test_rows_that_wait_their_turn_are_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them take ten times as long as one may; those given to the engine together, nearly all of it."""
-    engine, places = OneAtATime(seconds=7.0), ROWS_GIVEN * SEQUENCES
-    actor = actor_of(monkeypatch, engine, row_timeout_s=places * engine.seconds + 1)
-    rows = rows_of(actor, 10 * places)
-    assert sorted(rows) == sorted(f"r{i}" for i in range(10 * places))
-    assert engine.most == places
+    """One takes nearly as long as it may; the last of them begins when that time has passed many times."""
+    actor = actor_of(monkeypatch, OneAtATime(seconds=7.0), row_timeout_s=8.0)
+    assert rows_of(actor, 30) == [f"r{i}" for i in range(30)]
 
 
-def test_a_row_that_its_engine_does_not_answer_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = actor_of(monkeypatch, OneAtATime(seconds=60.0), row_timeout_s=59.0)
-    with pytest.raises(RowDeadlineError, match=r"row r0: no complete answer within 59\.0 s"):
-        rows_of(actor, 100)
+@pytest.mark.parametrize("answers", [0, 5])
+def test_an_engine_that_finishes_nothing_is_late(monkeypatch: pytest.MonkeyPatch, answers: int) -> None:
+    actor = actor_of(monkeypatch, OneAtATime(seconds=7.0, answers=answers), row_timeout_s=8.0)
+    with pytest.raises(RowDeadlineError, match=r"row r\d+: no complete answer within 8\.0 s") as caught:
+        rows_of(actor, 30)
+    assert int(caught.value.row_id[1:]) >= answers
