@@ -63,13 +63,13 @@ def cheerful_once(prompts: Sequence[str], answers: Sequence[str]) -> list[float]
 
 @dataclass(frozen=True)
 class Arm:
-    """What is different in a run; ``patience`` times the steps asked for."""
+    """What is different in a run."""
 
     reward: Callable[[Sequence[str], Sequence[str]], list[float]]
     advantage: dict[str, Any]
     answers_per_prompt: int = 1
     kl: float = 0.05
-    patience: int = 1
+    steps: int = 20
     learning_rate: float | None = None
     gold: Callable[[Sequence[str], Sequence[str]], list[float]] = vader_compound
 
@@ -78,15 +78,15 @@ ARMS = {
     "noise: `p3o`": Arm(shifted_gold, {"type": "p3o", "score": "none"}, answers_per_prompt=2),
     "noise: `ppo`, preset `max`": Arm(shifted_gold, {"type": "ppo"}, answers_per_prompt=2),
     "exploit: `ppo`, preset `plain`, no KL": Arm(
-        cheerful_words, {"type": "ppo", "preset": "plain"}, kl=0.0, learning_rate=LEARNING_RATE, gold=cheerful_once
+        cheerful_words, {"type": "ppo", "preset": "plain"}, kl=0.0, steps=30, learning_rate=LEARNING_RATE, gold=cheerful_once
     ),
     "exploit: `ppo`, preset `max`, KL": Arm(
-        cheerful_words, {"type": "ppo"}, kl=0.1, patience=2, learning_rate=LEARNING_RATE, gold=cheerful_once
+        cheerful_words, {"type": "ppo"}, kl=0.1, steps=60, learning_rate=LEARNING_RATE, gold=cheerful_once
     ),
 }
 
 
-def run(name: str, seed: int, steps: int) -> tuple[Path, str]:
+def run(name: str, seed: int) -> tuple[Path, str]:
     """The folder of a finished run, and the commit it was made at."""
     arm = ARMS[name]
     kind = arm.advantage.get("preset", arm.advantage["type"])
@@ -97,7 +97,7 @@ def run(name: str, seed: int, steps: int) -> tuple[Path, str]:
         tree = policy_tree(guide)
         policy = tree["policy"]
         del policy["value_model"]
-        policy["steps"] = steps * arm.patience
+        policy["steps"] = arm.steps
         policy["advantage"] = dict(arm.advantage)
         if arm.learning_rate is not None:
             policy["learner"]["learning_rate"] = arm.learning_rate
@@ -132,9 +132,17 @@ def row(name: str, seed: int, folder: Path) -> list[Any]:
         f"{reward[0]:.2f} to {reward[1]:.2f}",
         f"{tokens[1] / tokens[0]:.2f}",
         f"{np.exp(entropy[1] - entropy[0]):.2f}",
+        left_at(steps),
         f"{steps[-1]['kl/per_token']:.3f}",
         " to ".join(f"{share:.2f}" for share in distinct_of_answers(folder)),
     ]
+
+
+def left_at(steps: Sequence[dict[str, Any]]) -> str:
+    """The first step whose length or exp(entropy) is more than twice, or less than half, that of the start."""
+    lengths, entropies = (smoothed([step[name] for step in steps]) for name in ("answer/tokens", "policy/entropy"))
+    far = np.maximum(np.abs(np.log(lengths / lengths[0])), np.abs(entropies - entropies[0])) > np.log(2)
+    return str(int(np.flatnonzero(far)[0]) + SMOOTHED) if far.any() else "never"
 
 
 def distinct_of_answers(folder: Path) -> list[float]:
@@ -150,13 +158,12 @@ def main() -> None:
     """Run the arms and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--kinds", nargs="+", choices=("noise", "exploit"), default=["noise", "exploit"])
+    parser.add_argument("--kinds", nargs="*", choices=("noise", "exploit"), default=["noise", "exploit"])
     given = parser.parse_args()
     names = [name for name in ARMS if name.partition(":")[0] in given.kinds]
     for name in names:
         for seed in given.seeds:
-            folder, made_at = run(name, seed, given.steps)
+            folder, made_at = run(name, seed)
             keep_figures(SECTION, {folder.name: {"cells": row(name, seed, folder), "commit": made_at}})
     known = sorted(figures(SECTION).values(), key=lambda one: (list(ARMS).index(one["cells"][0]), one["cells"][1]))
     rows = [[*one["cells"], f"`{one['commit']}`"] for one in known]
@@ -168,9 +175,14 @@ def main() -> None:
         "gold after (95%)",
         "reward",
         "length, of the start",
+        "exp(entropy), of the start",
+        "beyond 2 or 1/2 from step",
+        "KL/token",
+        "distinct words",
+        "commit",
     ]
     body = f"Steps of 32 answers; reward, length and entropy are those of the first {SMOOTHED} and of the last {SMOOTHED}.\n\n"
-    body += table([*header, "exp(entropy), of the start", "KL/token", "distinct words", "commit"], rows)
+    body += table(header, rows)
     write_section(SECTION, "Rewards that go wrong", "python -m benchmarks.robustness", body)
     print(body)
 
