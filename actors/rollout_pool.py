@@ -114,15 +114,10 @@ class RolloutPool:
             for row_id in waiting:
                 self._missed.pop(row_id, None)
         streams = self._deal(list(requests))
-        asked = time.monotonic()
         while streams:
-            left = max(asked, self._answered) + self._timeout - time.monotonic()
-            ready, _ = ray.wait(list(streams), num_returns=1, timeout=max(0.0, left), fetch_local=False)
+            ready = self._wait(list(streams))
             if self._cancelled.is_set():
                 return
-            # Rows of other steps may be before these.
-            if not ready and time.monotonic() < max(asked, self._answered) + self._timeout:
-                continue
             if not ready:
                 names = ", ".join(engine.name for engine, _ in streams.values())
                 raise ActorFailedError(f"{names}: no answer within {self._timeout} s")
@@ -147,6 +142,16 @@ class RolloutPool:
             del waiting[answer.row_id]
             self._answered = time.monotonic()
             yield handle
+
+    def _wait(self, streams: list[Any]) -> list[Any]:
+        """The first of these streams that has something; none once all is cancelled, or nobody was given an answer for too long:
+        rows of other steps may be before these."""
+        began = time.monotonic()
+        while (left := max(began, self._answered) + self._timeout - time.monotonic()) > 0:
+            ready, _ = ray.wait(streams, num_returns=1, timeout=left, fetch_local=False)
+            if ready or self._cancelled.is_set():
+                return list(ready)
+        return []
 
     def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
         """Which of these rows were given up: they missed their deadline too often, on engines that answered others."""

@@ -181,8 +181,7 @@ class Driver:
         self._kl.beta = commit.part("kl_coefficient", NonNegativeFinite) if commit else self._kl.beta
         self._ledger.restore(commit.part("ledger", dict) if commit else Ledger.EMPTY, step)
         self._stages.rollouts.sync(self._stages.learner.weights(step))
-        self._run.rewind(step)
-        self._run.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))
+        self._run.go_back(commit)
         return step
 
 

@@ -91,8 +91,13 @@ class Run:
         """Be the run of a commit: its clocks, and what was recorded until then."""
         self.take_clocks(commit)
         self.began = time.time()
-        self.rewind(commit.step)
-        self.phase(f"going on after step {commit.step}, from {commit.folder}")
+        self.go_back(commit)
+
+    def go_back(self, commit: Commit | None) -> None:
+        """Take back what was recorded after a commit, or since the start, and say where the run goes on."""
+        step = 0 if commit is None else commit.step
+        self.rewind(step)
+        self.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))
 
     def rewind(self, step: int) -> None:
         """Take back what was recorded after so many trained steps."""

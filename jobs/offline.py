@@ -59,9 +59,7 @@ class PairTrainer:
             except LOST as error:
                 restarts.restart(error)
                 commit = self.committer.store.newest() or commit
-                step = 0 if commit is None else commit.step
-                self.run.rewind(step)
-                self.run.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))
+                self.run.go_back(commit)
 
     def _train_from(self, done: int) -> None:
         """The steps after the first ``done``."""
