@@ -84,6 +84,10 @@ class ActorCriticLearner:
         # Both are asked: each must know that losing it is no fault.
         return any([self.policy.leaving(), self.critic.leaving()])
 
+    def doubts(self) -> list[str]:
+        """What speaks against the ranks' settings on their nodes."""
+        return [*self.policy.doubts(), *self.critic.doubts()]
+
     def busy_seconds(self) -> float:
         """Mean time in which a rank of either trained, in seconds, one after the other."""
         return self.policy.busy_seconds() + self.critic.busy_seconds()

@@ -87,6 +87,10 @@ class Gang:
         """Go on from a commit."""
         self.call("load_commit", folder, doing=f"loading the commit {folder}")
 
+    def doubts(self) -> list[str]:
+        """What speaks against the ranks' settings on their nodes."""
+        return sorted({text for texts in self.call("doubts", doing="looking at their nodes") for text in texts})
+
     def busy_seconds(self) -> float:
         """Mean time in which a rank trained, in seconds."""
         return mean_busy_seconds(self.actors, self.cluster, "a learner rank")

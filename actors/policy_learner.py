@@ -13,7 +13,7 @@ from actors.deepspeed_engine import all_reduce
 from actors.policy_rank import PolicyRank
 from actors.watchdog import watched
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.config.sections import ModelSection
+from dvpo_ray.config.sections import ModelSection, settled
 from dvpo_ray.learning.batching import share_rows
 from dvpo_ray.learning.policy_update import (
     GAPS,
@@ -100,7 +100,7 @@ class PolicyLearnerRank(PolicyRank):
         """
         if self._open is None:
             waits = self.policy.advantage.whitening == "scale" and self._scale is None
-            self._open = OpenStep(step, sys.maxsize if waits else self.world * self.config.token_budget)
+            self._open = OpenStep(step, sys.maxsize if waits else self.world * settled(self.config.token_budget))
         kept, dropped = keep_fresh(batch, step, self.policy.off_policy)
         self._open.dropped += dropped
         ready = self._open.add(kept)

@@ -20,9 +20,10 @@ from actors.busy import BusyClock
 from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
 from actors.learner_state import FACTS, LEARNER, SEPARATOR, StateWriter, file_name, load_pieces, pieces, reading, updates_done
 from actors.metrics import busy_counter
+from actors.node_facts import doubt
 from actors.nodes import this_node
 from actors.watchdog import watched
-from dvpo_ray.config.sections import LearnerSection, ModelSection
+from dvpo_ray.config.sections import LearnerSection, ModelSection, settled
 from dvpo_ray.errors import CommitError, NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences, share_rows
 from dvpo_ray.learning.pairs import LabelledAnswer, Pair
@@ -80,6 +81,10 @@ class Rank:
         """Id of the Ray node this process is on."""
         return this_node()
 
+    def doubts(self) -> list[str]:
+        """What speaks against this rank's settings on its node."""
+        return doubt(f"a {self.role} rank", self.config.dtype)
+
     def join(self, address: str, port: int) -> int:
         """Join the process group; returns this process's id."""
         self.device = join_process_group(self.rank, self.world, address, port, self.config.cpu_threads)
@@ -93,7 +98,7 @@ class Rank:
         Sharded ranks must make the same passes: they gather weights and reduce gradients in them, and one rank's micro-batch
         may have a common beginning where another's has none.
         """
-        return self.world == 1 or self.config.zero_stage == 0
+        return self.model_section.share_prefix != "off" and (self.world == 1 or self.config.zero_stage == 0)
 
     def busy_seconds(self) -> float:
         """Time since the start in which this rank trained, in seconds."""
@@ -209,7 +214,8 @@ class Rank:
         Sharded optimizers communicate in every pass, so ranks with fewer micro-batches add empty ones.
         """
         sizes = [int(lengths[r]) for r in rows]
-        planned = micro_batches(sizes, self.config.token_budget, self.config.max_padding, self.model_section.packed)
+        budget, padding = settled(self.config.token_budget), settled(self.config.max_padding)
+        planned = micro_batches(sizes, budget, padding, self.model_section.packed)
         groups = [[rows[i] for i in group] for group in planned]
         if self.world > 1:
             most = int(all_reduce({"n": float(len(groups))}, "max")["n"])

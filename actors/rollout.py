@@ -18,6 +18,7 @@ import torch
 from actors.busy import BusyClock
 from actors.engine_traces import clear, keep_sockets_together, traces_of_children
 from actors.metrics import busy_counter, count, show
+from actors.node_facts import doubt
 from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import GenerationSection
@@ -238,6 +239,10 @@ class RolloutActor:
     async def node(self) -> str:
         """Id of the Ray node this process is on."""
         return this_node()
+
+    async def doubts(self) -> list[str]:
+        """What speaks against the engine's settings on its node. Of GPUs vLLM says it itself, and this process stays off them."""
+        return [] if torch.cuda.is_available() else await asyncio.to_thread(doubt, "an engine", self._config.engine.dtype)
 
     async def busy_seconds(self) -> float:
         """Time since the start in which at least one answer was under way, in seconds."""

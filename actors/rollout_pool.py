@@ -189,6 +189,12 @@ class RolloutPool:
         served = [engine.served for engine in self._present() if engine.served is not None]
         return max(served, key=lambda one: one.seconds)
 
+    def doubts(self) -> list[str]:
+        """What speaks against the engines' settings on their nodes."""
+        calls = [engine.actor.doubts.remote() for engine in self._present()]
+        found = get(calls, self._cluster.call_timeout_s, "a rollout actor", "looking at its node")
+        return sorted({text for texts in found for text in texts})
+
     def busy_seconds(self) -> float:
         """Mean time in which an engine had answers under way, in seconds."""
         return mean_busy_seconds([engine.actor for engine in self._present()], self._cluster, "a rollout actor")

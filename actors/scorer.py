@@ -15,9 +15,10 @@ import torch
 
 from actors.busy import BusyClock
 from actors.metrics import busy_counter, count, show, started_again
+from actors.node_facts import doubt
 from actors.watchdog import watched
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
-from dvpo_ray.config.sections import ModelSection, ScorerSection
+from dvpo_ray.config.sections import ModelSection, ScorerSection, settled
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import Entry, ScoreCache
 from dvpo_ray.models.reward_model import RewardModel
@@ -52,6 +53,7 @@ class ScorerActor:
         self._reward_models: dict[str, RewardModel] = {}
         self._tokenizer: Any = None
         self._busy = BusyClock(busy_counter("scorer"))
+        self._shares = model.share_prefix != "off"
         self._loaded = ""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -62,6 +64,10 @@ class ScorerActor:
     def pid(self) -> int:
         """This process's id."""
         return os.getpid()
+
+    def doubts(self) -> list[str]:
+        """What speaks against this actor's settings on its node."""
+        return doubt("a scorer", self._config.dtype)
 
     def busy_seconds(self) -> float:
         """Time since the process started in which it scored, in seconds."""
@@ -119,7 +125,8 @@ class ScorerActor:
         new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         lengths = [answers[i].prompt_ids.size + answers[i].response_ids.size for i in new]
         config = self._config
-        for group in micro_batches(lengths, config.token_budget, config.max_padding, self._model.packed):
+        budget, padding = settled(config.token_budget), settled(config.max_padding)
+        for group in micro_batches(lengths, budget, padding, self._model.packed):
             rows = [new[g] for g in group]
             for i, scores in zip(rows, self._score_group([answers[i] for i in rows]), strict=True):
                 known[keys[i]] = scores
@@ -145,8 +152,10 @@ class ScorerActor:
         options = (dtype, self._model.attention, self._model.trust_remote_code)
         if value is not None:
             read_seal(value)
-            self._value = freeze(ValueReader(load_value_model(value, *options), packed=self._model.packed)).to(self._device)
-        reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False, packed=self._model.packed)
+            self._value = freeze(ValueReader(load_value_model(value, *options), self._shares, self._model.packed)).to(
+                self._device
+            )
+        reference = PolicyReader(load_policy(base, *options), self._temperature, False, self._shares, self._model.packed)
         self._reference = freeze(reference).to(self._device)
         if self._reward_configs:
             from transformers import AutoTokenizer

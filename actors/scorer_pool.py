@@ -140,6 +140,13 @@ class ScorerPool:
             calls = [actor.parameter_hash.remote() for actor in actors]
             return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its models"))
 
+    def doubts(self) -> list[str]:
+        """What speaks against the scorers' settings on their nodes."""
+        with self._all() as actors:
+            calls = [actor.doubts.remote() for actor in actors]
+            found = get(calls, self._cluster.call_timeout_s, "a scorer", "looking at its node")
+        return sorted({text for texts in found for text in texts})
+
     def busy_seconds(self) -> float:
         """Mean time in which a scorer scored, in seconds."""
         with self._all() as actors:

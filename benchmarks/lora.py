@@ -56,7 +56,7 @@ def measure(lora: LoraSection | None) -> list[str]:
         rollouts.stop()
         learner.stop()
     seconds = seconds[WARM_UP:]
-    planned = processes(policy, ModelShape.from_folder(folder), "eager", parse_devices("cpu:2:24").device)[0].total
+    planned = processes(policy, ModelShape.from_folder(folder), "eager", parse_devices("cpu:2:24:bf16").device)[0].total
     return [
         "all weights" if lora is None else f"LoRA, rank {lora.rank}",
         f"{memory.peak_by_process_gb['PolicyLearnerRank']:.2f}",

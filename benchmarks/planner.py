@@ -70,7 +70,7 @@ def demo_memory() -> str:
     recipe = load_recipe(PipelineRecipe, "demo")
     shape = ModelShape.from_folder(resolve_model(recipe.model.path))
     rows: list[list[Any]] = []
-    for process in processes(recipe.policy, shape, recipe.model.attention, parse_devices("cpu:2:24").device):
+    for process in processes(recipe.policy, shape, recipe.model.attention, parse_devices("cpu:2:24:bf16").device):
         real = sum(found.get(name, 0.0) for name in PROCESSES[process.name])
         predicted = process.total / GB
         rows.append([process.name, f"{predicted:.2f}", f"{real:.2f}", f"{100 * (predicted / real - 1):+.0f}%"])
@@ -81,7 +81,7 @@ def demo_time() -> str:
     """A simulated step of the demo against the measured one, the simulator calibrated on the stages of the same run."""
     recipe = load_recipe(PipelineRecipe, "demo")
     shape = ModelShape.from_folder(resolve_model(recipe.model.path))
-    device = parse_devices("cpu:2:24").device
+    device = parse_devices("cpu:2:24:bf16").device
     seconds, answer = measured(RUNS / "demo-seed-0" / "policy")
     work = Workload.of(recipe.policy, answer)
     efficiency = calibrated(recipe.policy, shape, device, work, seconds)

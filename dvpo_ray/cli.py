@@ -149,7 +149,7 @@ def report(
 @app.command()
 def plan(
     recipe: RecipeArg,
-    devices: Annotated[str, typer.Option(help="COUNTxNAME, for example 8xA100-80GB, or cpu:CORES:MEMORY_GB.")],
+    devices: Annotated[str, typer.Option(help="COUNTxNAME (8xA100-80GB), cpu:CORES:MEMORY_GB[:bf16], or `here`.")],
     kind: KindArg = "policy",
     model: Annotated[Path | None, typer.Option(help="Folder with config.json; default: the recipe's model.")] = None,
     run: Annotated[Path | None, typer.Option(help="A policy run on one such device, to take measured speeds from.")] = None,
@@ -208,7 +208,7 @@ def debug_replay(
 @k8s_app.command("render")
 def k8s_render(
     recipe: RecipeArg,
-    devices: Annotated[str, typer.Option(help="What it is sized for: COUNTxNAME, or cpu:CORES:MEMORY_GB.")],
+    devices: Annotated[str, typer.Option(help="What it is sized for: COUNTxNAME, or cpu:CORES:MEMORY_GB[:bf16].")],
     image: Annotated[str, typer.Option(help="Image of all pods, as NAME@sha256:DIGEST.")],
     kind: KindArg = "policy",
     flavour: Annotated[str, typer.Option(help="`retry`, `kueue` (a job in a queue) or `interactive` (a cluster).")] = "retry",

@@ -137,7 +137,7 @@ def show_replay(found: dict[str, Any]) -> None:
 def show_plan(plan: dict[str, Any]) -> None:
     """Memory, time, advice."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(f"{plan['parameters'] / 1e6:.0f} M parameters on {plan['devices']}\n")
+    console.print(f"{plan['parameters'] / 1e6:.0f} M parameters on {plan['devices']}, {_types(plan['number_types'])}\n")
     memory = Table("process", "how many", "GB each", "most of it", box=None, padding=(0, 2, 0, 0))
     for process in plan["processes"]:
         largest = sorted(process["parts"].items(), key=lambda part: -part[1])[:2]
@@ -170,6 +170,13 @@ def show_plan(plan: dict[str, Any]) -> None:
         console.print(table)
     for advice in plan["advice"]:
         console.print(Text.assemble(("advice ", "cyan"), advice))
+
+
+def _types(number_types: dict[str, str]) -> str:
+    """Number types in a few words."""
+    if len(set(number_types.values())) == 1:
+        return next(iter(number_types.values()))
+    return ", ".join(f"{role} in {dtype}" for role, dtype in number_types.items())
 
 
 def _format(value: Any) -> str:

@@ -165,7 +165,7 @@ class Driver:
             "ledger": self._ledger.state(),
             "value_sha256": self._sealed,
             "data_sha256": self._data_sha256,
-        } | self._run.clocks()
+        } | self._run.facts()
 
     def _go_back(self, commit: Commit | None) -> int:
         """Bring everything to a commit (to the start when there is none); returns the steps trained then."""

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import FiniteFloat
 
 from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import RunError
+from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.rows import ServedWeights, StepResult
 from dvpo_ray.run_folder import CONFIG, DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
 from dvpo_ray.timeline import Timeline
@@ -22,6 +23,8 @@ from dvpo_ray.tracking import Tracker, Trackers
 
 T = TypeVar("T")
 RESULT = "result.json"
+# What a commit's state and a result call the number type of each role.
+NUMBER_TYPES = "number_types"
 TIMELINE = "timeline.json"
 LOGS = "logs"
 
@@ -38,6 +41,14 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+
+
+class Doubting(Protocol):
+    """Actors of one kind."""
+
+    def doubts(self) -> list[str]:
+        """What speaks against their settings on the nodes they are on."""
+        ...
 
 
 class Run:
@@ -57,6 +68,7 @@ class Run:
         (self.folder / CONFIG).write_text(dump_resolved(recipe))
         # Whoever goes on with a run reads its sources again, bad rows as well.
         (self.folder / DEAD_LETTERS).unlink(missing_ok=True)
+        self.number_types = number_types(recipe)
         self.total_steps = total_steps
         self.listener = listener
         self.began = time.time()
@@ -79,9 +91,9 @@ class Run:
         """Share of the time since the run first began, all its drivers included, that went into work that counts."""
         return self.seconds_of_work / (time.time() - self.first_began)
 
-    def clocks(self) -> dict[str, float]:
-        """What a commit must remember of time."""
-        return {"seconds": self.seconds, "first_began": self.first_began}
+    def facts(self) -> dict[str, Any]:
+        """What a commit must remember of the run: its time, and the number types that it computes in."""
+        return {"seconds": self.seconds, "first_began": self.first_began, NUMBER_TYPES: self.number_types}
 
     def take_clocks(self, commit: Commit) -> None:
         """Count on from the time of a commit."""
@@ -110,6 +122,12 @@ class Run:
     def phase(self, text: str) -> None:
         """Say what happens now."""
         self.listener(Event("phase", text))
+
+    def doubt(self, pools: Iterable[Doubting]) -> None:
+        """Say what actors that have started find wrong with their settings on the nodes they are on."""
+        for pool in pools:
+            for text in pool.doubts():
+                self.listener(Event("warning", text))
 
     def warn(self, step: int, text: str) -> None:
         """Say that a step (counted from 0) gave cause for doubt."""

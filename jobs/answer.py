@@ -19,7 +19,7 @@ from dvpo_ray.judging.formats import format_named
 from dvpo_ray.models.folder import hash_files
 from dvpo_ray.run import Event, Listener
 from dvpo_ray.run_folder import locked
-from jobs.setup import base_model
+from jobs.setup import base_model, settle_devices
 
 
 def answer_questions(
@@ -44,6 +44,8 @@ def answer_questions(
     asked = read_questions(questions, form)
     model = recipe.model if policy is None else recipe.model.model_copy(update={"path": str(policy)})
     base = base_model(model)
+    recipe, chosen = settle_devices(recipe, base)
+    listener(Event("phase", chosen.text))
     rollout, cluster = recipe.policy.rollout, recipe.cluster
     fetch = partial(get, timeout=cluster.call_timeout_s, who="a rollout actor", doing="handing out an answer")
     turns = sum(len(question.turns) for question in asked)

@@ -26,10 +26,19 @@ from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.models.folder import check_model_folder
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import load_value_model, read_seal
+from dvpo_ray.planning.device_defaults import number_types
+from dvpo_ray.planning.node_facts import measure_node
 from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
-from dvpo_ray.run import CONFIG, RESULT, Event, Listener, prepare_folder, write_json
-from jobs.setup import base_model, fitting_value_model, read_demonstrations, read_evaluation_prompts, read_prompts
+from dvpo_ray.run import CONFIG, NUMBER_TYPES, RESULT, Event, Listener, prepare_folder, write_json
+from jobs.setup import (
+    base_model,
+    fitting_value_model,
+    read_demonstrations,
+    read_evaluation_prompts,
+    read_prompts,
+    settle_devices,
+)
 
 TOKEN_BUDGET = 8192
 
@@ -63,7 +72,8 @@ def rank_pairs(
     if not pairs:
         raise ConfigError(f"'{data}': none of {counts.read} rows can be used: {counts.rejected}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    reader = freeze(ValueReader(load_value_model(folder, torch.bfloat16, "sdpa"))).to(device)
+    dtype = torch.bfloat16 if measure_node().multiplies_bfloat16 else torch.float32
+    reader = freeze(ValueReader(load_value_model(folder, dtype, "sdpa"))).to(device)
     prompts = [np.asarray(p.prompt_ids) for p in pairs for _ in range(2)]
     answers = [np.asarray(ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     values = _values(reader, prompts, answers, device)
@@ -132,6 +142,8 @@ def _answer_held_out(
         raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
     began = time.time()
     base = base_model(recipe.model)
+    recipe, chosen = settle_devices(recipe, base)
+    listener(Event("phase", chosen.text))
     value_folder = str(fitting_value_model(value_model, base)[0]) if value_model else None
     model = str(base.folder if policy is None else check_model_folder(policy).resolve())
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
@@ -160,7 +172,8 @@ def _answer_held_out(
             scorers.stop()
     lines = "".join(json.dumps(row) + "\n" for row in evaluation.rows())
     (folder / "evaluations.jsonl").write_text(lines, encoding="utf-8")
-    return folder, evaluation, {"policy": model, "seconds_total": time.time() - began, "seed": recipe.run.seed}
+    facts = {"policy": model, "seconds_total": time.time() - began, "seed": recipe.run.seed}
+    return folder, evaluation, facts | {NUMBER_TYPES: number_types(recipe)}
 
 
 def _values(reader: ValueReader, prompts: list[np.ndarray], answers: list[np.ndarray], device: str) -> list[np.ndarray]:

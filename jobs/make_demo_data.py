@@ -20,13 +20,15 @@ import typer
 
 from dvpo_ray.demo.gold import vader_compound
 from dvpo_ray.demo.topics import Split, prompts
+from dvpo_ray.planning.node_facts import measure_node
 
 
 def sample_answers(model: Path, questions: list[str], per_prompt: int, max_tokens: int, seed: int) -> list[list[str]]:
     """Sample complete answers (those that end by themselves) from the model at temperature 1."""
     from vllm import LLM, SamplingParams
 
-    engine = LLM(str(model), dtype="bfloat16", enforce_eager=True, max_model_len=512, max_num_seqs=96, seed=seed)
+    dtype = "bfloat16" if measure_node().multiplies_bfloat16 else "float32"
+    engine = LLM(str(model), dtype=dtype, enforce_eager=True, max_model_len=512, max_num_seqs=96, seed=seed)
     conversations: list[Any] = [[{"role": "user", "content": question}] for question in questions]
     sampling = SamplingParams(n=per_prompt, temperature=1.0, max_tokens=max_tokens)
     outputs = engine.chat(conversations, sampling)

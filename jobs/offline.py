@@ -82,7 +82,7 @@ class PairTrainer:
             # Who asked it to stop waits for the commit, and not for a score of it.
             score = None if run.stopping else self.evaluate(step + 1)
             if committer.due(step + 1) or run.stopping or moving:
-                state: dict[str, Any] = run.clocks() | {"score": score, "data_sha256": self.data_sha256}
+                state: dict[str, Any] = run.facts() | {"score": score, "data_sha256": self.data_sha256}
                 committer.begin(step + 1, state)
             if moving or run.stopping:
                 committer.finish()

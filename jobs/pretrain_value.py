@@ -23,7 +23,7 @@ from dvpo_ray.learning.value_update import pair_accuracy, pair_wins, resolve_tar
 from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
-from dvpo_ray.run import RESULT, Listener, Run
+from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
 from jobs.offline import PairTrainer
 from jobs.resume import (
@@ -37,7 +37,7 @@ from jobs.resume import (
     stop_on_signal,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, read_pairs
+from jobs.setup import BaseModel, base_model, read_pairs, settle_devices
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 
@@ -60,8 +60,11 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
     store = store_of(folder, value.commit)
     copier = copier_of(store, value.commit)
     commit = find_commit(recipe, VALUE_FIXED, store, copier)
+    recipe, chosen = settle_devices(recipe, base, commit)
+    value = recipe.value
     in_place = goes_on_in_place(recipe, commit)
     run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
+    run.phase(chosen.text)
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
         steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
@@ -81,6 +84,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
             gang = ValueLearner(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
             try:
                 gang.wait_ready()
+                run.doubt([gang])
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
 
                 def learn(step: int, rows: np.ndarray) -> dict[str, float]:
@@ -107,6 +111,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             "seed": recipe.run.seed,
+            NUMBER_TYPES: run.number_types,
             **copies(copier),
         }
         run.write_json(RESULT, result)

@@ -14,7 +14,7 @@ from dvpo_ray.errors import ConfigError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from jobs.setup import base_model
+from jobs.setup import base_model, settle_devices
 
 CHECKED = ("log_probs", "ref_log_probs", "values")
 
@@ -22,13 +22,15 @@ CHECKED = ("log_probs", "ref_log_probs", "values")
 def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict[str, Any]:
     """Forward and backward passes of every row alone, on a policy folder (default: the recipe's model)."""
     scored, step, beta = read_dump(dump)
+    base = base_model(recipe.model)
+    recipe, _ = settle_devices(recipe, base)
     settings = recipe.policy
     if settings.advantage.trains_critic:
         raise ConfigError(
             "advantage.type = 'ppo': a dump does not hold the critic's values and the rewards before it, so its step cannot be "
             "computed again; look at the rows themselves"
         )
-    folder = policy or base_model(recipe.model).folder
+    folder = policy or base.folder
     dtype = getattr(torch, settings.learner.dtype)
     model = load_policy(folder, dtype, recipe.model.attention, recipe.model.trust_remote_code)
     reader = PolicyReader(model, settings.rollout.temperature)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from actors.node_facts import nodes_by_role
+from dvpo_ray.commits import Commit
+from dvpo_ray.config import Recipe
 from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, PairsSection, PtxSection
@@ -29,9 +32,13 @@ from dvpo_ray.errors import ModelError
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
+from dvpo_ray.planning.device_defaults import Choices, settle
+from dvpo_ray.planning.shapes import ModelShape
+from dvpo_ray.run import NUMBER_TYPES
 from dvpo_ray.run_folder import DEAD_LETTERS
 
 Row = TypeVar("Row")
+R = TypeVar("R", bound=Recipe)
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,17 @@ def base_model(section: ModelSection) -> BaseModel:
     folder = resolve_model(section.path).resolve()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
     return BaseModel(section.path, folder, tokenizer)
+
+
+def settle_devices(recipe: R, base: BaseModel, commit: Commit | None = None) -> tuple[R, Choices]:
+    """The recipe with all that it leaves to the devices decided, once and for all its actors: before any of them starts, from
+    the nodes that each role may be placed on. A run that goes on keeps the number types it began with.
+
+    Raises:
+        RunError: the cluster cannot be reached.
+    """
+    kept = commit.part(NUMBER_TYPES, dict[str, str]) if commit is not None and NUMBER_TYPES in commit.state else None
+    return settle(recipe, nodes_by_role(recipe.cluster), ModelShape.if_known(base.folder), kept)
 
 
 def fitting_value_model(folder: str, base: BaseModel) -> tuple[Path, ValueModelSeal]:

@@ -30,7 +30,7 @@ from dvpo_ray.learning.pairs import batches, labelled
 from dvpo_ray.maths.statistics import bootstrap_ci95, wins
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
-from dvpo_ray.run import RESULT, Listener, Run
+from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
 from jobs.offline import PairTrainer
@@ -45,7 +45,7 @@ from jobs.resume import (
     stop_on_signal,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, read_pairs
+from jobs.setup import BaseModel, base_model, read_pairs, settle_devices
 from jobs.train_policy import ENGINES, POLICY
 
 PAIRS_PER_CALL = 256
@@ -91,7 +91,10 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     store = store_of(run_folder(recipe), dpo.commit)
     copier = copier_of(store, dpo.commit)
     commit = find_commit(recipe, DPO_FIXED, store, copier)
+    recipe, chosen = settle_devices(recipe, base, commit)
+    dpo = recipe.dpo
     run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit), trackers=[RayTracker(recipe.run.name)])
+    run.phase(chosen.text)
     try:
         train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder)
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
@@ -129,6 +132,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             "seconds_total": run.seconds,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
+            NUMBER_TYPES: run.number_types,
             **copies(copier),
         }
         if dpo.lora is not None:
@@ -202,6 +206,7 @@ def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, 
             learner.wait_ready()
             if held_out.rollouts is not None:
                 learner.connect(held_out.rollouts)
+            run.doubt(started)
             yield learner
         finally:
             for pool in started:

@@ -30,7 +30,7 @@ from dvpo_ray.ledger import Ledger
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.models.value_model import ValueModelSeal
-from dvpo_ray.run import RESULT, Listener, Run
+from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
 from jobs.resume import (
@@ -52,6 +52,7 @@ from jobs.setup import (
     fitting_value_model,
     read_demonstrations,
     read_prompts,
+    settle_devices,
 )
 
 POLICY = "policy"
@@ -93,8 +94,11 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     store = store_of(run_folder(recipe), policy.commit)
     copier = copier_of(store, policy.commit)
     commit = find_commit(recipe, POLICY_FIXED, store, copier)
+    recipe, chosen = settle_devices(recipe, base, commit)
+    policy = recipe.policy
     in_place = goes_on_in_place(recipe, commit)
     run = Run(recipe, policy.steps, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
+    run.phase(chosen.text)
     try:
         if commit is not None and run.in_place:
             run.rewind(commit.step)
@@ -148,6 +152,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "score_cache_hits": cache_hits,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
+            NUMBER_TYPES: run.number_types,
             **copies(copier),
         }
         if reward_hashes:
@@ -188,6 +193,7 @@ def _stages(
             scorers.wait_ready()
             rollouts.wait_ready()
             learner.connect(rollouts)
+            run.doubt([rollouts, scorers, learner])
             yield ActorStages(rollouts, scorers, learner)
         finally:
             for pool in started:

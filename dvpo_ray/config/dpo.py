@@ -37,6 +37,12 @@ class DpoTraining(PairTraining):
         default_factory=lambda: TransferSection(), description="The way of new weights to the engines."
     )
 
+    @property
+    def longest_row(self) -> int:
+        """Longest prompt and answer together that is trained on or, when there is an evaluation, scored, in tokens."""
+        generated = self.data.max_prompt_tokens + self.rollout.max_new_tokens if self.evaluation else 0
+        return max(super().longest_row, generated)
+
     @model_validator(mode="after")
     def _validate_smoothing(self) -> Self:
         if self.loss == "ipo" and self.label_smoothing:
@@ -64,7 +70,7 @@ class DpoTraining(PairTraining):
             "scorer.token_budget": self.scorer.token_budget,
         }
         for name, limit in limits.items():
-            if self.evaluation and longest > limit:
+            if self.evaluation and limit != "auto" and longest > limit:
                 raise ValueError(
                     f"data.max_prompt_tokens ({self.data.max_prompt_tokens}) + rollout.max_new_tokens "
                     f"({self.rollout.max_new_tokens}) = {longest} exceeds {name} ({limit}): raise it or lower the others"

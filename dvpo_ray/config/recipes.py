@@ -60,14 +60,24 @@ class PairTraining(Section):
     )
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
 
+    @property
+    def longest_row(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return self.data.longest_row
+
+    @property
+    def longest_pass(self) -> int:
+        """Tokens that a micro-batch must have room for: both answers of a pair stay together."""
+        return 2 * self.data.longest_row
+
     @model_validator(mode="after")
     def _validate_sizes(self) -> Self:
-        longest = self.data.longest_row
-        if 2 * longest > self.learner.token_budget:
+        budget = self.learner.token_budget
+        if budget != "auto" and self.longest_pass > budget:
             raise ValueError(
-                f"learner.token_budget ({self.learner.token_budget}) is smaller than the longest pair allowed by data "
+                f"learner.token_budget ({budget}) is smaller than the longest pair allowed by data "
                 f"(two rows of {self.data.max_prompt_tokens} prompt + {self.data.max_answer_tokens} answer tokens = "
-                f"{2 * longest}); raise the budget or lower the limits"
+                f"{self.longest_pass}); raise the budget or lower the limits"
             )
         if self.pairs_per_step < self.learner.ranks:
             raise ValueError(
@@ -143,6 +153,17 @@ class PolicyTraining(Section):
     evaluation: EvaluationSection | None = Field(None, description="Held-out evaluation before and after training.")
 
     @property
+    def longest_row(self) -> int:
+        """Longest prompt and answer together that is generated, scored and trained on, in tokens."""
+        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+
+    @property
+    def longest_pass(self) -> int:
+        """Tokens that a micro-batch must have room for."""
+        rows = 2 if self.advantage.keeps_pairs else 1
+        return max(rows * self.longest_row, self.ptx.data.longest_row if self.ptx else 0)
+
+    @property
     def trained_models(self) -> int:
         """How many models are trained, each on ``learner.ranks`` ranks: the policy, and a critic where there is one."""
         return 2 if self.advantage.trains_critic else 1
@@ -157,9 +178,10 @@ class PolicyTraining(Section):
         if self.ptx is None:
             return self
         data, learner = self.ptx.data, self.learner
-        if data.longest_row > learner.token_budget:
+        budget = learner.token_budget
+        if budget != "auto" and data.longest_row > budget:
             raise ValueError(
-                f"learner.token_budget ({learner.token_budget}) is smaller than the longest row allowed by ptx.data "
+                f"learner.token_budget ({budget}) is smaller than the longest row allowed by ptx.data "
                 f"({data.max_prompt_tokens} prompt + {data.max_answer_tokens} answer tokens = {data.longest_row}); raise the "
                 "budget or lower the limits"
             )
@@ -191,16 +213,15 @@ class PolicyTraining(Section):
     @model_validator(mode="after")
     def _validate_sizes(self) -> Self:
         rollout = self.rollout
-        longest = self.data.max_prompt_tokens + rollout.max_new_tokens
+        longest = self.longest_row
         if longest > rollout.engine.max_model_len:
             raise ValueError(
                 f"data.max_prompt_tokens ({self.data.max_prompt_tokens}) + rollout.max_new_tokens "
                 f"({rollout.max_new_tokens}) = {longest} exceeds rollout.engine.max_model_len "
                 f"({rollout.engine.max_model_len}); answers would be cut silently"
             )
-        for name in ("scorer", "learner"):
-            budget = getattr(self, name).token_budget
-            if longest > budget:
+        for name, budget in (("scorer", self.scorer.token_budget), ("learner", self.learner.token_budget)):
+            if budget != "auto" and longest > budget:
                 raise ValueError(f"{name}.token_budget ({budget}) is smaller than the longest row ({longest} tokens)")
         parts = self.ppo.mini_batches * self.learner.ranks
         pairs = self.advantage.keeps_pairs
@@ -248,10 +269,11 @@ class PolicyTraining(Section):
                 (self.kl.placement != "reward", f"kl.placement = '{self.kl.placement}' is not 'reward'"),
                 (self.ppo.loss_normaliser != "tokens", f"ppo.loss_normaliser = '{self.ppo.loss_normaliser}' is not 'tokens'"),
             ]
-            if pairs and 2 * longest > self.learner.token_budget:
+            budget = self.learner.token_budget
+            if pairs and budget != "auto" and 2 * longest > budget:
                 raise ValueError(
                     f"advantage.clip = 'joint' keeps both answers of a pair in a micro-batch: learner.token_budget "
-                    f"({self.learner.token_budget}) must be at least {2 * longest}"
+                    f"({budget}) must be at least {2 * longest}"
                 )
             if found := [what for is_so, what in wrong if is_so]:
                 raise ValueError(f"advantage.type = 'p3o' takes pairs of whole answers, but {' and '.join(found)}")

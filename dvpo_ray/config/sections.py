@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from dvpo_ray.config.base import EntryPoint, PathField, Secret, Section
 
-Dtype = Literal["bfloat16", "float32"]
-Attention = Literal["eager", "sdpa", "flash_attention_2"]
+Auto = Literal["auto"]
+Dtype = Literal["auto", "bfloat16", "float32"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+T = TypeVar("T")
+AUTO_DTYPE = "`auto` is bfloat16 where every node of the role multiplies it faster than float32, else float32."
+TokenBudget = Annotated[int, Field(ge=16)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+def settled(value: T | Auto) -> T:
+    """A setting for which `auto` may be written, once `dvpo_ray.planning.device_defaults` has decided it."""
+    assert value != "auto", "device defaults are decided before a recipe is used"
+    return value
 
 
 class RunSection(Section):
@@ -66,9 +77,14 @@ class ModelSection(Section):
         description="Folder with safetensors, config and tokenizer; `smollm2-135m-instruct` is the packaged demo model.",
     )
     attention: Attention = Field(
-        "sdpa",
-        description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU, `flash_attention_2` needs "
-        "the package flash-attn.",
+        "auto",
+        description="Attention kernel of learner and scorer; `auto` takes `sdpa`, and on CPU `eager` for rows of up to 256 "
+        "tokens, where it is faster. `flash_attention_2` needs the package flash-attn.",
+    )
+    share_prefix: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Read the common beginning of a micro-batch's rows (a system prompt, the prompt of several answers) once, in "
+        "a pass of its own. `auto` does so on CPU; on a GPU a second pass costs more launches than it saves arithmetic.",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -126,7 +142,7 @@ class PairsSection(AnswersSection):
 class EngineSection(Section):
     """One vLLM engine."""
 
-    dtype: Dtype = Field("bfloat16", description="Number type of weights and activations in the engine.")
+    dtype: Dtype = Field("auto", description=f"Number type of weights and activations in the engine. {AUTO_DTYPE}")
     max_model_len: int = Field(1024, ge=16, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int = Field(64, ge=1, description="Most answers generated at the same time.")
     kv_cache_mib: int = Field(1024, ge=16, description="KV cache of a CPU engine, in MiB.")
@@ -194,11 +210,15 @@ class ScorerSection(Section):
     cache_mib: int = Field(
         64, ge=0, description="Memory of a scorer for scores it has given, which are not computed again, in MiB."
     )
-    dtype: Dtype = Field("bfloat16", description="Number type of the frozen models.")
+    dtype: Dtype = Field("auto", description=f"Number type of the frozen models. {AUTO_DTYPE}")
     rows_per_call: int = Field(32, ge=1, description="Answers sent to a scorer together, as soon as so many are finished.")
-    token_budget: int = Field(4096, ge=16, description="Most tokens, padding included, in one forward pass.")
-    max_padding: float = Field(
-        0.05, ge=0, le=1, description="Largest share of padding in forward passes; less padding makes more and smaller ones."
+    token_budget: Auto | TokenBudget = Field(
+        "auto", description="Most tokens, padding included, in one forward pass. `auto`: 4,096 on CPU, up to 32,768 on a GPU."
+    )
+    max_padding: Auto | Share = Field(
+        "auto",
+        description="Largest share of padding in forward passes; less padding makes more and smaller ones. `auto`: 0.3 on CPU; "
+        "no limit on a GPU, which small passes leave idle.",
     )
     cpu_threads: int = Field(0, ge=0, description="CPU threads of a scorer; 0 takes all cores.")
     gpu_share: float = Field(0.2, gt=0, le=1, description="GPU that a scorer reserves.")
@@ -218,16 +238,22 @@ class LearnerSection(Section):
 
     ranks: int = Field(1, ge=1, description="Learner processes.")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
-    dtype: Dtype = Field("bfloat16", description="Compute type; master weights and optimizer state are always float32.")
+    dtype: Dtype = Field("auto", description=f"Compute type; master weights and optimizer state are always float32. {AUTO_DTYPE}")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
     betas: Annotated[tuple[float, float], Field(strict=False)] = Field((0.9, 0.95), description="Adam decay rates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     grad_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
-    token_budget: int = Field(4096, ge=16, description="Most tokens, padding included, in one micro-batch of a rank.")
-    max_padding: float = Field(
-        0.05, ge=0, le=1, description="Largest share of padding in micro-batches; less padding makes more and smaller ones."
+    token_budget: Auto | TokenBudget = Field(
+        "auto",
+        description="Most tokens, padding included, in one micro-batch of a rank. `auto`: 1,024 on CPU and up to 16,384 on a GPU "
+        "(as many as a quarter of its memory holds the activations of), or one row where that is longer.",
+    )
+    max_padding: Auto | Share = Field(
+        "auto",
+        description="Largest share of padding in micro-batches; less padding makes more and smaller ones. `auto`: 0.15 on CPU; "
+        "no limit on a GPU, which small passes leave idle.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     cpu_threads: int = Field(0, ge=0, description="CPU threads of a rank; 0 takes all cores.")

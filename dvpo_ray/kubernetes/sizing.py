@@ -11,7 +11,8 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.planning import ModelShape, make_plan, parse_devices
-from dvpo_ray.planning.devices import CPU_CORE_FLOPS, DeviceGroup
+from dvpo_ray.planning.device_defaults import ROLES, Choices, settle
+from dvpo_ray.planning.devices import DeviceGroup
 from dvpo_ray.planning.memory import CPU_BASE, ProcessMemory, element_size
 from dvpo_ray.planning.plan import Plan
 from dvpo_ray.planning.times import Workload
@@ -67,8 +68,11 @@ def groups_of(recipe: Recipe, devices: str, gpus_per_node: int, model: Path | No
     """
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
         raise UserInputError("a training on pairs alone is not rendered: take a policy recipe, or both with --kind demo")
-    policy, found = recipe.policy, parse_devices(devices)
+    found = parse_devices(devices)
     shape = ModelShape.from_folder(model or resolve_model(recipe.model.path))
+    made: tuple[PolicyRecipe | PipelineRecipe, Choices] = settle(recipe, {role: [found.device.facts] for role in ROLES}, shape)
+    recipe = made[0]
+    policy = recipe.policy
     plan = make_plan(policy, shape, recipe.model.attention, found, Workload.of(policy))
     if plan.problems:
         raise UserInputError("this recipe does not fit: " + "; ".join(plan.problems))
@@ -110,8 +114,7 @@ def _cpu_group(policy: PolicyTraining, plan: Plan, devices: DeviceGroup, store: 
             f"the pod needs {memory} GiB (a quarter more than planned, and /dev/shm), {devices.device.name} of "
             f"{devices.device.memory / 1e9:.0f} GB has less: name a machine with more memory in --devices"
         )
-    cores = round(devices.device.flops / CPU_CORE_FLOPS)
-    return Group("worker", "", 1, 1, _actors(policy), cores, memory, 0, store)
+    return Group("worker", "", 1, 1, _actors(policy), devices.device.cores, memory, 0, store)
 
 
 def _shared_group(policy: PolicyTraining, host: dict[str, float], plan: Plan, devices: DeviceGroup, store: int) -> Group:

@@ -43,7 +43,7 @@ class RewardModel:
         self._ends_cut = read_reward_seal(name, config).is_reward_model and config.end_cut_answers
         self._eos_id = eos_id
         model = load_value_model(Path(config.folder), dtype, section.attention, section.trust_remote_code)
-        self._reader = freeze(ValueReader(model, packed=section.packed)).to(device)
+        self._reader = freeze(ValueReader(model, section.share_prefix != "off", section.packed)).to(device)
         self._score = config.score
 
     def __call__(self, batch: SequenceBatch, cut_b: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.json_files import check_numbers, read_object, read_records
 from dvpo_ray.planning.devices import Device
+from dvpo_ray.planning.memory import element_size
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.planning.times import STAGES, Efficiency, Workload, decode_step, learn_seconds, rollout_seconds, score_seconds
 from dvpo_ray.run import CONFIG
@@ -57,7 +58,7 @@ def calibrated(
     policy: PolicyTraining, shape: ModelShape, device: Device, work: Workload, seconds: dict[str, float]
 ) -> Efficiency:
     """The efficiency under which the run that ``policy`` describes takes the ``seconds`` measured."""
-    found = Efficiency(step_overhead=0.0, sync_bandwidth=2 * shape.parameters / seconds["sync"])
+    found = Efficiency(step_overhead=0.0, sync_bandwidth=element_size(policy.learner.dtype) * shape.parameters / seconds["sync"])
     found = replace(found, forward=found.forward * score_seconds(policy, shape, device, found, work) / seconds["score"])
     at_peak, at_half = (
         learn_seconds(policy, shape, device, replace(found, training=share, bandwidth=1.0), work) for share in (1.0, 0.5)
@@ -71,5 +72,5 @@ def calibrated(
     if missing >= 0:
         return replace(found, step_overhead=missing / decoding_steps)
     active = min(rows, policy.rollout.engine.max_num_seqs)
-    ideal = decode_step(shape, device, found, active, work.prompt + work.answer / 2, policy.rollout.engine.tensor_parallel)
+    ideal = decode_step(shape, device, found, policy.rollout.engine, active, work.prompt + work.answer / 2)
     return replace(found, step_overhead=max(-ideal * 0.9, missing / decoding_steps))

@@ -31,7 +31,7 @@ def online_critic(
     body = shape.forward_flops(work.tokens, work.context)
     learner = policy.learner
     return OnlineCritic(
-        scoring=body / policy.scorer.actors / (device.flops * efficiency.forward),
+        scoring=body / policy.scorer.actors / (device.speed(policy.scorer.dtype) * efficiency.forward),
         learning=critic_seconds(policy, shape, device, efficiency, work),
         memory=sum(trained_bytes(shape.value_parameters, learner.zero_stage, learner.ranks, learner.dtype).values()),
     )

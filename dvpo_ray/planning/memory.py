@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.rewards import model_rewards
+from dvpo_ray.config.sections import settled
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 
@@ -80,7 +81,7 @@ def _training(
     learner = policy.learner
     longest = max(policy.data.max_prompt_tokens + policy.rollout.max_new_tokens, policy.ptx.data.longest_row if policy.ptx else 0)
     parts = trained_bytes(trained, learner.zero_stage, learner.ranks, learner.dtype, shape.parameters if adapters else 0)
-    kept = activation_bytes(shape, learner.token_budget, longest, attention, learner.gradient_checkpointing)
+    kept = activation_bytes(shape, settled(learner.token_budget), longest, attention, learner.gradient_checkpointing)
     parts["activations"] = kept * (element_size(learner.dtype) / 2)
     parts["libraries"] = CPU_BASE["learner"] if device.is_cpu else GPU_BASE
     if device.is_cpu:
@@ -108,7 +109,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
         "value model": shape.value_parameters * frozen if policy.advantage.reads_values else 0.0,
         "reference model": shape.parameters * frozen,
         "reward models": len(model_rewards(policy.rewards)) * shape.value_parameters * frozen,
-        "activations": scorer.token_budget * 4 * shape.intermediate * frozen,
+        "activations": settled(scorer.token_budget) * 4 * shape.intermediate * frozen,
         "logits": head_bytes(shape),
         "libraries": base["scorer"],
     }

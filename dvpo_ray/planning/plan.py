@@ -130,13 +130,13 @@ def _tried(most: int, grain: int) -> list[int]:
 
 def cluster_of(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> Cluster:
     """What ``dvpo_ray.planning.simulate`` plays through."""
-    rollout = policy.rollout
-    shards = rollout.engine.tensor_parallel
+    rollout, engine = policy.rollout, policy.rollout.engine
     context = work.prompt + work.answer / 2
-    base = decode_step(shape, device, efficiency, 0, context, shards)
-    full = decode_step(shape, device, efficiency, rollout.engine.max_num_seqs, context, shards)
+    base = decode_step(shape, device, efficiency, engine, 0, context)
+    full = decode_step(shape, device, efficiency, engine, engine.max_num_seqs, context)
     one = Workload(1, work.prompt, work.answer)
-    prefill = shape.forward_flops(work.prompt, work.prompt / 2) / shards / (device.flops * efficiency.forward)
+    operations = shape.forward_flops(work.prompt, work.prompt / 2) / engine.tensor_parallel
+    prefill = operations / (device.speed(engine.dtype) * efficiency.forward)
     stages = stage_seconds(policy, shape, device, efficiency, work)
     single = stage_seconds(with_split(policy, Split(1, 1, 1, 0)), shape, device, efficiency, one)
     return Cluster(

@@ -11,6 +11,7 @@ from dvpo_ray.errors import UserInputError
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.planning.calibration import calibrated, measured, recipe_of
 from dvpo_ray.planning.compare import online_critic
+from dvpo_ray.planning.device_defaults import ROLES, Choices, settle
 from dvpo_ray.planning.devices import parse_devices
 from dvpo_ray.planning.memory import GB
 from dvpo_ray.planning.plan import Plan, cluster_of, make_plan, with_split
@@ -31,9 +32,11 @@ def describe(recipe: Recipe, devices: str, model: Path | None, run: Path | None,
     """
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
         raise UserInputError("a training on pairs has one stage: plan a policy recipe, or the demo with --kind demo")
-    policy = recipe.policy
     group = parse_devices(devices)
     shape = ModelShape.from_folder(model or resolve_model(recipe.model.path))
+    made: tuple[PolicyRecipe | PipelineRecipe, Choices] = settle(recipe, {role: [group.device.facts] for role in ROLES}, shape)
+    recipe, chosen = made
+    policy = recipe.policy
     work = Workload.of(policy, answer_tokens or policy.rollout.max_new_tokens / 2)
     efficiency = Efficiency()
     if run is not None:
@@ -49,6 +52,7 @@ def describe(recipe: Recipe, devices: str, model: Path | None, run: Path | None,
     return {
         "devices": f"{group.count} x {group.device.name}",
         "parameters": shape.parameters,
+        "number_types": chosen.number_types,
         "processes": [
             {"name": p.name, "count": p.count, "gb": p.total / GB, "parts": {k: v / GB for k, v in p.parts.items()}}
             for p in plan.processes

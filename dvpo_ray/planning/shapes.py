@@ -54,6 +54,14 @@ class ModelShape:
             raise ModelError(f"{file} is missing: planning needs the configuration of the model, not its weights")
         return cls.of(json.loads(file.read_text()), str(file))
 
+    @classmethod
+    def if_known(cls, folder: Path) -> ModelShape | None:
+        """As ``from_folder``, or None when the configuration has other keys."""
+        try:
+            return cls.from_folder(folder)
+        except ModelError:
+            return None
+
     @property
     def embedding_parameters(self) -> int:
         """Parameters of one vocabulary-wide matrix."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.rewards import model_rewards
-from dvpo_ray.config.sections import PtxSection
+from dvpo_ray.config.sections import EngineSection, PtxSection
 from dvpo_ray.planning.devices import Device
+from dvpo_ray.planning.memory import element_size
 from dvpo_ray.planning.shapes import ModelShape
 
 STAGES = ("rollout", "score", "learn", "sync")
@@ -60,24 +61,24 @@ class Workload:
 
 
 def decode_step(
-    shape: ModelShape, device: Device, efficiency: Efficiency, active: float, context: float, shards: int = 1
+    shape: ModelShape, device: Device, efficiency: Efficiency, engine: EngineSection, active: float, context: float
 ) -> float:
     """Seconds in which an engine adds one token to each of ``active`` answers: memory or arithmetic, whichever is slower."""
-    moved = (2 * shape.parameters + shape.kv_bytes(active * context)) / shards
+    size, shards = element_size(engine.dtype), engine.tensor_parallel
+    moved = (size * shape.parameters + shape.kv_bytes(active * context, size)) / shards
     operations = shape.forward_flops(active, context, logits=active) / shards
     memory = moved / (device.bandwidth * efficiency.bandwidth)
-    return max(memory, operations / (device.flops * efficiency.forward)) + efficiency.step_overhead
+    return max(memory, operations / (device.speed(engine.dtype) * efficiency.forward)) + efficiency.step_overhead
 
 
 def rollout_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
     """Seconds to generate a step's answers on all engines, each in waves of as many answers as it takes at once."""
-    rollout = policy.rollout
-    shards = rollout.engine.tensor_parallel
+    rollout, engine = policy.rollout, policy.rollout.engine
     rows = work.rows / rollout.actors
     active = min(rows, rollout.engine.max_num_seqs)
-    prefill = shape.forward_flops(rows * work.prompt, work.prompt / 2) / shards
-    decode = decode_step(shape, device, efficiency, active, work.prompt + work.answer / 2, shards)
-    return prefill / (device.flops * efficiency.forward) + rows / active * work.answer * decode
+    prefill = shape.forward_flops(rows * work.prompt, work.prompt / 2) / engine.tensor_parallel
+    decode = decode_step(shape, device, efficiency, engine, active, work.prompt + work.answer / 2)
+    return prefill / (device.speed(engine.dtype) * efficiency.forward) + rows / active * work.answer * decode
 
 
 def score_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
@@ -87,7 +88,7 @@ def score_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, eff
     without_logits = len(model_rewards(policy.rewards)) + policy.advantage.reads_values
     flops = without_logits * shape.forward_flops(work.tokens, work.context)
     flops += shape.forward_flops(work.tokens, work.context, logits)
-    return flops / policy.scorer.actors / (device.flops * efficiency.forward)
+    return flops / policy.scorer.actors / (device.speed(policy.scorer.dtype) * efficiency.forward)
 
 
 def learn_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload) -> float:
@@ -105,7 +106,7 @@ def learn_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, eff
     ranks = policy.learner.ranks
     sharded = ranks if policy.learner.zero_stage else 1
     optimizer = updates * 32 * shape.trained_parameters(policy.lora) / sharded / (device.bandwidth * efficiency.bandwidth)
-    return flops / ranks / (device.flops * efficiency.training) + optimizer
+    return flops / ranks / (device.speed(policy.learner.dtype) * efficiency.training) + optimizer
 
 
 def _training_flops(policy: PolicyTraining, shape: ModelShape, work: Workload) -> float:
@@ -129,19 +130,23 @@ def critic_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, ef
     sharded = learner.ranks if learner.zero_stage else 1
     optimizer = updates * 32 * shape.value_parameters / sharded / (device.bandwidth * efficiency.bandwidth)
     recomputed = 1 if learner.gradient_checkpointing else 0
-    return ppo.inner_epochs * (3 + recomputed) * body / learner.ranks / (device.flops * efficiency.training) + optimizer
+    return (
+        ppo.inner_epochs * (3 + recomputed) * body / learner.ranks / (device.speed(learner.dtype) * efficiency.training)
+        + optimizer
+    )
 
 
 def critic_values_seconds(
     policy: PolicyTraining, shape: ModelShape, device: Device, efficiency: Efficiency, work: Workload
 ) -> float:
     """Seconds in which an online critic's ranks read a step's answers before their update."""
-    return shape.forward_flops(work.tokens, work.context) / policy.learner.ranks / (device.flops * efficiency.forward)
+    learner = policy.learner
+    return shape.forward_flops(work.tokens, work.context) / learner.ranks / (device.speed(learner.dtype) * efficiency.forward)
 
 
-def sync_seconds(shape: ModelShape, efficiency: Efficiency) -> float:
+def sync_seconds(policy: PolicyTraining, shape: ModelShape, efficiency: Efficiency) -> float:
     """Seconds to bring new weights to the engines."""
-    return 2 * shape.parameters / efficiency.sync_bandwidth
+    return element_size(policy.learner.dtype) * shape.parameters / efficiency.sync_bandwidth
 
 
 def stage_seconds(
@@ -156,7 +161,7 @@ def stage_seconds(
         "rollout": rollout_seconds(*given),
         "score": score_seconds(*given),
         "learn": learn,
-        "sync": sync_seconds(shape, efficiency),
+        "sync": sync_seconds(policy, shape, efficiency),
     }
 
 
