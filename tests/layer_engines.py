@@ -85,7 +85,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def train_and_write(rank: int, port: int, folder: str, stages: list[int], count: int) -> None:
-    """One of two processes that take a step together at each stage, each on every second micro-batch, and write what they hold."""
+    """One of two processes that take a step together at each stage, each on every second micro-batch, and write its state."""
     join_process_group(rank, 2, "127.0.0.1", port, 1)
     for stage in stages:
         engine = engine_of(stage, "bfloat16")

@@ -125,9 +125,7 @@ def test_two_steps_are_those_of_plain_torch(stage: int, dtype: str) -> None:
         micro_batches = inputs_of(3, dtype, seed)
         backward(engine, micro_batches)
         norm, rate = engine.apply()
-        gradients = [
-            torch.autograd.grad(low(inputs).float().square().sum(), list(low.parameters())) for inputs in micro_batches
-        ]
+        gradients = [torch.autograd.grad(low(inputs).float().square().sum(), list(low.parameters())) for inputs in micro_batches]
         for master, *parts in zip(high, *gradients, strict=True):
             master.grad = torch.stack([part.float() for part in parts]).sum(0)
         expected_norm = torch.nn.utils.clip_grad_norm_(high, 0.5)
