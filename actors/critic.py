@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from actors.deepspeed_engine import TrainingEngine, all_reduce
+from actors.device_sums import DeviceSums
 from actors.rank import Rank
 from actors.watchdog import watched
 from dvpo_ray.config.algorithms import Ppo
@@ -123,7 +124,7 @@ class CriticRank(Rank):
 
     def _backward(self, batch: CriticBatch, rows: list[int], states: int) -> float:
         """Add the gradients of this rank's share of some rows; returns its loss summed over states."""
-        scored, summed = batch.scored, 0.0
+        scored, summed = batch.scored, DeviceSums(["loss"])
         lengths = scored.prompt_ids.lengths + scored.response_ids.lengths
         mine = [rows[i] for i in share_rows([int(lengths[row]) for row in rows], self.world)[self.rank]]
         groups = self.plan(mine, lengths)
@@ -133,8 +134,8 @@ class CriticRank(Rank):
             loss = critic_loss(values, batch, chosen, self.settings.critic.clip_range)
             loss = loss if group else loss * 0.0
             self.engine.backward(loss / states, last=number == len(groups) - 1)
-            summed += float(loss.detach())
-        return summed
+            summed.add({"loss": loss})
+        return summed.read()["loss"]
 
     def _read(self, batch: SequenceBatch) -> Tensor:
         """V(s_0)..V(s_T) of every row, one after another."""

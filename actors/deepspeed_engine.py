@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from actors.whole_adam import WholeAdam
 from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.models.folder import write_manifest, written_atomically
 from dvpo_ray.models.lora import merged_state, save_adapters
@@ -43,8 +44,8 @@ def join_process_group(rank: int, world: int, address: str, port: int, threads: 
 class TrainingEngine:
     """A DeepSpeed engine around a reader module (see ``dvpo_ray.models.token_reader``).
 
-    Gradients of several micro-batches add up until ``apply`` takes the step, which is withheld when the gradient is not
-    finite. Losses must be divided so that the sum over all ranks is the wanted loss: DeepSpeed averages over ranks, and
+    Gradients of several micro-batches add up in float32 until ``apply`` takes the step, which is withheld when the gradient is
+    not finite. Losses must be divided so that the sum over all ranks is the wanted loss: DeepSpeed averages over ranks, and
     ``backward`` undoes that.
     """
 
@@ -57,13 +58,13 @@ class TrainingEngine:
             reader.model.gradient_checkpointing_enable({"use_reentrant": False})
             reader.model.train()
         trainable = [p for p in reader.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        # The rate is set at every step. Until then it is 0, because DeepSpeed takes a step of its own while it is set up.
+        optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=reader, model_parameters=trainable, optimizer=optimizer, config=deepspeed_config(config)
         )
-        self._plain = config.zero_stage == 0 and config.dtype == "float32"
+        if config.zero_stage == 0:
+            self.engine.optimizer = WholeAdam(self.engine.optimizer, config.grad_clip, self.world)
         self.steps = 0
         self._total_steps = total_steps
 
@@ -74,29 +75,23 @@ class TrainingEngine:
 
     def discard(self) -> None:
         """Drop the accumulated gradients without a step."""
-        self.engine.optimizer.zero_grad(set_to_none=True)
+        optimizer = self.engine.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        # ZeRO 1 and 2 keep the reduced ones elsewhere, and would add the next step's to them.
+        for kept in ("averaged_gradients", "all_grad_tensors"):
+            for group in getattr(optimizer, kept, {}):
+                getattr(optimizer, kept)[group] = None
 
     def apply(self) -> tuple[float, float]:
-        """Take the optimizer step; returns (gradient norm before clipping, learning rate used)."""
+        """Take the optimizer step; returns (gradient norm over all ranks before clipping, learning rate used)."""
         rate = self._config.learning_rate * learning_rate_factor(self.steps, self._config, self._total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        # Without ZeRO and mixed precision DeepSpeed neither reports the norm nor withholds a step that is not finite.
-        norm = self._plain_norm() if self._plain else None
-        if norm is not None and not math.isfinite(norm):
-            self.discard()
-            return norm, rate
         self.engine.step()
-        self.steps += 1
-        if norm is None:
-            reported = self.engine.get_global_grad_norm()
-            norm = math.nan if reported is None else float(reported)
+        reported = self.engine.get_global_grad_norm()
+        norm = math.nan if reported is None else float(reported)
+        self.steps += math.isfinite(norm)
         return norm, rate
-
-    def _plain_norm(self) -> float:
-        """Norm of the gradients as they are averaged over ranks."""
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
 
     def weights(self) -> dict[str, Tensor]:
         """Trained parameters of the wrapped Hugging Face model by name, tied ones once; under ZeRO-3 they are shards."""
@@ -150,15 +145,24 @@ def learning_rate_factor(step: int, config: LearnerSection, total_steps: int) ->
 
 def deepspeed_config(config: LearnerSection) -> dict[str, Any]:
     """DeepSpeed's settings; batch sizes are placeholders because this project sizes its own micro-batches."""
+    mixed = config.dtype == "bfloat16"
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.grad_clip,
+        # At ZeRO 0 the optimizer clips (``WholeAdam``).
+        "gradient_clipping": config.grad_clip if config.zero_stage else 0.0,
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
+        # Each bfloat16 gradient goes into the float32 sum as soon as it is there (ZeRO 1; others do so unasked).
+        "bf16": {"enabled": mixed, "immediate_grad_update": mixed},
+        # Sums over ranks are sums of gradients as well.
+        "communication_data_type": "fp32",
+        # It would wait for the device in every pass.
+        "timers": {"throughput": {"enabled": False}},
     }
+    if mixed and config.zero_stage:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
 
 

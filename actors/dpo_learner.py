@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from actors.deepspeed_engine import all_reduce
+from actors.device_sums import DeviceSums
 from actors.policy_rank import PolicyRank
 from actors.watchdog import watched
 from dvpo_ray.config.dpo import DpoTraining
@@ -65,15 +66,14 @@ class DpoLearnerRank(PolicyRank):
     def _backward(self, pairs: Sequence[Pair], reference: np.ndarray) -> dict[str, float]:
         """Add the gradients of this rank's share; returns its sums over pairs."""
         model = self.engine.engine.module.model
-        groups, sums = self.plan_pairs(pairs), {"loss/dpo": 0.0}
+        groups, sums = self.plan_pairs(pairs), DeviceSums(["loss/dpo"])
         set_dropout(model, True)
         for number, group in enumerate(groups):
             total, parts = self._micro_loss(pairs, reference, group)
             self.engine.backward(total / len(pairs), last=number == len(groups) - 1)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+            sums.add(parts)
         set_dropout(model, False)
-        return sums
+        return sums.read()
 
     def _micro_loss(self, pairs: Sequence[Pair], reference: np.ndarray, group: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss sum and metrics of some pairs; of none, those of the first times 0, for the sake of this rank's peers."""

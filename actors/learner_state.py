@@ -138,21 +138,10 @@ def _owned(parameter: Any, optimizer: Any) -> Iterator[tuple[str, int, Tensor]]:
             for key in MOMENTS:
                 yield key, start, mapping.get_optim_state_fragment(key)
     else:
-        master = _master(parameter, optimizer)
+        master = optimizer.master(parameter)
         yield "weight", 0, master.detach()
         for key in MOMENTS:
             yield key, 0, inner(optimizer).state[master][key]
-
-
-def _master(parameter: Tensor, optimizer: Any) -> Tensor:
-    """The float32 weight that the optimizer steps, of a parameter that is whole on every rank."""
-    if optimizer is inner(optimizer):
-        return parameter
-    for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-        for model_weight, master in zip(low, high, strict=True):
-            if model_weight is parameter:
-                return master
-    raise CommitError("the optimizer does not know one of the model's parameters")
 
 
 @torch.no_grad()

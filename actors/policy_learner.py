@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from actors.deepspeed_engine import all_reduce
+from actors.device_sums import DeviceSums
 from actors.policy_rank import PolicyRank
 from actors.watchdog import watched
 from dvpo_ray.config.recipes import PolicyTraining
@@ -169,15 +170,15 @@ class PolicyLearnerRank(PolicyRank):
         prompts, responses = drawn.prompt_ids.rows(), drawn.response_ids.rows()
         lengths, tokens = drawn.prompt_ids.lengths + drawn.response_ids.lengths, drawn.response_ids.flat.size
         mine = share_rows(lengths.tolist(), self.world)[self.rank]
-        mean = 0.0
+        mean = DeviceSums(["loss/ptx"])
         for group in self.plan(mine, lengths):
             rows = group or [0]
             batch = self.pad([prompts[i] for i in rows], [responses[i] for i in rows])
             # The model's own distribution, whatever temperature its answers are sampled at.
             share = -self.read_policy(batch, temperature=1.0)[0].sum() * (1.0 if group else 0.0) / tokens
             self.engine.backward(ptx.coefficient * share, last=False)
-            mean += float(share.detach())
-        return {"loss/ptx": mean}
+            mean.add({"loss/ptx": share})
+        return mean.read()
 
     def _run_micro_batches(
         self, prepared: PreparedBatch, part: list[list[int]], old: Ragged | None, beta: float, last: bool
@@ -189,17 +190,16 @@ class PolicyLearnerRank(PolicyRank):
         mine = share_rows([int(lengths[unit].sum()) for unit in part], self.world)[self.rank]
         normaliser = self._normaliser(scored, [row for unit in part for row in unit])
         groups = [[row for i in group for row in part[i]] for group in self.plan(mine, sizes)]
-        sums = {"seconds/forward": 0.0, "seconds/backward": 0.0}
+        sums, seconds = DeviceSums(), {"seconds/forward": 0.0, "seconds/backward": 0.0}
         for number, group in enumerate(groups):
             t0 = time.monotonic()
             total, parts = self._micro_loss(prepared, group, old, beta)
             t1 = time.monotonic()
             self.engine.backward(total / normaliser, last=last and number == len(groups) - 1)
-            sums["seconds/forward"] += t1 - t0
-            sums["seconds/backward"] += time.monotonic() - t1
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return sums
+            seconds["seconds/forward"] += t1 - t0
+            seconds["seconds/backward"] += time.monotonic() - t1
+            sums.add(parts)
+        return seconds | sums.read()
 
     def _prepare(
         self, scored: ScoredBatch, step: int, beta: float, known: Tensor | None = None

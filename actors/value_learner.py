@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.deepspeed_engine import TrainingEngine, all_reduce
+from actors.device_sums import DeviceSums
 from actors.rank import Rank
 from actors.watchdog import watched
 from dvpo_ray.config.algorithms import TargetConfig
@@ -49,14 +50,14 @@ class ValueLearnerRank(Rank):
         goals: list[Tensor | None] = [None] * len(batches)
         metrics: dict[str, float] = {}
         for _ in range(self.value.inner_epochs):
-            sums = {"loss/value": 0.0, "value/mean": 0.0}
+            sums = DeviceSums(["loss/value", "value/mean"])
             for number, answers in enumerate(batches):
                 total, goals[number], values = self._loss(answers, goals[number], target)
                 self.engine.backward(total / (2 * len(pairs)), last=number == len(batches) - 1)
                 if answers:
-                    sums["loss/value"] += float(total.detach())
-                    sums["value/mean"] += float(values.mean()) * len(answers)
-            metrics = {name: value / (2 * len(pairs)) for name, value in all_reduce(sums).items()}
+                    sums.add({"loss/value": total})
+                    sums.add({"value/mean": values.mean()}, times=len(answers))
+            metrics = {name: value / (2 * len(pairs)) for name, value in all_reduce(sums.read()).items()}
             metrics |= self.apply_update(finite=math.isfinite(metrics["loss/value"]))
         metrics["loss/skipped_updates"] = self.take_skipped()
         self.release_free_memory()

@@ -44,16 +44,18 @@ def element_size(dtype: str) -> int:
 def trained_bytes(parameters: float, stage: int, ranks: int, dtype: str, frozen: float = 0) -> dict[str, float]:
     """Model state of mixed-precision Adam on one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3).
 
-    Weights and their gradients in the compute type; for the optimizer two moments in float32, and with bfloat16 the master
-    weights and a copy of the gradient in float32. ZeRO 1 shards what the optimizer holds, 2 the gradients too, 3 the weights too.
-    Parameters that are ``frozen`` besides have weights only.
+    Weights in the compute type, one float32 sum of gradients (a bfloat16 gradient is added to it and dropped, parameter by
+    parameter), two moments, and with bfloat16 the master weights. ZeRO 1 shards what the optimizer holds, 2 the gradients too, 3
+    the weights too. Where DeepSpeed flattens the sharded gradients for the step, that copy counts with the optimizer: at ZeRO 3,
+    and in float32 at ZeRO 1 and 2. Parameters that are ``frozen`` besides have weights only.
     """
     size = element_size(dtype)
     shards = {kind: ranks if stage >= needed else 1 for kind, needed in (("optimizer", 1), ("gradients", 2), ("weights", 3))}
+    flattened = 4 if stage == 3 or (stage > 0 and size == 4) else 0
     return {
         "weights": (parameters + frozen) * size / shards["weights"],
-        "gradients": parameters * size / shards["gradients"],
-        "optimizer": parameters * (16 if size == 2 else 8) / shards["optimizer"],
+        "gradients": parameters * 4 / shards["gradients"],
+        "optimizer": parameters * ((12 if size == 2 else 8) + flattened) / shards["optimizer"],
     }
 
 
