@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import numpy as np
 import torch
 
 from actors.busy import BusyClock
+from actors.engine_log import EngineLog, engine_errors, start_errors
 from actors.engine_traces import clear, keep_sockets_together, traces_of_children
 from actors.metrics import busy_counter, count, show
 from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import GenerationSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
+from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
 from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
@@ -44,6 +44,7 @@ class RolloutActor:
         self._seed = seed
         self._trust_remote_code = trust_remote_code
         self._engine: Any = None
+        self._log = EngineLog()
         self._stopped = False
         self._fence: str | None = "the engine has not started"
         self._served = asyncio.Event()
@@ -73,13 +74,16 @@ class RolloutActor:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
         args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
         keep_sockets_together()
+        self._log.follow()
         # Meanwhile the actor tells its traces: a process that is killed while it starts cannot any more.
         try:
-            self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+            with start_errors(self._log):
+                self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
         except BaseException:
             await asyncio.to_thread(clear, traces_of_children())
             raise
-        with engine_errors():
+        self._log.watch(pid for pid, _ in traces_of_children().processes)
+        with engine_errors(self._log):
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
             checksum = await self._checksum()
             await self._engine.update_weight_version("0")
@@ -137,7 +141,7 @@ class RolloutActor:
         if bucket.adapters is not None:
             await asyncio.to_thread(self._check_base, bucket.adapters)
         try:
-            with engine_errors():
+            with engine_errors(self._log):
                 return await self._take(bucket, began)
         except BaseException:
             await self.abandon_update()
@@ -150,7 +154,7 @@ class RolloutActor:
             DamagedWeightsError: it did not come whole.
         """
         given = (asdict(channel), place, bucket.bytes, bucket.digest)
-        with engine_errors():
+        with engine_errors(self._log):
             troubles = await self._engine.collective_rpc("receive_bucket", args=given)
         if any(troubles):
             raise DamagedWeightsError(f"{bucket} did not come whole: {next(filter(None, troubles))}; it was refused")
@@ -228,6 +232,7 @@ class RolloutActor:
 
     def _serve(self, version: int) -> None:
         self._fence = None
+        self._log.mark()
         show(ENGINE_FENCED, 0)
         show(ENGINE_VERSION, version)
 
@@ -285,7 +290,7 @@ class RolloutActor:
         """What the engine says at last."""
         final, sampling = None, sampling_params(self._config, request.seed)
         prompt = {"prompt_token_ids": list(request.prompt_ids)}
-        with engine_errors():
+        with engine_errors(self._log):
             async for output in self._engine.generate(prompt, sampling, request.row_id):
                 final = output
         if final is None:
@@ -302,17 +307,6 @@ class RolloutActor:
     async def _checksum(self) -> str:
         """One digest over those of every worker."""
         return hashlib.sha256("".join(await self._engine.collective_rpc("weight_digest")).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def engine_errors() -> Iterator[None]:
-    """An engine whose processes are dead is as good as a dead actor."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise ActorDiedError(f"the engine's processes died: {error}") from error
 
 
 def engine_arguments(model: str, config: GenerationSection, seed: int, trust_remote_code: bool = False) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.placement import ray_session
+from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray.best_of import best_of_curve, check_choosable
@@ -28,7 +28,8 @@ from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
-from dvpo_ray.run import CONFIG, RESULT, Event, Listener, prepare_folder, write_json
+from dvpo_ray.run import CONFIG, LOGS, RESULT, Event, Listener, failures, prepare_folder, write_json
+from jobs.preflight import check_engines
 from jobs.setup import base_model, fitting_value_model, read_demonstrations, read_evaluation_prompts, read_prompts
 
 TOKEN_BUDGET = 8192
@@ -134,6 +135,7 @@ def _answer_held_out(
     base = base_model(recipe.model)
     value_folder = str(fitting_value_model(value_model, base)[0]) if value_model else None
     model = str(base.folder if policy is None else check_model_folder(policy).resolve())
+    check_engines(recipe, Path(model), listener, trains=False)
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
     (folder / CONFIG).write_text(dump_resolved(recipe))
@@ -144,7 +146,7 @@ def _answer_held_out(
         prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
     )
     rollout = recipe.policy.rollout
-    with ray_session(recipe.cluster):
+    with ray_session(recipe.cluster), failures(folder / LOGS, keep_logs):
         listener(Event("phase", f"starting the engine on {model}"))
         rollouts = RolloutPool(model, recipe.model, rollout, recipe.cluster, recipe.run.seed)
         scorers = ScorerPool(

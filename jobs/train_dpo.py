@@ -34,6 +34,7 @@ from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
 from jobs.offline import PairTrainer
+from jobs.preflight import check_engines
 from jobs.resume import (
     DPO_FIXED,
     check_same_data,
@@ -88,6 +89,8 @@ def train_dpo(recipe: DpoRecipe, listener: Listener = lambda event: None) -> dic
 
 def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     dpo, base = recipe.dpo, base_model(recipe.model)
+    if dpo.evaluation:
+        check_engines(recipe, base.folder, listener)
     store = store_of(run_folder(recipe), dpo.commit)
     copier = copier_of(store, dpo.commit)
     commit = find_commit(recipe, DPO_FIXED, store, copier)

@@ -33,6 +33,7 @@ from dvpo_ray.models.value_model import ValueModelSeal
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
+from jobs.preflight import check_engines
 from jobs.resume import (
     POLICY_FIXED,
     check_same_data,
@@ -84,6 +85,7 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 
 def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     base = base_model(recipe.model)
+    check_engines(recipe, base.folder, listener)
     policy = recipe.policy.model_copy(update={"advantage": fitting_advantage(recipe.policy.advantage, base)})
     recipe = recipe.model_copy(update={"policy": policy})
     # A value model that nothing reads is not loaded either.
