@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalL
 
 from actors.engine_tables import architectures, cpu_head_sizes
 from actors.rollout_pool import RolloutPool
+from dvpo_ray.config import PipelineRecipe
+from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, ConfigError
 from dvpo_ray.planning.preflight import longest_context
@@ -105,9 +107,6 @@ def test_a_worker_that_is_killed_is_named_and_counts_as_a_death(ray: ClusterSect
 def test_a_pipeline_refuses_such_a_model_before_it_trains_anything(
     pairs: Path, prompts: tuple[Path, Path], altered: Altered, tmp_path: Path
 ) -> None:
-    from dvpo_ray.config import PipelineRecipe
-    from dvpo_ray.config.loading import build
-
     folder = altered(head_dim=20)
     tree = value_tree(folder, pairs, tmp_path)
     policy = {"steps": 1, "data": {"source": str(prompts[0]), "max_prompt_tokens": 64}}

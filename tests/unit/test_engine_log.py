@@ -80,8 +80,9 @@ def test_the_first_error_is_told_with_its_process_and_innermost_frames() -> None
 
 def test_of_chained_errors_the_first_is_told() -> None:
     log = (
-        'Traceback (most recent call last):\n  File "/a.py", line 1, in f\nKeyError: 3\n\nDuring handling of the above exception, '
-        'another exception occurred:\n\nTraceback (most recent call last):\n  File "/b.py", line 2, in g\nValueError: no\n'
+        'Traceback (most recent call last):\n  File "/a.py", line 1, in f\nKeyError: 3\n\nDuring handling of the above '
+        'exception, another exception occurred:\n\nTraceback (most recent call last):\n  File "/b.py", line 2, in g\n'
+        "ValueError: no\n"
     )
     assert str(first_error(log)) == "KeyError: 3\n  at /a.py:1 in f"
 

@@ -122,8 +122,8 @@ def test_parameters_are_counted_from_the_headers(tmp_path: Path) -> None:
 
 
 def test_memory_is_refused_when_models_alone_exceed_it_and_doubted_when_the_estimate_does() -> None:
-    """SmolLM2-135M in float32: engine, reference and value model, and weights, gradients and two moments of the learner are
-    (1 + 1 + 4) x 134.5 M x 4 bytes and a value model of as many, 3.8 GB."""
+    """SmolLM2-135M in float32: engine, reference and value model, and the learner's weights, gradients and two moments, are
+    7 x 134.5 M x 4 bytes = 3.77 GB."""
     config = TINY | {
         "hidden_size": 576,
         "intermediate_size": 1536,
