@@ -45,6 +45,8 @@ class RolloutActor:
         self._trust_remote_code = trust_remote_code
         self._engine: Any = None
         self._log = EngineLog()
+        # What was seen of them: those of a process that has died are seen no more.
+        self._traces = EngineTraces()
         self._stopped = False
         self._fence: str | None = "the engine has not started"
         self._served = asyncio.Event()
@@ -80,7 +82,7 @@ class RolloutActor:
             with start_errors(self._log):
                 self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
         except BaseException:
-            await asyncio.to_thread(clear, traces_of_children())
+            await asyncio.to_thread(clear, self._known_traces())
             raise
         self._log.watch(pid for pid, _ in traces_of_children().processes)
         with engine_errors(self._log):
@@ -88,7 +90,7 @@ class RolloutActor:
             checksum = await self._checksum()
             await self._engine.update_weight_version("0")
         self._serve(0)
-        return checksum, traces_of_children()
+        return checksum, self._known_traces()
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Answer]:
         """Stream one Answer for each request, in the order they finish; ends early when they are cancelled.
@@ -228,7 +230,11 @@ class RolloutActor:
 
     async def traces(self) -> EngineTraces:
         """What would be left if this process were killed now."""
-        return traces_of_children()
+        return self._known_traces()
+
+    def _known_traces(self) -> EngineTraces:
+        self._traces |= traces_of_children()
+        return self._traces
 
     def _serve(self, version: int) -> None:
         self._fence = None
@@ -257,7 +263,7 @@ class RolloutActor:
         engine, self._engine = self._engine, None
         self._fence = "the engine was stopped"
         self._buffer.close()
-        traces = traces_of_children()
+        traces = self._known_traces()
         try:
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
