@@ -16,3 +16,9 @@ def leaving(nodes: Iterable[str]) -> bool:
 def this_node() -> str:
     """Id of the Ray node this process is on."""
     return ray.get_runtime_context().get_node_id()
+
+
+def this_actor() -> str:
+    """Name of the Ray actor this process is."""
+    name = ray.get_runtime_context().get_actor_name() if ray.is_initialized() else None
+    return name or "this process"

@@ -20,6 +20,7 @@ from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import RunError
 
 EMBEDDED_FOLDER = "DVPO_EMBEDDED_RAY"
+RAY_LOGS = "/tmp/ray/session_latest/logs/worker-*"
 LATE_SHARE = 0.9
 
 
@@ -83,19 +84,20 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
     )
 
 
-def keep_logs(target: Path) -> None:
-    """Copy what the actors of an embedded Ray wrote to ``target``; on a cluster the logs stay with Ray.
+def keep_logs(target: Path) -> str:
+    """Copy what the actors of an embedded Ray wrote to ``target``; on a cluster the logs stay with Ray. Returns where they are.
 
     For runs that fail: an embedded Ray takes its logs along when it stops.
     """
     folder = os.environ.get(EMBEDDED_FOLDER)
     if folder is None:
-        return
+        return f"with Ray, on the nodes of its actors: {RAY_LOGS}, or the dashboard's page of the actor"
     logs = Path(folder) / "session_latest" / "logs"
     target.mkdir(parents=True, exist_ok=True)
     for log in sorted([*logs.glob("worker-*.out"), *logs.glob("worker-*.err")]):
         if log.stat().st_size:
             shutil.copy(log, target)
+    return str(target)
 
 
 def actor_environment(threads: int, call_timeout_s: float = 0.0) -> dict[str, str]:
@@ -131,6 +133,8 @@ def engine_environment(threads: int, eager: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
+        # A process that a signal ends, as for an instruction its processor lacks, says where it was.
+        "PYTHONFAULTHANDLER": "1",
     }
     if eager and not cluster_has_gpus():
         environment["TORCH_COMPILE_DISABLE"] = "1"

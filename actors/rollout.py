@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import numpy as np
 import torch
 
 from actors.busy import BusyClock
+from actors.engine_log import EngineLog, engine_errors, start_errors
 from actors.engine_traces import clear, keep_sockets_together, traces_of_children
 from actors.metrics import busy_counter, count, show
 from actors.node_facts import doubt
 from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
-from dvpo_ray.config.sections import GenerationSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
+from dvpo_ray.config.sections import GenerationSection, settled
+from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
 from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
@@ -45,6 +45,9 @@ class RolloutActor:
         self._seed = seed
         self._trust_remote_code = trust_remote_code
         self._engine: Any = None
+        self._log = EngineLog()
+        # What was seen of them: those of a process that has died are seen no more.
+        self._traces = EngineTraces()
         self._stopped = False
         self._fence: str | None = "the engine has not started"
         self._served = asyncio.Event()
@@ -74,18 +77,21 @@ class RolloutActor:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
         args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
         keep_sockets_together()
+        self._log.follow()
         # Meanwhile the actor tells its traces: a process that is killed while it starts cannot any more.
         try:
-            self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+            with start_errors(self._log):
+                self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
         except BaseException:
-            await asyncio.to_thread(clear, traces_of_children())
+            await asyncio.to_thread(clear, self._known_traces())
             raise
-        with engine_errors():
+        self._log.watch(pid for pid, _ in traces_of_children().processes)
+        with engine_errors(self._log):
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
             checksum = await self._checksum()
             await self._engine.update_weight_version("0")
         self._serve(0)
-        return checksum, traces_of_children()
+        return checksum, self._known_traces()
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Answer]:
         """Stream one Answer for each request, in the order they finish; ends early when they are cancelled.
@@ -138,7 +144,7 @@ class RolloutActor:
         if bucket.adapters is not None:
             await asyncio.to_thread(self._check_base, bucket.adapters)
         try:
-            with engine_errors():
+            with engine_errors(self._log):
                 return await self._take(bucket, began)
         except BaseException:
             await self.abandon_update()
@@ -151,7 +157,7 @@ class RolloutActor:
             DamagedWeightsError: it did not come whole.
         """
         given = (asdict(channel), place, bucket.bytes, bucket.digest)
-        with engine_errors():
+        with engine_errors(self._log):
             troubles = await self._engine.collective_rpc("receive_bucket", args=given)
         if any(troubles):
             raise DamagedWeightsError(f"{bucket} did not come whole: {next(filter(None, troubles))}; it was refused")
@@ -225,10 +231,15 @@ class RolloutActor:
 
     async def traces(self) -> EngineTraces:
         """What would be left if this process were killed now."""
-        return traces_of_children()
+        return self._known_traces()
+
+    def _known_traces(self) -> EngineTraces:
+        self._traces |= traces_of_children()
+        return self._traces
 
     def _serve(self, version: int) -> None:
         self._fence = None
+        self._log.mark()
         show(ENGINE_FENCED, 0)
         show(ENGINE_VERSION, version)
 
@@ -257,7 +268,7 @@ class RolloutActor:
         engine, self._engine = self._engine, None
         self._fence = "the engine was stopped"
         self._buffer.close()
-        traces = traces_of_children()
+        traces = self._known_traces()
         try:
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
@@ -290,7 +301,7 @@ class RolloutActor:
         """What the engine says at last."""
         final, sampling = None, sampling_params(self._config, request.seed)
         prompt = {"prompt_token_ids": list(request.prompt_ids)}
-        with engine_errors():
+        with engine_errors(self._log):
             async for output in self._engine.generate(prompt, sampling, request.row_id):
                 final = output
         if final is None:
@@ -309,17 +320,6 @@ class RolloutActor:
         return hashlib.sha256("".join(await self._engine.collective_rpc("weight_digest")).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def engine_errors() -> Iterator[None]:
-    """An engine whose processes are dead is as good as a dead actor."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise ActorDiedError(f"the engine's processes died: {error}") from error
-
-
 def engine_arguments(model: str, config: GenerationSection, seed: int, trust_remote_code: bool = False) -> Any:
     """vLLM's arguments (``AsyncEngineArgs``) for an engine of ours."""
     from vllm.config import WeightTransferConfig
@@ -335,7 +335,7 @@ def engine_arguments(model: str, config: GenerationSection, seed: int, trust_rem
         enforce_eager=engine.enforce_eager,
         tensor_parallel_size=engine.tensor_parallel,
         gpu_memory_utilization=engine.gpu_memory_utilization,
-        kv_cache_memory_bytes=engine.kv_cache_mib * 2**20 if on_cpu else None,
+        kv_cache_memory_bytes=settled(engine.kv_cache_mib) * 2**20 if on_cpu else None,
         enable_prefix_caching=engine.prefix_caching,
         # A prompt split over two engine steps makes vLLM rewind the row's random generator, which CPU generators cannot
         # do: the engine would die ("CPU Generator does not use offset").

@@ -16,7 +16,7 @@ import ray
 from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
 from actors.engine_traces import clear_on
 from actors.metrics import count
-from actors.placement import engine_environment, nodes_for, start_actor
+from actors.placement import cluster_has_gpus, engine_environment, nodes_for, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, GenerationSection, ModelSection
 from dvpo_ray.errors import (
@@ -74,6 +74,8 @@ class RolloutPool:
         self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
         # When any engine last gave an answer.
         self._answered = 0.0
+        shards = rollout.engine.tensor_parallel
+        self._gpus = shards if shards > 1 else rollout.gpu_share or rollout.engine.gpu_memory_utilization
         self._budget = rollout.max_restarts
         self._workers = rollout.engine.tensor_parallel
         self._attempts = rollout.max_row_attempts
@@ -95,6 +97,14 @@ class RolloutPool:
         self._stopping = threading.Event()
         self.source: Callable[[], Weights] | None = None
         self.checksums: dict[str, str] = {}
+
+    def settle_on_gpus(self) -> None:
+        """Where engines leave room for others on their GPUs, wait until they are up before anybody else starts there.
+
+        vLLM measures the memory that is free while it starts, and gives up when others give some back meanwhile.
+        """
+        if cluster_has_gpus() and self._gpus < 1:
+            self.wait_ready()
 
     def wait_ready(self) -> str:
         """Wait for all engines; returns the weights' checksum, which all must share."""
@@ -217,14 +227,12 @@ class RolloutPool:
 
     def _start(self, index: int, traces: EngineTraces | None = None) -> Engine:
         model_folder, model, rollout, seed = self._arguments
-        shards = rollout.engine.tensor_parallel
-        gpus = shards if shards > 1 else rollout.gpu_share or rollout.engine.gpu_memory_utilization
         self._starts += 1
         # The name of a dead actor is not free at once.
         name = f"rollout-{index}" + (f"-start-{self._starts}" if self._starts > rollout.actors else "")
         options = {"max_concurrency": 1000} | nodes_for("rollout", self._cluster)
         kind = start_actor(
-            RolloutActor, name, engine_environment(rollout.cpu_threads, rollout.engine.enforce_eager), gpus, **options
+            RolloutActor, name, engine_environment(rollout.cpu_threads, rollout.engine.enforce_eager), self._gpus, **options
         )
         actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code)
         traces = traces or EngineTraces()

@@ -41,6 +41,8 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+# Keeps logs in a folder if they would be lost, and says where they are.
+KeepLogs = Callable[[Path], str]
 
 
 class Doubting(Protocol):
@@ -159,20 +161,26 @@ class Run:
         return write_json(self.folder / name, content)
 
     @contextmanager
-    def failures(self, keep_logs: Callable[[Path], None]) -> Iterator[None]:
+    def failures(self, keep_logs: KeepLogs) -> Iterator[None]:
         """When a run fails inside the block, keep its logs in the run's folder and say so in the error."""
-        try:
+        with failures(self.folder / LOGS, keep_logs):
             yield
-        except RunError as error:
-            keep_logs(self.folder / LOGS)
-            error.args = (f"{error}\nlogs: {self.folder / LOGS}",)
-            raise
 
     def close(self) -> None:
         """Write the timeline and close all files."""
         self.write_json(TIMELINE, self.timeline.chrome_trace())
         self._metrics.close()
         self._trackers.close()
+
+
+@contextmanager
+def failures(folder: Path, keep_logs: KeepLogs) -> Iterator[None]:
+    """When the block fails, keep what its actors wrote in ``folder``, and say in the error where it is."""
+    try:
+        yield
+    except RunError as error:
+        error.args = (f"{error}\nlogs: {keep_logs(folder)}",)
+        raise
 
 
 class StepRecord:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.calls import get
-from actors.placement import ray_session
+from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.sections import RolloutSection
@@ -17,8 +17,9 @@ from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.files import read_questions, refuse_to_replace, write_rows
 from dvpo_ray.judging.formats import format_named
 from dvpo_ray.models.folder import hash_files
-from dvpo_ray.run import Event, Listener
+from dvpo_ray.run import Event, Listener, failures
 from dvpo_ray.run_folder import locked
+from jobs.preflight import check_engines
 from jobs.setup import base_model, settle_devices
 
 
@@ -46,6 +47,7 @@ def answer_questions(
     base = base_model(model)
     recipe, chosen = settle_devices(recipe, base)
     listener(Event("phase", chosen.text))
+    check_engines(recipe, base.folder, listener, trains=False)
     rollout, cluster = recipe.policy.rollout, recipe.cluster
     fetch = partial(get, timeout=cluster.call_timeout_s, who="a rollout actor", doing="handing out an answer")
     turns = sum(len(question.turns) for question in asked)
@@ -57,7 +59,7 @@ def answer_questions(
         if file.known:
             known = f"'{kept}' holds {len(file.known)} answers of an earlier command: those to the same requests are taken"
             listener(Event("phase", known))
-        with file, ray_session(cluster):
+        with file, ray_session(cluster), failures(out.with_name(f"{out.name}.logs"), keep_logs):
             listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.folder}"))
             rollouts = RolloutPool(str(base.folder), model, rollout, cluster, recipe.run.seed)
             try:

@@ -15,8 +15,9 @@ from dvpo_ray.json_files import REMEDY, check_numbers, read_object
 from dvpo_ray.report import write_report
 from dvpo_ray.run import CONFIG, RESULT, Listener, prepare_folder, write_json
 from dvpo_ray.run_folder import locked, run_folder
+from jobs.preflight import check_engines
 from jobs.pretrain_value import pretrain_value
-from jobs.setup import base_model, fitting_advantage, fitting_rewards
+from jobs.setup import base_model, fitting_advantage, fitting_rewards, settle_devices
 from jobs.train_policy import train_policy
 
 
@@ -49,6 +50,7 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener) -> dict[str, Any]:
     base = base_model(recipe.model)
     fitting_rewards(recipe.policy.rewards, base)
     fitting_advantage(recipe.policy.advantage, base)
+    check_engines(settle_devices(recipe, base)[0], base.folder, listener)
     resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
     folder = run_folder(recipe) if resuming else prepare_folder(recipe)
     (folder / CONFIG).write_text(dump_resolved(recipe))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from actors.placement import ray_session
+from actors.placement import keep_logs, ray_session
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray.best_of import best_of_curve, check_choosable
@@ -30,7 +31,8 @@ from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.planning.node_facts import measure_node
 from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
-from dvpo_ray.run import CONFIG, NUMBER_TYPES, RESULT, Event, Listener, prepare_folder, write_json
+from dvpo_ray.run import CONFIG, LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
+from jobs.preflight import check_engines
 from jobs.setup import (
     base_model,
     fitting_value_model,
@@ -146,6 +148,7 @@ def _answer_held_out(
     listener(Event("phase", chosen.text))
     value_folder = str(fitting_value_model(value_model, base)[0]) if value_model else None
     model = str(base.folder if policy is None else check_model_folder(policy).resolve())
+    check_engines(recipe, Path(model), listener, trains=False)
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
     (folder / CONFIG).write_text(dump_resolved(recipe))
@@ -156,20 +159,19 @@ def _answer_held_out(
         prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
     )
     rollout = recipe.policy.rollout
-    with ray_session(recipe.cluster):
+    with ray_session(recipe.cluster), failures(folder / LOGS, keep_logs), ExitStack() as pools:
         listener(Event("phase", f"starting the engine on {model}"))
         rollouts = RolloutPool(model, recipe.model, rollout, recipe.cluster, recipe.run.seed)
+        pools.callback(rollouts.stop)
+        rollouts.settle_on_gpus()
         scorers = ScorerPool(
             str(base.folder), value_folder, recipe.model, recipe.policy.scorer, rollout.temperature, recipe.cluster
         )
-        try:
-            scorers.wait_ready()
-            rollouts.wait_ready()
-            listener(Event("phase", f"answering {len(prompts)} prompts"))
-            evaluation = evaluator.run(0, rollouts, scorers)
-        finally:
-            rollouts.stop()
-            scorers.stop()
+        pools.callback(scorers.stop)
+        scorers.wait_ready()
+        rollouts.wait_ready()
+        listener(Event("phase", f"answering {len(prompts)} prompts"))
+        evaluation = evaluator.run(0, rollouts, scorers)
     lines = "".join(json.dumps(row) + "\n" for row in evaluation.rows())
     (folder / "evaluations.jsonl").write_text(lines, encoding="utf-8")
     facts = {"policy": model, "seconds_total": time.time() - began, "seed": recipe.run.seed}

@@ -34,6 +34,7 @@ from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
 from jobs.offline import PairTrainer
+from jobs.preflight import check_engines
 from jobs.resume import (
     DPO_FIXED,
     check_same_data,
@@ -93,6 +94,8 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     commit = find_commit(recipe, DPO_FIXED, store, copier)
     recipe, chosen = settle_devices(recipe, base, commit)
     dpo = recipe.dpo
+    if dpo.evaluation:
+        check_engines(recipe, base.folder, listener)
     run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit), trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
@@ -194,11 +197,13 @@ def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, 
     with ray_session(cluster), run.failures(keep_logs):
         started: list[Any] = []
         try:
-            started.append(learner := DpoLearner(folder, model, dpo, cluster, recipe.run.seed, total))
-            learner.begin_start()
             if held_out.evaluator is not None:
                 rollouts = RolloutPool(folder, model, dpo.rollout, cluster, recipe.run.seed, run.folder / ENGINES)
                 started.append(rollouts)
+                rollouts.settle_on_gpus()
+            started.append(learner := DpoLearner(folder, model, dpo, cluster, recipe.run.seed, total))
+            learner.begin_start()
+            if held_out.evaluator is not None:
                 started.append(scorers := ScorerPool(folder, None, model, dpo.scorer, dpo.rollout.temperature, cluster))
                 held_out.rollouts, held_out.scorers = rollouts, scorers
                 scorers.wait_ready()

@@ -33,6 +33,7 @@ from dvpo_ray.models.value_model import ValueModelSeal
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, make_evaluator
+from jobs.preflight import check_engines
 from jobs.resume import (
     POLICY_FIXED,
     check_same_data,
@@ -95,6 +96,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     copier = copier_of(store, policy.commit)
     commit = find_commit(recipe, POLICY_FIXED, store, copier)
     recipe, chosen = settle_devices(recipe, base, commit)
+    check_engines(recipe, base.folder, listener)
     policy = recipe.policy
     in_place = goes_on_in_place(recipe, commit)
     run = Run(recipe, policy.steps, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
@@ -185,6 +187,7 @@ def _stages(
         started: list[Any] = []
         try:
             started.append(rollouts := RolloutPool(folder, model, policy.rollout, cluster, seed, run.folder / ENGINES))
+            rollouts.settle_on_gpus()
             value, temperature = str(value_folder) if value_folder else None, policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, rewards))
             shown = Demonstrations.of(demonstrations) if demonstrations else None

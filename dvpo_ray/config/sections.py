@@ -145,7 +145,11 @@ class EngineSection(Section):
     dtype: Dtype = Field("auto", description=f"Number type of weights and activations in the engine. {AUTO_DTYPE}")
     max_model_len: int = Field(1024, ge=16, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int = Field(64, ge=1, description="Most answers generated at the same time.")
-    kv_cache_mib: int = Field(1024, ge=16, description="KV cache of a CPU engine, in MiB.")
+    kv_cache_mib: Auto | Annotated[int, Field(ge=16)] = Field(
+        "auto",
+        description="KV cache of a CPU engine, in MiB. `auto` holds `max_num_seqs` rows of `max_model_len`, in at most an eighth "
+        "of the memory; with less, answers wait for others to end.",
+    )
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1, description="Share of GPU memory on CUDA engines.")
     enforce_eager: bool = Field(True, description="Skip graph capture and compilation: slower decoding, faster start.")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one engine.")

@@ -7,6 +7,7 @@ whether the role's nodes have GPUs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
 from dvpo_ray.config.sections import EngineSection, GenerationSection, LearnerSection, ModelSection, ScorerSection
-from dvpo_ray.planning.memory import activation_bytes
+from dvpo_ray.planning.memory import activation_bytes, element_size
 from dvpo_ray.planning.node_facts import NodeFacts
 from dvpo_ray.planning.shapes import ModelShape
 
@@ -26,6 +27,10 @@ LONGEST_EAGER = 256
 CPU_TOKENS = {"learner": 1024, "scorer": 4096}
 GPU_TOKENS = {"learner": 16384, "scorer": 32768}
 CPU_PADDING = {"learner": 0.15, "scorer": 0.3}
+# Tokens of a block of vLLM's cache on CPU, and the most of a machine's memory that the cache is given there.
+KV_BLOCK = 128
+KV_CACHE_SHARE = 0.125
+KV_CACHE_MIB, SMALLEST_KV_CACHE_MIB = 1024, 16
 # Of a GPU's memory, for what a micro-batch keeps for its backward pass.
 ACTIVATION_SHARE = 0.25
 
@@ -110,15 +115,31 @@ def _training(
     for role in ROLES:
         section = getattr(training, role, None)
         if isinstance(section, GenerationSection):
-            update[role] = section.model_copy(update={"engine": _engine(section.engine, decided[role])})
+            engine = _engine(section.engine, decided[role], nodes.get(role, ()), shape)
+            update[role] = section.model_copy(update={"engine": engine})
         elif section is not None:
             tokens = budget if role == "learner" else max(training.longest_row, _tokens(role, nodes))
             update[role] = _reader(section, role, decided[role], _on_gpu(nodes.get(role, ())), tokens)
     return training.model_copy(update=update)
 
 
-def _engine(engine: EngineSection, dtype: str) -> EngineSection:
-    return engine.model_copy(update={"dtype": dtype}) if engine.dtype == AUTO else engine
+def _engine(engine: EngineSection, dtype: str, nodes: Sequence[NodeFacts], shape: ModelShape | None) -> EngineSection:
+    if engine.dtype == AUTO:
+        engine = engine.model_copy(update={"dtype": dtype})
+    if engine.kv_cache_mib == AUTO:
+        engine = engine.model_copy(update={"kv_cache_mib": _kv_cache_mib(engine, nodes, shape)})
+    return engine
+
+
+def _kv_cache_mib(engine: EngineSection, nodes: Sequence[NodeFacts], shape: ModelShape | None) -> int:
+    """MiB that hold all rows that an engine takes at once: each begins a block of its own, and vLLM keeps one for itself."""
+    if shape is None:
+        return KV_CACHE_MIB
+    blocks = engine.max_num_seqs * math.ceil(engine.max_model_len / KV_BLOCK) + 1
+    wanted = shape.kv_bytes(blocks * KV_BLOCK, element_size(engine.dtype))
+    one_row = wanted / engine.max_num_seqs * 2
+    most = max(min((node.memory for node in nodes), default=math.inf) * KV_CACHE_SHARE, one_row)
+    return max(SMALLEST_KV_CACHE_MIB, math.ceil(min(wanted, most) / 2**20))
 
 
 def _reader(

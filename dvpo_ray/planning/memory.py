@@ -118,7 +118,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
     engine = rollout.engine
     shards = engine.tensor_parallel
     size = element_size(engine.dtype)
-    kv = engine.kv_cache_mib * 2**20 if device.is_cpu else shape.kv_bytes(longest * engine.max_num_seqs, size) / shards
+    kv = settled(engine.kv_cache_mib) * 2**20 if device.is_cpu else shape.kv_bytes(longest * engine.max_num_seqs, size) / shards
     serving = {
         "weights": shape.parameters * size / shards,
         "KV cache": kv,

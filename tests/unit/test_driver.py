@@ -84,7 +84,10 @@ def test_a_run_never_deletes_what_it_needs(tmp_path: Path) -> None:
 def test_a_failed_run_keeps_logs_and_names_them(tmp_path: Path) -> None:
     run = Run(recipe(tmp_path), 3)
     kept: list[Path] = []
-    with pytest.raises(ActorFailedError, match=r"(?s)learner-0 died.*logs: .*r/logs"), run.failures(kept.append):
+    with (
+        pytest.raises(ActorFailedError, match=r"(?s)learner-0 died.*logs: .*r/logs"),
+        run.failures(lambda folder: kept.append(folder) or str(folder)),
+    ):
         raise ActorFailedError("learner-0 died")
     run.close()
     assert kept == [tmp_path / "r" / "logs"]

@@ -1,0 +1,148 @@
+"""Real engines that fail in several ways: what they met themselves is what the driver is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from actors.engine_tables import architectures, cpu_head_sizes
+from actors.rollout_pool import RolloutPool
+from dvpo_ray.config import PipelineRecipe
+from dvpo_ray.config.loading import build
+from dvpo_ray.config.sections import ClusterSection
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, ConfigError
+from dvpo_ray.planning.preflight import longest_context
+from dvpo_ray.run import Event
+from jobs.demo import run_pipeline
+from tests.engines import MODEL, answers_of, requests, settings
+from tests.real import value_tree
+
+pytestmark = pytest.mark.integration
+Altered = Callable[..., Path]
+
+
+@pytest.fixture
+def altered(tiny_model: Path, tmp_path: Path) -> Altered:
+    """The tiny model with other settings, and random weights."""
+
+    def make(**changes: Any) -> Path:
+        config = LlamaConfig.from_pretrained(tiny_model, **changes)
+        LlamaForCausalLM(config).save_pretrained(tmp_path / "altered")
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "altered")
+        return tmp_path / "altered"
+
+    return make
+
+
+def started(folder: Path, ray: ClusterSection, **engine: Any) -> RolloutPool:
+    rollout = settings(max_restarts=0).rollout
+    rollout = rollout.model_copy(update={"engine": rollout.engine.model_copy(update=engine)})
+    return RolloutPool(str(folder), MODEL, rollout, ray, seed=0)
+
+
+def test_a_head_size_that_kernels_lack_is_told_when_answers_are_asked_for(ray: ClusterSection, altered: Altered) -> None:
+    """vLLM starts with it, and fails at the first token."""
+    pool = started(altered(head_dim=20), ray)
+    try:
+        pool.wait_ready()
+        with pytest.raises(ActorDiedError) as raised:
+            answers_of(pool, requests(1))
+    finally:
+        pool.stop()
+    told = str(raised.value)
+    assert "rollout-0" in told
+    assert "Unsupported CPU attention configuration: head_dim=20" in told
+    assert "in Worker (pid " in told and "vllm/_custom_ops.py" in told, "the innermost frames"
+    assert "above" not in told
+
+
+def test_a_cache_too_small_for_one_row_is_told(ray: ClusterSection, altered: Altered) -> None:
+    pool = started(altered(max_position_embeddings=65536), ray, max_model_len=65536, kv_cache_mib=16)
+    try:
+        with pytest.raises(ActorFailedError) as raised:
+            pool.wait_ready()
+    finally:
+        pool.stop()
+    told = str(raised.value)
+    assert "rollout-0: the engine did not start: ValueError: To serve at least one request" in told
+    assert "in EngineCore (pid " in told and "kv_cache_utils.py" in told
+    assert "root cause" not in told
+
+
+def test_broken_weights_are_told(ray: ClusterSection, altered: Altered) -> None:
+    folder = altered()
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    pool = started(folder, ray)
+    try:
+        with pytest.raises(ActorFailedError, match="rollout-0: the engine did not start: .*SafetensorError: .*") as raised:
+            pool.wait_ready()
+    finally:
+        pool.stop()
+    assert "root cause" not in str(raised.value)
+
+
+def test_a_worker_that_is_killed_is_named_and_counts_as_a_death(ray: ClusterSection, tiny_model: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    pool = started(tiny_model, ray)
+    try:
+        pool.wait_ready()
+        ours = set(psutil.Process().children(recursive=True)) - before
+        (worker,) = (process for process in ours if process.cmdline()[:1] == ["VLLM::Worker"])
+        worker.kill()
+        with pytest.raises(ActorDiedError) as raised:
+            answers_of(pool, requests(1))
+    finally:
+        pool.stop()
+    told = str(raised.value)
+    assert f"Worker (pid {worker.pid})" in told and "as when they are killed" in told and "GB of memory are free now" in told
+
+
+def test_a_pipeline_refuses_such_a_model_before_it_trains_anything(
+    pairs: Path, prompts: tuple[Path, Path], altered: Altered, tmp_path: Path
+) -> None:
+    folder = altered(head_dim=20)
+    tree = value_tree(folder, pairs, tmp_path)
+    policy = {"steps": 1, "data": {"source": str(prompts[0]), "max_prompt_tokens": 64}}
+    told: list[Event] = []
+    engine = {"max_model_len": 2048}
+    with pytest.raises(
+        ConfigError, match=r"heads have 20 numbers.*; policy.rollout.engine.max_model_len \(2048\).*512"
+    ) as raised:
+        run_pipeline(
+            build(PipelineRecipe, tree | {"policy": policy | {"rollout": {"max_new_tokens": 12, "engine": engine}}}), told.append
+        )
+    assert "take a model with one of these sizes" in str(raised.value)
+    assert not told and not list(tmp_path.glob("*/value")), "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 10000.0},
+        {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 128},
+    ],
+)
+def test_lengths_are_refused_where_vllm_refuses_them(rope: dict[str, Any], altered: Altered) -> None:
+    from vllm.config import ModelConfig
+
+    folder = altered(rope_parameters=rope)
+    longest = int(longest_context(AutoConfig.from_pretrained(folder).get_text_config().to_dict())[0])
+    assert ModelConfig(model=str(folder), max_model_len=longest).max_model_len == longest
+    with pytest.raises(ValueError, match="is greater than the derived max_model_len"):
+        ModelConfig(model=str(folder), max_model_len=longest + 1)
+
+
+def test_tables_read_from_the_source_are_those_of_vllm() -> None:
+    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _TEXT_GENERATION_MODELS
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert cpu_head_sizes() == set(CPUAttentionBackend.get_supported_head_sizes())
+    assert architectures() == {*_TEXT_GENERATION_MODELS, *_MULTIMODAL_MODELS}

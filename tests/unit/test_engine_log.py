@@ -1,0 +1,184 @@
+"""The first error of an engine's processes, out of what they write all together."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors import engine_log
+from actors.engine_log import EngineLog, first_error, start_errors
+from dvpo_ray.errors import ActorFailedError
+
+WORKER = "(Worker pid=20) ERROR 11-27 13:11:28 [multiproc_executor.py:953]"
+CORE = "(EngineCore pid=11) ERROR 11-27 13:11:31 [core.py:1510]"
+WARNING = "(EngineCore pid=11) WARNING 11-27 13:11:28 [vllm.py:1703] Enforce eager set."
+SEE = "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root cause."
+LOG = f"""
+:actor_name:RolloutActor
+{WARNING}
+{WORKER} WorkerProc failed to start.
+{WORKER} Traceback (most recent call last):
+{WORKER}   File "/env/lib/python3.11/site-packages/vllm/v1/worker/gpu_worker.py", line 594, in load_model
+{WORKER}     self.model_runner.load_model()
+{WARNING}
+{WORKER}   File "/env/lib/python3.11/site-packages/vllm/model_loader.py", line 380, in get_all_weights
+{WORKER}     yield from self._weights()
+{WORKER}                ^^^^^^^^^^^^^^^
+{WORKER}   File "/env/lib/python3.11/site-packages/safetensors/torch.py", line 12, in load
+{CORE} EngineCore failed to start.
+{WORKER}     raise error
+{WORKER} safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata
+{WORKER}     the file is not fully covered
+{CORE} Traceback (most recent call last):
+{CORE}   File "/env/lib/python3.11/site-packages/vllm/v1/executor/multiproc_executor.py", line 815, in wait_for_ready
+{CORE}     raise e from None
+{CORE} {SEE}
+Process EngineCore:
+Traceback (most recent call last):
+  File "/env/lib/python3.11/site-packages/vllm/v1/engine/core.py", line 1514, in run_engine_core
+    raise e
+{SEE}
+"""
+CRASH = """
+Loading safetensors checkpoint shards:   0% Completed | 0/1 [00:00<?, ?it/s]
+terminate called after throwing an instance of 'std::bad_alloc'
+  what():  std::bad_alloc
+Fatal Python error: Aborted
+
+Thread 0x00007f (most recent call first):
+  File "/env/lib/python3.11/site-packages/vllm/worker.py", line 5 in execute
+  File "/env/lib/python3.11/site-packages/vllm/worker.py", line 9 in run
+
+Thread 0x00008f (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 1 in wait
+"""
+
+
+def test_the_first_error_is_told_with_its_process_and_innermost_frames() -> None:
+    said = first_error(LOG)
+    assert said is not None
+    assert said.process == "Worker (pid 20)"
+    assert said.text.splitlines() == [
+        "safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata",
+        "    the file is not fully covered",
+    ]
+    assert said.frames == (
+        "safetensors/torch.py:12 in load",
+        "vllm/model_loader.py:380 in get_all_weights",
+        "vllm/v1/worker/gpu_worker.py:594 in load_model",
+    )
+    assert "in Worker (pid 20) at safetensors/torch.py:12 in load\n  called at vllm/model_loader.py:380" in str(said)
+
+
+def test_of_chained_errors_the_first_is_told() -> None:
+    log = (
+        'Traceback (most recent call last):\n  File "/a.py", line 1, in f\nKeyError: 3\n\nDuring handling of the above '
+        'exception, another exception occurred:\n\nTraceback (most recent call last):\n  File "/b.py", line 2, in g\n'
+        "ValueError: no\n"
+    )
+    assert str(first_error(log)) == "KeyError: 3\n  at /a.py:1 in f"
+
+
+def test_a_process_that_a_signal_ended_tells_where_it_was_and_what_cpp_said() -> None:
+    said = first_error(CRASH)
+    assert said is not None
+    assert said.text == "Fatal Python error: Aborted (std::bad_alloc)"
+    assert said.frames == ("vllm/worker.py:5 in execute", "vllm/worker.py:9 in run")
+
+
+@pytest.mark.parametrize("end", ["RuntimeError: cancelled", "RuntimeError: Executor failed.", SEE])
+def test_echoes_of_another_error_are_none(end: str) -> None:
+    assert first_error(f'{CORE} Traceback (most recent call last):\n{CORE}   File "/a.py", line 1, in f\n{CORE} {end}\n') is None
+
+
+@pytest.mark.parametrize("cut", range(0, len(LOG), 97))
+def test_a_log_that_is_cut_short_is_read(cut: int) -> None:
+    said = first_error(LOG[:cut])
+    assert said is None or "SafetensorError" in said.text
+
+
+def test_a_long_message_is_cut() -> None:
+    said = first_error(f'Traceback (most recent call last):\n  File "/a.py", line 1, in f\nValueError: {"x" * 5000}\n')
+    assert said is not None and len(said.text) == engine_log.MOST_TEXT and said.text.endswith("...")
+
+
+FOLLOW = """
+import os, sys
+from actors.engine_log import EngineLog
+log = EngineLog()
+os.write(2, b"Traceback (most recent call last):\\n  File 'x', line 1, in f\\nKeyError: 'before'\\n")
+log.follow()
+os.write(1, b"out\\n")
+code = 'import sys; print("child"); raise ValueError("of the child")'
+import subprocess
+subprocess.run([sys.executable, "-c", code])
+from actors.engine_log import first_error
+import time
+deadline = time.monotonic() + 20
+while (said := first_error(log.text())) is None and time.monotonic() < deadline:
+    time.sleep(0.01)
+open(sys.argv[1], "w").write(str(said))
+log.mark()
+assert first_error(log.text()) is None
+"""
+
+
+@pytest.mark.parametrize("to_files", [True, False])
+def test_streams_are_read_whether_they_are_files_or_not_and_still_go_where_they_went(to_files: bool, tmp_path: Path) -> None:
+    result = tmp_path / "said"
+    command = [sys.executable, "-c", FOLLOW, str(result)]
+    if to_files:
+        with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+            subprocess.run(command, stdout=out, stderr=err, check=True, timeout=60)
+        out_text, err_text = (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
+    else:
+        done = subprocess.run(command, capture_output=True, check=True, timeout=60, text=True)
+        out_text, err_text = done.stdout, done.stderr
+    assert result.read_text() == "ValueError: of the child\n  at <string>:1 in <module>"
+    assert sorted(out_text.split()) == ["child", "out"]
+    assert "before" in err_text and "of the child" in err_text
+
+
+def test_an_end_without_a_word_names_the_signal_and_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counter = tmp_path / "vmstat"
+    monkeypatch.setattr(engine_log, "VMSTAT", counter)
+    counter.write_text("nr_free_pages 5\noom_kill 7\n")
+    log = EngineLog()
+    log.mark()
+    echo = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -9}")
+    told = log.cause(echo)
+    assert "EngineCore was ended by SIGKILL" in told and "free now" in told and "memory was used up" not in told
+    counter.write_text("nr_free_pages 5\noom_kill 9\n")
+    assert "the kernel ended 2 process(es) of this machine meanwhile because memory was used up" in log.cause(echo)
+    assert "{}" in log.cause(RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}"))
+
+
+def test_processes_of_an_engine_that_are_gone_are_named() -> None:
+    named = f"exec -a {engine_log.ENGINE_PROCESS}Worker sleep 600"
+    with subprocess.Popen(["bash", "-c", named]) as process:
+        deadline = time.monotonic() + 20
+        while not psutil.Process(process.pid).cmdline()[0].startswith("VLLM") and time.monotonic() < deadline:
+            os.sched_yield()
+        log = EngineLog()
+        log.watch([process.pid, os.getpid()])
+        assert log.ended() == []
+        process.send_signal(signal.SIGTERM)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert log.ended() == [f"Worker (pid {process.pid}) was ended by SIGTERM"]
+
+
+def test_what_this_process_met_itself_is_told_and_survives_pickling() -> None:
+    with pytest.raises(ActorFailedError) as raised, start_errors(EngineLog()):
+        raise ValueError("max_model_len (513) is greater than 512\nset it lower")
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (
+        str(again) == "this process: the engine did not start: ValueError: max_model_len (513) is greater than 512\nset it lower"
+    )
