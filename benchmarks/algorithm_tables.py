@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import finished, table
+from benchmarks.common import finished, mean_of, table
 from dvpo_ray.json_files import read_records
 from dvpo_ray.run_folder import METRICS, recorded_steps
 
@@ -151,11 +151,6 @@ def quality_table(found: dict[str, dict[int, Measured]]) -> str:
         f"tokens to gold {WANTED_GOLD}",
     ]
     return table(header, rows)
-
-
-def mean_of(runs: Sequence[Measured], name: str) -> float | str:
-    """Mean over runs, or a dash where one of them did not record it."""
-    return statistics.mean(one[name] for one in runs) if all(name in one for one in runs) else "-"
 
 
 def _tokens(one: Measured) -> str:

@@ -6,9 +6,10 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,11 @@ def write_section(name: str, title: str, command: str, body: str, measured_on: s
     else:
         text = text.rstrip("\n") + "\n\n" + section
     RESULTS.write_text(text)
+
+
+def mean_of(runs: Sequence[Mapping[str, Any]], name: str) -> float | str:
+    """Mean over runs, or a dash where one of them did not record it."""
+    return statistics.mean(one[name] for one in runs) if all(one.get(name) is not None for one in runs) else "-"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

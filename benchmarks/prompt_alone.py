@@ -37,7 +37,7 @@ SUFFIXES = {
     '"... Answer in a happy, optimistic tone."': ("", " Answer in a happy, optimistic tone."),
     '"... Say only good things about it."': ("", " Say only good things about it."),
 }
-CLUSTER_SEED = 0
+RUN_SEED = 0
 
 
 def asked(prompt: str, suffix: tuple[str, str]) -> str:
@@ -54,7 +54,7 @@ def answered(requests: Sequence[GenerationRequest], dtype: str) -> dict[str, Ans
     fetch = partial(get, timeout=recipe.cluster.call_timeout_s, who="a rollout actor", doing="handing out an answer")
     with ray_session(recipe.cluster):
         folder = str(base_model(recipe.model).folder)
-        pool = RolloutPool(folder, recipe.model, rollout, recipe.cluster, CLUSTER_SEED)
+        pool = RolloutPool(folder, recipe.model, rollout, recipe.cluster, RUN_SEED)
         try:
             pool.wait_ready()
             found = {answer.row_id: answer for answer in map(fetch, pool.generate(requests))}
@@ -82,7 +82,7 @@ def measure(limit: int, dtype: str) -> dict[str, dict[str, Any]]:
         GenerationRequest(
             f"{name}/{i}",
             tuple(encode_prompt(tokenizer, (Message("user", asked(prompt.prompt_text, suffix)),))),
-            sampling_seed(CLUSTER_SEED, "evaluate", i, 0),
+            sampling_seed(RUN_SEED, "evaluate", i, 0),
         )
         for name, suffix in SUFFIXES.items()
         for i, prompt in enumerate(prompts)

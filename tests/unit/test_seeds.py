@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,7 +49,6 @@ def test_neighbours_stay_apart_beyond_101_answers() -> None:
     assert len(set(found)) == 1500
     # The lowest 32 bits are all that torch's generator for CPUs looks at.
     assert len({seed % 2**32 for seed in found}) == 1500
-    assert np.mean([seed & 1 for seed in found]) < 0.6
 
 
 def test_training_evaluation_and_other_runs_have_seeds_of_their_own() -> None:
