@@ -161,9 +161,9 @@ def main() -> None:
     demo = sorted((one for name, one in known.items() if name.startswith("demo-")), key=lambda one: (one["what"], one["seed"]))
     human = [known[name] for kind in MODELS if (name := f"human-{kind}") in known]
     body = (
-        "Share of held-out pairs whose chosen answer scores higher, with 95% intervals over prompts, or groups of them. A reward model is trained "
-        "at the last value alone, a critic at every state but the end: its last value is that of the state before the last "
-        "token.\n\nThe demo's pairs:\n\n"
+        "Share of held-out pairs whose chosen answer scores higher, with 95% intervals over prompts, or groups of them. A reward "
+        "model is trained at the last value alone, a critic at every state but the end: its last value is that of the state "
+        "before the last token.\n\nThe demo's pairs:\n\n"
     )
     body += table(["", "seed", *COLUMNS], [[one["what"], one["seed"], *line(one)] for one in demo])
     if human:
