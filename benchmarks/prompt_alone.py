@@ -2,8 +2,8 @@
 
 The prompts, seeds, sampling, engine and gold are those of the demo's evaluation; only the words of `SUFFIXES` are added to the
 prompt. Such answers have no place on the line of gold against KL: they are those of another prompt, and nothing limits how far
-they are from those of the first.
-Figures are kept in `figures/prompt_alone.json`, and `--there` makes the table of them.
+they are from those of the first. Words that have figures in `figures/prompt_alone.json` are not asked with again, and `--there`
+makes the table of what there is.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ SUFFIXES = {
     '"... Be cheerful."': ("", " Be cheerful."),
     '"... Answer in a happy, optimistic tone."': ("", " Answer in a happy, optimistic tone."),
     '"... Say only good things about it."': ("", " Say only good things about it."),
+    '"... in a very cheerful and joyful way."': (" in a very cheerful and joyful way", ""),
+    '"..., full of joy and happiness."': (", full of joy and happiness", ""),
+    '"... Use words of joy, love and happiness."': ("", " Use words of joy, love and happiness."),
 }
 RUN_SEED = 0
 
@@ -74,22 +77,23 @@ def held_out(tokenizer: Any, limit: int) -> list[EncodedPrompt]:
         return load_prompts(section.source, tokenizer, max_prompt_tokens=64, dead_letters=letters, limit=limit)[0]
 
 
-def measure(limit: int, dtype: str) -> dict[str, dict[str, Any]]:
+def measure(names: Sequence[str], limit: int, dtype: str) -> dict[str, dict[str, Any]]:
     """Gold, share cut at the limit and tokens an answer, by suffix."""
+    at, where = commit(), machine()
     tokenizer = base_model(load_recipe(PipelineRecipe, "demo").model).tokenizer
     prompts = held_out(tokenizer, limit)
     requests = [
         GenerationRequest(
             f"{name}/{i}",
-            tuple(encode_prompt(tokenizer, (Message("user", asked(prompt.prompt_text, suffix)),))),
+            tuple(encode_prompt(tokenizer, (Message("user", asked(prompt.prompt_text, SUFFIXES[name])),))),
             sampling_seed(RUN_SEED, "evaluate", i, 0),
         )
-        for name, suffix in SUFFIXES.items()
+        for name in names
         for i, prompt in enumerate(prompts)
     ]
-    answers, at, where = answered(requests, dtype), commit(), machine()
+    answers = answered(requests, dtype)
     found = {}
-    for name in SUFFIXES:
+    for name in names:
         own = [answers[f"{name}/{i}"] for i in range(len(prompts))]
         texts = [tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip() for answer in own]
         gold = vader_compound([prompt.prompt_text for prompt in prompts], texts)
@@ -137,10 +141,11 @@ def main() -> None:
     parser.add_argument("--there", action="store_true", help="ask nothing: the table of what was measured, here or elsewhere")
     given = parser.parse_args()
     if given.dry:
-        print(body_of(measure(given.prompts, given.dtype)))
+        print(body_of(measure(list(SUFFIXES), given.prompts, given.dtype)))
         return
-    if not given.there:
-        keep_figures(SECTION, measure(given.prompts, given.dtype))
+    missing = [name for name in SUFFIXES if name not in figures(SECTION)]
+    if missing and not given.there:
+        keep_figures(SECTION, measure(missing, given.prompts, given.dtype))
     known = figures(SECTION)
     found = {name: known[name] for name in SUFFIXES if name in known}
     if not found:
