@@ -50,7 +50,8 @@ def share_ci95(samples: Sequence[float], groups: Sequence[str] | None = None) ->
     share, m = float(values.mean()), values.size / _design_effect(values, names)
     middle = (share + Z95**2 / (2 * m)) / (1 + Z95**2 / m)
     half = Z95 / (1 + Z95**2 / m) * math.sqrt(share * (1 - share) / m + Z95**2 / (4 * m**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At 0 and 1 one end is the share itself, which rounding must not cross.
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
 
 
 def mean_ci95(samples: Sequence[float], groups: Sequence[str] | None = None) -> tuple[float, float]:

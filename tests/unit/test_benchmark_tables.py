@@ -91,4 +91,7 @@ def test_words_are_put_within_a_prompt_or_behind_it() -> None:
 def test_results_say_what_was_measured_of_the_prompt_alone() -> None:
     known = figures("prompt_alone")
     assert set(known) <= set(SUFFIXES) and "the prompt as it is" in known
-    assert body_of({name: known[name] for name in SUFFIXES if name in known}).strip() in (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    assert (
+        body_of({name: known[name] for name in SUFFIXES if name in known}).strip()
+        in (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    )

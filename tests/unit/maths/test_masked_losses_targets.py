@@ -256,6 +256,7 @@ def test_wilsons_interval_by_hand() -> None:
     """
     assert share_ci95([1.0] * 20) == pytest.approx((0.838875, 1.0), abs=1e-6)
     assert share_ci95([0.0] * 20) == pytest.approx((0.0, 0.161125), abs=1e-6)
+    assert all(share_ci95([1.0] * n)[1] == 1.0 and share_ci95([0.0] * n)[0] == 0.0 for n in range(1, 200))
     assert share_ci95([1.0] * 8 + [0.0] * 2) == pytest.approx((0.490162, 0.943318), abs=1e-5)
     alone = [str(i) for i in range(10)]
     assert share_ci95([1.0] * 8 + [0.0] * 2, alone) == pytest.approx((0.490162, 0.943318), abs=1e-5), "groups of one"
