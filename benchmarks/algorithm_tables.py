@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import finished, table
-from dvpo_ray.run_folder import recorded_steps
+from benchmarks.common import finished, mean_of, table
+from dvpo_ray.json_files import read_records
+from dvpo_ray.run_folder import METRICS, recorded_steps
 
 COLOURS = {"dvpo": "#0b6e4f", "ppo": "#b42318", "grpo": "#1f6feb", "rloo": "#7a3fb0", "p3o": "#c77700", "dpo": "#555555"}
 WANTED_GOLD = 0.6
+# KL at which algorithms are compared, in nats a token: all but `dpo`, which generates no answers, pass through it on every seed.
+EQUAL_KL = (0.05, 0.10)
 # Steps over which the gold of training answers is averaged: 32 answers of one step are few.
 SMOOTHED = 3
 OF_RESULT = (
@@ -26,6 +30,9 @@ OF_RESULT = (
     "peak_memory_gb",
     "peak_memory_by_process_gb",
 )
+
+# What runs of earlier versions did not say.
+OF_LATER_RESULT = ("cut_share_after", "win_rate_ci95")
 
 Measured = dict[str, Any]
 
@@ -50,7 +57,8 @@ def measured(run: Path) -> Measured:
         kl, gold = (smoothed([step[name] for step in steps]).round(4) for name in ("kl/per_token", "reward/gold"))
         curve = [[float(k), float(g)] for k, g in zip(kl, gold, strict=True)]
     result = result_of(run)
-    return {name: result[name] for name in OF_RESULT} | {"curve": curve, "tokens_to_gold": tokens_to_gold(steps)}
+    facts = {name: result[name] for name in OF_RESULT} | {name: result[name] for name in OF_LATER_RESULT if name in result}
+    return facts | {"curve": curve, "tokens_to_held_out_gold": tokens_to_gold(steps, golds_of(run))}
 
 
 def steps_of(run: Path) -> list[dict[str, Any]]:
@@ -58,14 +66,29 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
     return [step for step in recorded_steps(run) if "reward/gold" in step]
 
 
-def tokens_to_gold(steps: list[dict[str, Any]]) -> float | None:
-    """Tokens generated until the smoothed gold of training answers had reached ``WANTED_GOLD``, or None."""
-    if len(steps) < SMOOTHED:
-        return None
-    enough = np.flatnonzero(smoothed([step["reward/gold"] for step in steps]) >= WANTED_GOLD)
-    if not enough.size:
-        return None
-    return float(np.cumsum([step["answer/total_tokens"] for step in steps])[enough[0] + SMOOTHED - 1])
+def golds_of(run: Path) -> dict[int, float]:
+    """Gold of a run's held-out evaluations, by trained steps."""
+    return {line["step"]: line["eval/gold"] for line in read_records(run / METRICS) if "eval/gold" in line}
+
+
+def tokens_to_gold(steps: list[dict[str, Any]], golds: dict[int, float]) -> float | None:
+    """Tokens generated until held-out gold reached ``WANTED_GOLD``, or None: on a line between the evaluations before and after.
+
+    Args:
+        steps: metrics of all steps, from the first on.
+        golds: held-out gold by trained steps.
+    """
+    tokens = np.concatenate([[0.0], np.cumsum([step["answer/total_tokens"] for step in steps])])
+    return first_crossing([(gold, float(tokens[step])) for step, gold in sorted(golds.items())], WANTED_GOLD)
+
+
+def first_crossing(points: Sequence[Sequence[float]], wanted: float) -> float | None:
+    """The second coordinate where the first one reaches ``wanted`` for the first time, on straight lines between points in their
+    order; None where it never does, or begins beyond it."""
+    for (x, y), (next_x, next_y) in pairwise(points):
+        if x < wanted <= next_x:
+            return float(y + (next_y - y) * (wanted - x) / (next_x - x))
+    return None
 
 
 def learner_gb(one: Measured) -> float:
@@ -102,7 +125,7 @@ def quality_table(found: dict[str, dict[int, Measured]]) -> str:
     for kind, by_seed in found.items():
         runs = list(by_seed.values())
         golds = [f"{one['gold_after']:.3f} ({one['gold_after_ci95'][0]:.3f} to {one['gold_after_ci95'][1]:.3f})" for one in runs]
-        tokens = ["never" if one["tokens_to_gold"] is None else f"{one['tokens_to_gold']:.0f}" for one in runs]
+        tokens = [_tokens(one) for one in runs]
         rows.append(
             [
                 f"`{kind}`",
@@ -112,6 +135,7 @@ def quality_table(found: dict[str, dict[int, Measured]]) -> str:
                 min(one["gold_after"] for one in runs),
                 statistics.mean(one["win_rate"] for one in runs),
                 statistics.mean(one["kl_per_token"] for one in runs),
+                mean_of(runs, "cut_share_after"),
                 " / ".join(tokens) if kind != "dpo" else "none generated",
             ]
         )
@@ -123,9 +147,34 @@ def quality_table(found: dict[str, dict[int, Measured]]) -> str:
         "worst",
         "win rate",
         "KL/token",
+        "answers cut",
         f"tokens to gold {WANTED_GOLD}",
     ]
     return table(header, rows)
+
+
+def _tokens(one: Measured) -> str:
+    if "tokens_to_held_out_gold" not in one:
+        return "-"
+    tokens = one["tokens_to_held_out_gold"]
+    return "never" if tokens is None else f"{tokens:.0f}"
+
+
+def equal_kl_table(found: dict[str, dict[int, Measured]]) -> str:
+    """Gold of training answers where a run first comes to a KL of ``EQUAL_KL``, mean of seeds and each, best first.
+
+    The curve is that of measured steps, smoothed; between two of them it is a straight line.
+    """
+    rows: list[list[Any]] = []
+    for kind, by_seed in found.items():
+        cells: list[Any] = []
+        for kl in EQUAL_KL:
+            golds = [first_crossing(one["curve"], kl) for one in by_seed.values()]
+            reached = [gold for gold in golds if gold is not None]
+            cells += [statistics.mean(reached), " / ".join(f"{gold:.3f}" for gold in reached)] if reached == golds else ["-", "-"]
+        rows.append([f"`{kind}`", *cells])
+    rows.sort(key=lambda row: (isinstance(row[-2], str), -row[-2] if not isinstance(row[-2], str) else 0))
+    return table(["", *(text for kl in EQUAL_KL for text in (f"gold at {kl:.2f} nats a token", "by seed"))], rows)
 
 
 def cost_table(found: dict[str, dict[int, Measured]]) -> str:
@@ -149,10 +198,12 @@ def cost_table(found: dict[str, dict[int, Measured]]) -> str:
     if pairs:
         time = _ratio(pairs, lambda one: one["seconds_per_step"])
         learner, whole = _ratio(pairs, learner_gb), _ratio(pairs, lambda one: one["peak_memory_gb"])
-        both = [(one["tokens_to_gold"], other["tokens_to_gold"]) for one, other in pairs]
-        tokens = " / ".join("one never reached it" if None in two else f"{two[0] / two[1]:.2f}" for two in both)
-        body += f"\nDVPO : PPO, of the same seeds: time a step {time:.2f}, learner memory {learner:.2f}, whole run {whole:.2f}; "
-        body += f"tokens to gold {WANTED_GOLD} by seed {tokens}.\n"
+        body += f"\nDVPO : PPO, of the same seeds: time a step {time:.2f}, learner memory {learner:.2f}, whole run {whole:.2f}"
+        if all("tokens_to_held_out_gold" in one for two in pairs for one in two):
+            both = [(one["tokens_to_held_out_gold"], other["tokens_to_held_out_gold"]) for one, other in pairs]
+            tokens = " / ".join("one never reached it" if None in two else f"{two[0] / two[1]:.2f}" for two in both)
+            body += f"; tokens to gold {WANTED_GOLD} by seed {tokens}"
+        body += ".\n"
     return body
 
 

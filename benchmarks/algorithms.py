@@ -14,8 +14,32 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.algorithm_tables import COLOURS, Measured, cost_table, measured, plot, quality_table, steps_of, tokens_to_gold
-from benchmarks.common import PLOTS, ROOT, RUNS, figures, finished, keep_figures, run_commit, train, write_section
+from benchmarks.algorithm_tables import (
+    COLOURS,
+    SMOOTHED,
+    Measured,
+    cost_table,
+    equal_kl_table,
+    golds_of,
+    measured,
+    plot,
+    quality_table,
+    steps_of,
+    tokens_to_gold,
+)
+from benchmarks.common import (
+    PLOTS,
+    ROOT,
+    RUNS,
+    figures,
+    finished,
+    keep_figures,
+    machine,
+    machine_of,
+    run_commit,
+    train,
+    write_section,
+)
 from benchmarks.seeds import reward_model, value_model
 from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PipelineRecipe, load_recipe
@@ -25,6 +49,8 @@ GROUPS = {"grpo": (8, 4), "rloo": (8, 4), "p3o": (16, 2)}
 SECTION = "algorithms"
 # Where `--until-gold` gives up.
 MOST_STEPS = 32
+# Steps from one held-out evaluation to the next, from which the tokens to the wanted gold are read.
+EVALUATED_EVERY = 4
 GOLD = "dvpo_ray.demo.gold:vader_compound"
 
 
@@ -74,6 +100,7 @@ def arm_tree(kind: str, seed: int) -> dict[str, Any]:
     guide = str(value_model(seed))
     tree = policy_tree(guide)
     policy = tree["policy"]
+    policy["evaluation"]["every"] = EVALUATED_EVERY
     if kind != "dvpo":
         del policy["value_model"]
         policy["rewards"]["preference"] = {"type": "model", "folder": str(reward_model(seed))}
@@ -120,8 +147,10 @@ def main() -> None:
             run = arm(kind, seed)
             one = measured(run) | {"commit": made_at}
             more = given.until_gold or finished(longer(run)) is not None
-            if more and one["tokens_to_gold"] is None and kind != "dpo":
-                one["tokens_to_gold"] = tokens_to_gold([*steps_of(run), *steps_of(gone_on(kind, seed))])
+            if more and one["tokens_to_held_out_gold"] is None and kind != "dpo":
+                on = gone_on(kind, seed)
+                golds = golds_of(run) | golds_of(on)
+                one["tokens_to_held_out_gold"] = tokens_to_gold([*steps_of(run), *steps_of(on)], golds)
             keep_figures(SECTION, {run.name: one})
     known = figures(SECTION)
     found: dict[str, dict[int, Measured]] = {
@@ -138,9 +167,16 @@ def main() -> None:
     body += "In the first two of its 20 steps `ppo` trains its critic alone.\n\n"
     made = {kind: " and ".join(sorted({one["commit"] for one in by_seed.values()})) for kind, by_seed in found.items()}
     body += f"Commits of the runs: {', '.join(f'`{kind}` {commits}' for kind, commits in made.items())}.\n\n"
-    body += quality_table(found) + "\n" + cost_table(found)
+    body += quality_table(found) + "\n"
+    if any("cut_share_after" not in one for by_seed in found.values() for one in by_seed.values()):
+        body += "`-`: not recorded by these runs, whose intervals of gold are over prompts and not over subjects. "
+    body += "A higher gold at a higher KL says that an algorithm is fast, not that it is better. At equal KL: gold of the "
+    body += f"training answers (mean of {SMOOTHED} steps of 32) where a run first comes to that KL, on a straight line between "
+    body += "neighbouring steps; `python -m benchmarks.algorithms --there` makes this table of the figures kept.\n\n"
+    body += equal_kl_table(found) + "\n" + cost_table(found)
     body += f"\n![KL against gold]({image.relative_to(ROOT / 'benchmarks')})\n"
-    write_section(SECTION, "DVPO and its rivals", "python -m benchmarks.algorithms", body)
+    where = machine_of(SECTION) if given.there else machine()
+    write_section(SECTION, "DVPO and its rivals", "python -m benchmarks.algorithms", body, measured_on=where)
     print(body)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ RUNS = ROOT / "runs" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 PLOTS = ROOT / "benchmarks" / "plots"
 FIGURES = ROOT / "benchmarks" / "figures"
+
+# From the best on.
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
 
 
 def dvpo(*arguments: str) -> None:
@@ -77,17 +82,31 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
+        facts = dict(line.replace("\t", "").split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        model = facts.get("model name", model).strip()
+        # Processors of one name may differ in what decides the speed.
+        widest = [name for flag, name in INSTRUCTIONS.items() if flag in facts.get("flags", "").split()]
+        model += f", {widest[0]}" if widest else ""
     memory = psutil.virtual_memory().total / 2**30
     at = commit()
     return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB memory, no GPU used" + (f", commit {at}" if at else "")
 
 
-def write_section(name: str, title: str, command: str, body: str) -> None:
-    """Replace (or add) one benchmark's section of RESULTS.md; the others stay."""
+def machine_of(name: str) -> str:
+    """The machine that a section of RESULTS.md was measured on, as it says; this one where there is no such section."""
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    section = f"{begin}\n## {title}\n\nCommand: `{command}`. Machine: {machine()}.\n\n{body.strip()}\n{end}\n"
+    text = RESULTS.read_text() if RESULTS.is_file() else ""
+    said = re.search(r"^Command: .* Machine: (.*)\.$", text.partition(begin)[2].partition(end)[0], re.M)
+    return said[1] if said else machine()
+
+
+def write_section(name: str, title: str, command: str, body: str, measured_on: str = "") -> None:
+    """Replace (or add) one benchmark's section of RESULTS.md; the others stay.
+
+    ``measured_on`` is the machine, by default this one.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    section = f"{begin}\n## {title}\n\nCommand: `{command}`. Machine: {measured_on or machine()}.\n\n{body.strip()}\n{end}\n"
     text = RESULTS.read_text() if RESULTS.is_file() else "# Benchmark results\n\nWritten by the scripts in this folder.\n\n"
     if begin in text:
         head, _, rest = text.partition(begin)
@@ -96,6 +115,11 @@ def write_section(name: str, title: str, command: str, body: str) -> None:
     else:
         text = text.rstrip("\n") + "\n\n" + section
     RESULTS.write_text(text)
+
+
+def mean_of(runs: Sequence[Mapping[str, Any]], name: str) -> float | str:
+    """Mean over runs, or a dash where one of them did not record it."""
+    return statistics.mean(one[name] for one in runs) if all(one.get(name) is not None for one in runs) else "-"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

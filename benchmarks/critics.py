@@ -91,9 +91,10 @@ def usable(row: dict[str, Any]) -> bool:
 
 
 def unseen(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows asked about: none has the first question of a row trained on."""
+    """The rows asked about, in groups by their first question: none has that of a row trained on."""
     known = {first_question(row) for row in rows[:TRAINED_ON]}
-    return (row for row in rows[-ASKED_ABOUT:] if first_question(row) not in known)
+    asked = ((row, first_question(row)) for row in rows[-ASKED_ABOUT:])
+    return (row | {"group": question} for row, question in asked if question not in known)
 
 
 def first_question(row: dict[str, Any]) -> str:
@@ -160,9 +161,9 @@ def main() -> None:
     demo = sorted((one for name, one in known.items() if name.startswith("demo-")), key=lambda one: (one["what"], one["seed"]))
     human = [known[name] for kind in MODELS if (name := f"human-{kind}") in known]
     body = (
-        "Share of held-out pairs whose chosen answer scores higher, with 95% intervals over prompts. A reward model is trained "
-        "at the last value alone, a critic at every state but the end: its last value is that of the state before the last "
-        "token.\n\nThe demo's pairs:\n\n"
+        "Share of held-out pairs whose chosen answer scores higher, with 95% intervals over prompts, or groups of them. A reward "
+        "model is trained at the last value alone, a critic at every state but the end: its last value is that of the state "
+        "before the last token.\n\nThe demo's pairs:\n\n"
     )
     body += table(["", "seed", *COLUMNS], [[one["what"], one["seed"], *line(one)] for one in demo])
     if human:

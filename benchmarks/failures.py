@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos import PARTS, events, processes_of, start
-from benchmarks.common import RUNS, table, write_section
+from benchmarks.common import RUNS, mean_of, table, write_section
 from benchmarks.seeds import demo
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
@@ -167,12 +167,14 @@ def main() -> None:
             f"{one['seconds_total']:.0f}",
             "" if one["seconds_per_step"] is None else f"{one['seconds_per_step']:.1f}",
             gold(one),
+            mean_of([one], "cut_share_after"),
         ]
         for what, one in found
     ]
     body = f"The demo's policy training with its evaluations; commits every {COMMIT_EVERY} steps (10 where nothing is killed); "
     body += "kills at equal times from the start of the job on, while it starts as well.\n\n"
     header = ["killed", "kills", "share of time in work that counts", "seconds in all", "seconds a step (median)", "gold (95%)"]
+    header.append("answers cut")
     body += table(header, rows)
     resumed = [one["resumed"] for _, one in found if one["resumed"] is not None]
     if resumed:

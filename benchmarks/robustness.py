@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.algorithm_tables import SMOOTHED, result_of, smoothed
 from benchmarks.algorithms import policy_tree
-from benchmarks.common import RUNS, figures, finished, keep_figures, run_commit, table, train, write_section
+from benchmarks.common import RUNS, figures, finished, keep_figures, mean_of, run_commit, table, train, write_section
 from benchmarks.seeds import value_model
 from dvpo_ray.demo.gold import lexicon, vader_compound
 from dvpo_ray.run_folder import recorded_steps
@@ -164,9 +164,10 @@ def main() -> None:
     for name in names:
         for seed in given.seeds:
             folder, made_at = run(name, seed)
-            keep_figures(SECTION, {folder.name: {"cells": row(name, seed, folder), "commit": made_at}})
+            cut = result_of(folder).get("cut_share_after")
+            keep_figures(SECTION, {folder.name: {"cells": row(name, seed, folder), "cut_share_after": cut, "commit": made_at}})
     known = sorted(figures(SECTION).values(), key=lambda one: (list(ARMS).index(one["cells"][0]), one["cells"][1]))
-    rows = [[*one["cells"], f"`{one['commit']}`"] for one in known]
+    rows = [[*one["cells"], mean_of([one], "cut_share_after"), f"`{one['commit']}`"] for one in known]
     header = [
         "arm",
         "seed",
@@ -179,6 +180,7 @@ def main() -> None:
         "beyond 2 or 1/2 from step",
         "KL/token",
         "distinct words",
+        "answers cut",
         "commit",
     ]
     body = f"Steps of 32 answers; reward, length and entropy are those of the first {SMOOTHED} and of the last {SMOOTHED}.\n\n"

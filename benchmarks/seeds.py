@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.common import RUNS, dvpo, finished, table, train, write_section
+from benchmarks.common import RUNS, dvpo, finished, mean_of, table, train, write_section
 from dvpo_ray.config import PipelineRecipe, load_recipe
 
 COLUMNS = (
@@ -18,6 +18,7 @@ COLUMNS = (
     "gold_after",
     "win_rate",
     "kl_per_token",
+    "cut_share_after",
     "gvm_pair_accuracy_mean",
     "gvm_pair_accuracy_last",
     "logprob_gap_mean",
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
     results = [demo(seed) for seed in seeds]
-    rows = [[name, *(result[name] for result in results), statistics.mean(r[name] for r in results)] for name in COLUMNS]
+    rows = [[name, *(result.get(name, "-") for result in results), mean_of(results, name)] for name in COLUMNS]
     golds = [result["gold_after"] for result in results]
     body = table(["", *(f"seed {seed}" for seed in seeds), "mean"], rows)
     body += f"\nHeld-out gold after training: mean {statistics.mean(golds):.3f}, worst {min(golds):.3f}.\n"

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RUNS, finished, table, train, write_section
+from benchmarks.common import RUNS, finished, mean_of, table, train, write_section
 from benchmarks.seeds import demo
 from dvpo_ray.config import PipelineRecipe, load_recipe
 
@@ -69,9 +69,10 @@ def main() -> None:
         golds = [r["gold_after"] for r in results]
         ages = [step.get("staleness/mean", 0.0) for step in steps]
         dropped = sum(step.get("ledger/dead_lettered", 0.0) for step in steps if step["step"] == max(s["step"] for s in steps))
-        others = [statistics.mean(r["kl_per_token"] for r in results), statistics.mean(ages), dropped]
+        others = [mean_of(results, "kl_per_token"), mean_of(results, "cut_share_after"), statistics.mean(ages), dropped]
         rows.append([name, *golds, statistics.mean(golds), *others])
-    header = ["", *(f"gold, seed {s}" for s in seeds), "mean", "KL/token", "mean age of tokens, steps", "answers dropped"]
+    header = ["", *(f"gold, seed {s}" for s in seeds), "mean", "KL/token", "answers cut", "mean age of tokens, steps"]
+    header.append("answers dropped")
     body = table(header, rows)
     write_section("staleness", "Quality when generation runs ahead", "python -m benchmarks.staleness", body)
     print(body)

@@ -25,12 +25,16 @@ SHOWN_KEYS = (
     ("gold_after_ci95", "gold after, 95% interval"),
     ("gold", "gold"),
     ("win_rate", "win rate against the start"),
+    ("win_rate_ci95", "win rate, 95% interval"),
     ("kl_per_token", "KL per token (nats)"),
+    ("cut_share_after", "share of answers cut at max_new_tokens"),
+    ("cut_share", "share of answers cut at max_new_tokens"),
     ("gvm_pair_accuracy_mean", "value model pair accuracy, mean value"),
     ("gvm_pair_accuracy_last", "value model pair accuracy, last value"),
     ("reward_pair_accuracy", "reward model pair accuracy"),
     ("dpo_pair_accuracy", "policy pair accuracy"),
     ("seconds_per_step", "seconds per step"),
+    ("kept_best_by", "commits kept by keep_best"),
     ("seconds_total", "seconds in all"),
     ("peak_memory_gb", "peak memory (GB)"),
     ("logprob_gap_mean", "log-prob gap, engine to learner"),
@@ -75,6 +79,7 @@ def headline(metrics: dict[str, float]) -> str:
     names = (
         ("eval/gold", "gold"),
         ("eval/kl_per_token", "KL/token"),
+        ("eval/cut_share", "cut"),
         ("value/last", "value"),
         ("kl/per_token", "KL/token"),
         ("loss/value", "loss"),
@@ -82,6 +87,7 @@ def headline(metrics: dict[str, float]) -> str:
         ("dpo/margin", "margin"),
         ("policy/entropy", "entropy"),
         ("answer/tokens", "tokens"),
+        ("answer/cut_share", "cut"),
         ("seconds/step", "s/step"),
     )
     return "  ".join(f"{label} {metrics[key]:.3f}" for key, label in names if key in metrics)
@@ -180,6 +186,8 @@ def _types(number_types: dict[str, str]) -> str:
 
 
 def _format(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, list | tuple) and all(isinstance(item, float) for item in value):

@@ -20,10 +20,11 @@ from dvpo_ray.errors import ActorFailedError, DataError
 from dvpo_ray.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
-from dvpo_ray.maths.statistics import bootstrap_ci95, win_rate
+from dvpo_ray.maths.statistics import bootstrap_ci95, mean_ci95, share_ci95, win_rate, wins
 from dvpo_ray.rewards import checked
 from dvpo_ray.rows import GenerationRequest, ScoredBatch
 from dvpo_ray.run_folder import keep_records
+from dvpo_ray.seeds import sampling_seed
 from dvpo_ray.stages import Rollouts, Scorers, asked_again
 
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -31,7 +32,8 @@ Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 @dataclass(frozen=True)
 class EvaluatedAnswer:
-    """One held-out answer. ``values`` is q_0..q_T, ``advantages`` per token before whitening, ``kl`` summed in nats."""
+    """One held-out answer. ``values`` is q_0..q_T, ``advantages`` per token before whitening, ``kl`` summed in nats; ``group`` is
+    its prompt's, where prompts say so."""
 
     row_id: str
     prompt_id: str
@@ -43,6 +45,7 @@ class EvaluatedAnswer:
     tokens: list[str]
     values: list[float]
     advantages: list[float]
+    group: str | None = None
 
 
 ROW = TypeAdapter(EvaluatedAnswer)
@@ -56,18 +59,22 @@ class Evaluation:
     answers: list[EvaluatedAnswer]
 
     def summary(self) -> dict[str, float]:
-        """Means over answers, with a 95% interval of gold (bootstrap over prompts)."""
+        """Means over answers, with 95% intervals of gold and of the share that was cut, over groups of prompts."""
         tokens = sum(len(a.tokens) for a in self.answers)
+        cut = [float(a.finish_reason == "length") for a in self.answers]
+        least, most = share_ci95(cut, self.kin)
         result = {
             "kl_per_token": sum(a.kl for a in self.answers) / tokens,
             "kl_per_answer": float(np.mean([a.kl for a in self.answers])),
             "tokens": tokens / len(self.answers),
-            "cut_share": float(np.mean([a.finish_reason == "length" for a in self.answers])),
+            "cut_share": float(np.mean(cut)),
+            "cut_share_ci95_low": least,
+            "cut_share_ci95_high": most,
             "value_mean": float(np.mean([np.mean(a.values[1:]) for a in self.answers])),
             "value_last": float(np.mean([a.values[-1] for a in self.answers])),
         }
         if self.golds is not None:
-            low, high = bootstrap_ci95(self.golds, [a.prompt_id for a in self.answers])
+            low, high = mean_ci95(self.golds, self.kin)
             result |= {"gold": float(np.mean(self.golds)), "gold_ci95_low": low, "gold_ci95_high": high}
         return result
 
@@ -76,6 +83,11 @@ class Evaluation:
         """The one number by which steps are compared: mean gold, or without a gold function the mean last value."""
         scores = self.golds if self.golds is not None else [a.values[-1] for a in self.answers]
         return float(np.mean(scores))
+
+    @property
+    def kin(self) -> list[str]:
+        """Of each answer, what it shares with those it is not independent of: its prompt's group, or without one its prompt."""
+        return [a.prompt_id if a.group is None else a.group for a in self.answers]
 
     @property
     def golds(self) -> list[float] | None:
@@ -124,7 +136,7 @@ class Evaluator:
         self._advantage = advantage
         self._tokenizer = tokenizer
         self._requests = [
-            GenerationRequest(f"eval/{p.row_id}/{n}", tuple(p.prompt_ids), seed=(seed * 7919 + i * 101 + n) % 2**31)
+            GenerationRequest(f"eval/{p.row_id}/{n}", tuple(p.prompt_ids), sampling_seed(seed, "evaluate", i, n))
             for i, p in enumerate(prompts)
             for n in range(answers_per_prompt)
         ]
@@ -178,6 +190,7 @@ class Evaluator:
                 tokens=[self._tokenizer.decode([token]) for token in response_ids[i]],
                 values=[round(float(q), 4) for q in values[i]],
                 advantages=[round(float(a), 4) for a in token_advantages[i]],
+                group=prompts[i].group,
             )
             for i in range(len(scored))
         ]
@@ -207,16 +220,16 @@ class Evaluator:
         return [row[: int(n)].numpy() for row, n in zip(torch.unbind(a_bt), lengths, strict=True)]
 
 
-def compare(before: Evaluation, after: Evaluation) -> dict[str, float]:
-    """Gold before and after on the same prompts, its gain with a 95% interval, and the win rate."""
+def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """Gold before and after on the same prompts: its gain and the win rate, with 95% intervals."""
     if before.golds is None or after.golds is None:
         return {}
-    groups = [a.prompt_id for a in after.answers]
     gain = [b - a for a, b in zip(before.golds, after.golds, strict=True)]
-    low, high = bootstrap_ci95(gain, groups)
+    low, high = bootstrap_ci95(gain, after.kin)
     return {
         "gold_gain": float(np.mean(gain)),
         "gold_gain_ci95_low": low,
         "gold_gain_ci95_high": high,
         "win_rate": win_rate(after.golds, before.golds),
+        "win_rate_ci95": list(share_ci95(wins(after.golds, before.golds), after.kin)),
     }

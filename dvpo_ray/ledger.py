@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import CommitError
 from dvpo_ray.rows import GenerationRequest
+from dvpo_ray.seeds import sampling_seed
 
 
 class LedgerState(BaseModel):
@@ -54,7 +55,7 @@ class Ledger:
             prompt = self._prompts[int(orders[epoch][offset])]
             for answer in range(self._answers_per_prompt):
                 row_id = f"{step}/{slot}:{prompt.row_id}/{answer}"
-                seed = int(np.random.default_rng((self._seed, slot, answer)).integers(2**31))
+                seed = sampling_seed(self._seed, "train", slot, answer)
                 requests.append(GenerationRequest(row_id, tuple(prompt.prompt_ids), seed))
         ids = {request.row_id for request in requests}
         assert len(ids) == len(requests) and not ids & self._in_flight, "row ids are unique"

@@ -23,7 +23,7 @@ from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.value_update import pair_accuracy, pair_wins
-from dvpo_ray.maths.statistics import bootstrap_ci95
+from dvpo_ray.maths.statistics import share_ci95
 from dvpo_ray.models.folder import check_model_folder
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import load_value_model, read_seal
@@ -83,14 +83,14 @@ def rank_pairs(
         # The first of T + 1 is left out wherever pairs are ranked.
         values = [np.concatenate([q[:1], q[:-1]]) for q in values]
     chosen, rejected = values[0::2], values[1::2]
-    keys = [p.prompt_key for p in pairs]
+    keys = [pair.kin for pair in pairs]
     return {
         "value_model": str(folder),
         "pairs": len(pairs),
         "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
         "accuracy": pair_accuracy(chosen, rejected),
-        "accuracy_mean_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "mean"), keys),
-        "accuracy_last_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "last"), keys),
+        "accuracy_mean_ci95": share_ci95(pair_wins(chosen, rejected, "mean"), keys),
+        "accuracy_last_ci95": share_ci95(pair_wins(chosen, rejected, "last"), keys),
     }
 
 

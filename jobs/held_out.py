@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.config.algorithms import AdvantageConfig
-from dvpo_ray.config.sections import DataSection, EvaluationSection
+from dvpo_ray.config.sections import CommitSection, DataSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.evaluation import Evaluation, Evaluator, compare
 from dvpo_ray.run import Run
@@ -38,6 +38,15 @@ def make_evaluator(
     return Evaluator(held_out, section.answers_per_prompt, section.gold, advantage, base.tokenizer, seed)
 
 
+def kept_by(commit: CommitSection, section: EvaluationSection | None, run: Run) -> dict[str, str]:
+    """What ``commit.keep_best`` compares, for a result; the run says so. Empty when no commit is kept for its score."""
+    if not commit.keep_best or section is None:
+        return {}
+    advice = "" if section.gold else ", which is what training raises: set evaluation.gold to compare by something else"
+    run.phase(f"commit.keep_best compares commits by their {section.compared_by}{advice}")
+    return {"kept_best_by": section.compared_by}
+
+
 def evaluate(evaluator: Evaluator, step: int, rollouts: Rollouts, scorers: Scorers, run: Run) -> Evaluation:
     """Answer all held-out prompts with the weights the engines serve now, and record it as that of ``step`` trained steps."""
     run.phase(f"answering held-out prompts after {step} steps")
@@ -58,7 +67,14 @@ def figures(evaluations: Mapping[int, Evaluation]) -> dict[str, Any]:
         return {}
     first, last = evaluations[min(evaluations)], evaluations[max(evaluations)]
     before, after = first.summary(), last.summary()
-    found = {"kl_per_token": after["kl_per_token"], "tokens_before": before["tokens"], "tokens_after": after["tokens"]}
+    found: dict[str, Any] = {
+        "kl_per_token": after["kl_per_token"],
+        "tokens_before": before["tokens"],
+        "tokens_after": after["tokens"],
+        "cut_share_before": before["cut_share"],
+        "cut_share_after": after["cut_share"],
+        "cut_share_after_ci95": [after["cut_share_ci95_low"], after["cut_share_ci95_high"]],
+    }
     if "gold" not in after:
         return found
     return found | {

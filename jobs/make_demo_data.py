@@ -5,7 +5,8 @@ Run it with the model folder and an output folder::
     python -m jobs.make_demo_data --model FOLDER --output dvpo_ray/demo/data
 
 It writes ``train_pairs.jsonl.gz`` and ``validation_pairs.jsonl.gz`` (prompt, chosen, rejected and both gold scores) and
-``train_prompts.jsonl.gz`` and ``test_prompts.jsonl.gz``. The gold scores are there for a reader; loaders ignore them.
+``train_prompts.jsonl.gz`` and ``test_prompts.jsonl.gz``, each with a prompt's subject as its ``group``: intervals are taken over
+subjects. The gold scores are there for a reader; loaders ignore them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def sample_answers(model: Path, questions: list[str], per_prompt: int, max_token
     return [[o.text.strip() for o in out.outputs if o.finish_reason == "stop" and o.text.strip()] for out in outputs]
 
 
-def rank_pairs(question: str, answers: list[str], pairs_per_prompt: int, min_gap: float) -> list[dict[str, Any]]:
+def rank_pairs(question: str, subject: str, answers: list[str], pairs_per_prompt: int, min_gap: float) -> list[dict[str, Any]]:
     """Disjoint pairs of distinct answers, best with worst first, whose gold differs by at least ``min_gap``."""
     distinct = list(dict.fromkeys(answers))
     gold = vader_compound([question] * len(distinct), distinct)
@@ -46,7 +47,7 @@ def rank_pairs(question: str, answers: list[str], pairs_per_prompt: int, min_gap
     ):
         if high - low >= min_gap:
             gold_scores = {"gold_chosen": round(high, 4), "gold_rejected": round(low, 4)}
-            rows.append({"prompt": question, "chosen": chosen, "rejected": rejected, **gold_scores})
+            rows.append({"prompt": question, "group": subject, "chosen": chosen, "rejected": rejected, **gold_scores})
     return rows
 
 
@@ -74,10 +75,14 @@ def main(
     everything = [q for split in splits for q in questions[split]]
     answers = dict(zip(everything, sample_answers(model, everything, per_prompt, max_tokens, seed), strict=True))
     for split in splits:
-        rows = [row for q in questions[split] for row in rank_pairs(q, answers[q], pairs_per_prompt, min_gap)]
+        rows = [
+            row
+            for question, subject in questions[split].items()
+            for row in rank_pairs(question, subject, answers[question], pairs_per_prompt, min_gap)
+        ]
         write_rows(output / f"{split}_pairs.jsonl.gz", rows)
-    write_rows(output / "train_prompts.jsonl.gz", [{"prompt": q} for q in questions["train"]])
-    write_rows(output / "test_prompts.jsonl.gz", [{"prompt": q} for q in prompts("test")])
+    for name, asked in (("train_prompts", questions["train"]), ("test_prompts", prompts("test"))):
+        write_rows(output / f"{name}.jsonl.gz", [{"prompt": question, "group": asked[question]} for question in asked])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_has
 from dvpo_ray.errors import AS_ASKED, RunStoppedError
 from dvpo_ray.learning.pairs import batches, labelled
 from dvpo_ray.learning.value_update import pair_accuracy, pair_wins, resolve_target
-from dvpo_ray.maths.statistics import bootstrap_ci95
+from dvpo_ray.maths.statistics import share_ci95
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
@@ -143,15 +143,15 @@ def evaluate_pairs(gang: Gang, pairs: list[EncodedPair], target: TargetConfig) -
         found |= part
     values = [found[i] for i in range(len(answers))]
     chosen, rejected = values[0::2], values[1::2]
-    keys = [pair.prompt_key for pair in pairs]
+    keys = [pair.kin for pair in pairs]
     by_aggregate = pair_accuracy(chosen, rejected)
     first = -1 if isinstance(target, RewardTarget) else 1
     trained = np.concatenate([q[first:] for q in values])
     return {
         "mean": by_aggregate["mean"],
         "last": by_aggregate["last"],
-        "mean_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "mean"), keys),
-        "last_ci95": bootstrap_ci95(pair_wins(chosen, rejected, "last"), keys),
+        "mean_ci95": share_ci95(pair_wins(chosen, rejected, "mean"), keys),
+        "last_ci95": share_ci95(pair_wins(chosen, rejected, "last"), keys),
         "by_aggregate": by_aggregate,
         "value_mean": float(trained.mean()),
         "value_std": float(trained.std()),

@@ -27,12 +27,12 @@ from dvpo_ray.data import EncodedPair, fingerprint
 from dvpo_ray.errors import AS_ASKED, ConfigError, RunStoppedError
 from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.pairs import batches, labelled
-from dvpo_ray.maths.statistics import bootstrap_ci95, wins
+from dvpo_ray.maths.statistics import share_ci95, wins
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
-from jobs.held_out import evaluate, figures, make_evaluator
+from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.offline import PairTrainer
 from jobs.preflight import check_engines
 from jobs.resume import (
@@ -107,6 +107,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
         _check_best(dpo, total)
         # There is no value model: values, and advantages of whatever kind, are 0.
         evaluator = make_evaluator(dpo.evaluation, dpo.data, DvpoGae(), base, run.folder, train, recipe.run.seed)
+        kept_best_by = kept_by(dpo.commit, dpo.evaluation, run)
         done = evaluator.known(run.folder / EVALUATIONS, commit.step) if commit and evaluator else {}
         held_out = HeldOut(evaluator, dpo.evaluation.every if dpo.evaluation else 0, done)
         run.phase(f"{len(train)} pairs to train on, {len(validation)} held out; starting {dpo.learner.ranks} learner rank(s)")
@@ -137,6 +138,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             NUMBER_TYPES: run.number_types,
             **copies(copier),
+            **kept_best_by,
         }
         if dpo.lora is not None:
             result["adapters"] = str(saved.with_name(ADAPTERS))
@@ -242,7 +244,7 @@ def _accuracy(gained: np.ndarray, pairs: Sequence[EncodedPair]) -> dict[str, Any
     right = wins(gained[:, 0].tolist(), gained[:, 1].tolist())
     return {
         "dpo_pair_accuracy": float(np.mean(right)),
-        "dpo_pair_accuracy_ci95": bootstrap_ci95(right, [pair.prompt_key for pair in pairs]),
+        "dpo_pair_accuracy_ci95": share_ci95(right, [pair.kin for pair in pairs]),
     }
 
 

@@ -32,7 +32,7 @@ from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.models.value_model import ValueModelSeal
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
-from jobs.held_out import evaluate, figures, make_evaluator
+from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.preflight import check_engines
 from jobs.resume import (
     POLICY_FIXED,
@@ -111,6 +111,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         data_sha256 = fingerprint(trained_on)
         check_same_data(commit, data_sha256)
         evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)
+        kept_best_by = kept_by(policy.commit, section, run)
         rollout = policy.rollout
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
         evaluations = evaluator.known(run.folder / EVALUATIONS, commit.step) if commit and evaluator else {}
@@ -156,6 +157,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             NUMBER_TYPES: run.number_types,
             **copies(copier),
+            **kept_best_by,
         }
         if reward_hashes:
             result["reward_parameters_sha256"] = dict(zip(model_rewards(policy.rewards), reward_hashes, strict=True))

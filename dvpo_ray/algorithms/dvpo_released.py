@@ -1,4 +1,4 @@
-"""`dvpo_released`: see `dvpo_ray.maths.advantages.dvpo_released` for the equation."""
+"""`dvpo_released`, for replication alone: see `dvpo_ray.maths.advantages.dvpo_released` for the equation and what is wrong."""
 
 from torch import Tensor
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,13 +16,16 @@ class DpoTraining(PairTraining):
     loss: Literal["sigmoid", "ipo"] = Field(
         "sigmoid",
         description="What a pair's margin costs (how much more than the reference the policy prefers the chosen answer, in "
-        "nats): the logistic loss of DPO (arXiv 2305.18290) or the squared distance to `1 / (2 beta)` of IPO (arXiv 2310.12036).",
+        "nats): the logistic loss of DPO (arXiv 2305.18290) or the squared distance to `1 / (2 beta)` of IPO (arXiv 2310.12036), "
+        "by default in nats a token.",
     )
     beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference; less lets the policy go further.")
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Share of pairs whose labels are taken to be wrong (cDPO); of `sigmoid` only."
     )
-    average_log_probs: bool = Field(False, description="Take the mean of an answer's token log-probs instead of their sum.")
+    average_log_probs: bool = Field(
+        False, description="Take the mean of an answer's token log-probs instead of their sum. Of loss `ipo`: true."
+    )
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters and leave the model as it is; without this section all of it is trained."
     )
@@ -42,6 +45,13 @@ class DpoTraining(PairTraining):
         """Longest prompt and answer together that is trained on or, when there is an evaluation, scored, in tokens."""
         generated = self.data.max_prompt_tokens + self.rollout.max_new_tokens if self.evaluation else 0
         return max(super().longest_row, generated)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_average(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("loss") == "ipo":
+            return {"average_log_probs": True} | tree
+        return tree
 
     @model_validator(mode="after")
     def _validate_smoothing(self) -> Self:

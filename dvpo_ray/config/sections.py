@@ -312,8 +312,8 @@ class CommitSection(Section):
     keep_best: int = Field(
         0,
         ge=0,
-        description="So many commits with the best held-out score (gold, or without one the last value) are kept as well; only "
-        "those of steps that `evaluation.every` evaluates.",
+        description="So many commits with the best held-out score are kept as well, by mean gold, or without `evaluation.gold` "
+        "by the mean last value, which is also what training raises; only those of steps that `evaluation.every` evaluates.",
     )
     copy_to: str | None = Field(
         None,
@@ -386,6 +386,11 @@ class EvaluationSection(Section):
         "their last turns alone.",
     )
     every: int = Field(0, ge=0, description="Also evaluate every so many steps; 0 evaluates only before and after.")
+
+    @property
+    def compared_by(self) -> str:
+        """What the score of a step is by which `commit.keep_best` compares it with others."""
+        return "mean gold" if self.gold else "mean last value of the frozen value model"
 
 
 class TrackingSection(Section):

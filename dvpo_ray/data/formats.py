@@ -45,6 +45,18 @@ def row_id(row: Mapping[str, Any], fallback: str) -> str:
     return fallback
 
 
+def row_group(row: Mapping[str, Any]) -> str | None:
+    """What a row has in common with others, such as the subject of its prompt (``group``); None when it does not say.
+
+    Raises:
+        BadRow: it is a list or an object.
+    """
+    found = row.get("group")
+    if isinstance(found, Mapping | list | tuple):
+        raise BadRow(Reason.WRONG_TYPE, f"'group' is a {type(found).__name__}, expected text or a number")
+    return None if found is None else str(found)
+
+
 def parse_pair(row: Mapping[str, Any]) -> tuple[Messages, str, str]:
     """Prompt, chosen and rejected answer of a preference row.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.encode import encode_answer, encode_prompt
-from dvpo_ray.data.formats import Messages, parse_demonstration, parse_pair, parse_prompt, row_id
+from dvpo_ray.data.formats import Messages, parse_demonstration, parse_pair, parse_prompt, row_group, row_id
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.sources import iter_raw_rows
 from dvpo_ray.errors import DataError
@@ -23,12 +23,21 @@ Overlong = Literal["reject", "truncate_answer"]
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as token ids. ``prompt_text`` is its last turn, for people; ``prompt_key`` identifies the whole prompt."""
+    """A prompt as token ids. ``prompt_text`` is its last turn, for people; ``prompt_key`` identifies the whole prompt.
+
+    ``group`` is what it has in common with others, such as its subject, where its row says so.
+    """
 
     row_id: str
     prompt_text: str
     prompt_ids: tuple[int, ...]
     prompt_key: str
+    group: str | None = field(default=None, kw_only=True)
+
+    @property
+    def kin(self) -> str:
+        """What it shares with prompts that it is not independent of: its group, or without one the prompt itself."""
+        return self.prompt_key if self.group is None else self.group
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def load_pairs(
         ]
         if answers[0] == answers[1]:
             raise BadRow(Reason.EQUAL_ANSWERS, f"the answers are the same in their first {max_answer_tokens} tokens")
-        base = _encode(identity, prompt, tokenizer, max_prompt_tokens)
+        base = _encode(identity, row, prompt, tokenizer, max_prompt_tokens)
         return EncodedPair(**vars(base), chosen_ids=answers[0], rejected_ids=answers[1])
 
     return _load(source, split, limit, dead_letters, build)
@@ -117,7 +126,7 @@ def load_demonstrations(
         prompt, text = parse_demonstration(row)
         _check_text(text)
         answer = _fit_answer(encode_answer(tokenizer, text), max_answer_tokens, overlong, "answer")
-        return EncodedDemonstration(**vars(_encode(identity, prompt, tokenizer, max_prompt_tokens)), answer_ids=answer)
+        return EncodedDemonstration(**vars(_encode(identity, row, prompt, tokenizer, max_prompt_tokens)), answer_ids=answer)
 
     return _load(source, split, limit, dead_letters, build)
 
@@ -138,7 +147,7 @@ def load_prompts(
     """
 
     def build(identity: str, row: Mapping[str, Any]) -> EncodedPrompt:
-        return _encode(identity, parse_prompt(row), tokenizer, max_prompt_tokens)
+        return _encode(identity, row, parse_prompt(row), tokenizer, max_prompt_tokens)
 
     return _load(source, split, limit, dead_letters, build)
 
@@ -192,15 +201,16 @@ def _load(
     return kept, counts
 
 
-def _encode(identity: str, prompt: Messages, tokenizer: Any, max_prompt_tokens: int) -> EncodedPrompt:
-    _check_text(*(text for message in prompt for text in (message.role, message.content)))
+def _encode(identity: str, row: Mapping[str, Any], prompt: Messages, tokenizer: Any, max_prompt_tokens: int) -> EncodedPrompt:
+    group = row_group(row)
+    _check_text(*(text for message in prompt for text in (message.role, message.content)), group or "")
     ids = encode_prompt(tokenizer, prompt)
     if len(ids) > max_prompt_tokens:
         raise BadRow(Reason.TOO_LONG, f"the prompt has {len(ids)} tokens, the limit is {max_prompt_tokens}")
     if not ids or min(ids) < 0 or max(ids) >= len(tokenizer):
         raise BadRow(Reason.UNKNOWN_TOKEN, f"token ids must be in [0, {len(tokenizer)})")
     key = hashlib.sha256(json.dumps([[m.role, m.content.strip()] for m in prompt]).encode()).hexdigest()
-    return EncodedPrompt(identity, prompt[-1].content, tuple(ids), key)
+    return EncodedPrompt(identity, prompt[-1].content, tuple(ids), key, group=group)
 
 
 def _check_text(*texts: str) -> None:

@@ -69,6 +69,6 @@ def split_of(subject: str) -> Split:
     return "validation" if bucket < 84 else "test"
 
 
-def prompts(split: Split) -> list[str]:
-    """All prompts of a split, in the fixed order of the list above."""
-    return [template.format(s) for s in dict.fromkeys(SUBJECTS) if split_of(s) == split for template in TEMPLATES]
+def prompts(split: Split) -> dict[str, str]:
+    """All prompts of a split with their subjects, in the fixed order of the list above."""
+    return {template.format(s): s for s in SUBJECTS if split_of(s) == split for template in TEMPLATES}

@@ -14,6 +14,7 @@ from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
 from dvpo_ray.judging.answer_file import AnswerFile, GivenAnswer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.rows import Answer, GenerationRequest
+from dvpo_ray.seeds import sampling_seed
 from dvpo_ray.stages import Handle, Rollouts, asked_again
 
 
@@ -80,7 +81,7 @@ class Interviewer:
         requests = []
         for i, one in enumerate(conversations, first):
             one.said += one.question.turns[turn]
-            seed = (self._seed * 7919 + turn * 101 + i) % 2**31
+            seed = sampling_seed(self._seed, "ask", turn, i)
             requests.append(GenerationRequest(f"{turn}/{i}", self._encode(one.question, one.said), seed))
         asked_again(lambda: self._get_missing(requests, rollouts))
         for request, one in zip(requests, conversations, strict=True):

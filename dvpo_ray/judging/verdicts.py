@@ -14,7 +14,7 @@ import numpy as np
 
 from dvpo_ray.errors import DataError
 from dvpo_ray.judging.formats import Answered
-from dvpo_ray.maths.statistics import bootstrap_ci95
+from dvpo_ray.maths.statistics import share_ci95
 
 Verdict = Literal["A", "B", "C"]
 Outcome = Literal["win", "tie", "loss", "inconsistent", "undecided"]
@@ -134,7 +134,7 @@ def summarise(pairs: Sequence[tuple[Verdict | None, Verdict | None]], identical:
     """Win rate of model A over questions judged in both orders, and how far the judge can be trusted.
 
     Verdicts that change with the order count as ties; questions with a reply that could not be read count in no rate. Answers
-    that are ``identical`` are ties that nobody was asked about. The interval is a 95% bootstrap over questions. Rates are None
+    that are ``identical`` are ties that nobody was asked about. The interval is Wilson's, at 95%, over questions. Rates are None
     when there is nothing to take them over.
     """
     found = Counter(outcome(*pair) for pair in pairs)
@@ -150,7 +150,7 @@ def summarise(pairs: Sequence[tuple[Verdict | None, Verdict | None]], identical:
         "inconsistent": found["inconsistent"],
         "undecided": found["undecided"],
         "win_rate_a": float(np.mean(scores)) if scores else None,
-        "win_rate_a_ci95": bootstrap_ci95(scores) if scores else None,
+        "win_rate_a_ci95": share_ci95(scores) if scores else None,
         "swap_consistency": 1 - found["inconsistent"] / decided if decided else None,
         # 0.5 for a judge without a preference for a place.
         "shown_first_preferred": (read.count("A") + 0.5 * read.count("C")) / len(read) if read else None,

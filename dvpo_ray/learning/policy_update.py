@@ -20,7 +20,7 @@ from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.learning.staleness import ages, token_weights
 from dvpo_ray.learning.token_rewards import token_rewards
 from dvpo_ray.maths.advantages import partners
-from dvpo_ray.maths.losses import kl_k3
+from dvpo_ray.maths.losses import kl_k3, kl_k3_loss
 from dvpo_ray.maths.masked import moments, whiten
 from dvpo_ray.maths.running import RunningMoments
 from dvpo_ray.rows import Ragged, ScoredBatch
@@ -152,7 +152,7 @@ def loss(
     terms = LossTerms(log_probs, old, tokens.advantages, tokens.lengths, ppo.clip_range, weights)
     total, clipped = policy_loss(advantage, terms)
     if kl.placement == "loss":
-        penalty = kl_k3(log_probs, tokens.ref_log_probs)
+        penalty = kl_k3_loss(log_probs, tokens.ref_log_probs)
         total = total + beta * (penalty if weights is None else penalty * (weights > 0)).sum()
     gap = current - tokens.engine_log_probs
     sums = {
@@ -161,7 +161,7 @@ def loss(
         "ppo/approx_kl": kl_k3(old, current).sum(),
         "policy/entropy": entropy.sum(),
         "gap/abs_log_prob": gap.abs().sum(),
-        "gap/kl_k3": (torch.expm1(gap) - gap).sum(),
+        "gap/kl_k3": kl_k3(tokens.engine_log_probs, current).sum(),
         "staleness/weight": torch.ones_like(current).sum() if weights is None else weights.sum(),
         "kl/learner_per_token": (current - tokens.ref_log_probs).sum(),
     }

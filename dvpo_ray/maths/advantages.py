@@ -120,6 +120,10 @@ def group_relative(reward_b: Tensor, mask_bt: Tensor, group_b: Tensor, normalise
 
     GRPO (arXiv 2402.03300, section 4.1.2); ``none`` leaves the division out (Dr. GRPO, arXiv 2503.20783). A group without spread
     gives 0.
+
+    The standard deviation s is that of the group's n answers themselves, sqrt(sum of squares / n). verl and TRL divide by the
+    estimate of a sample, S = sqrt(sum of squares / (n - 1)), plus an epsilon (1e-6 and 1e-4), so
+    A = A_verl * sqrt(n / (n - 1)) * (1 + epsilon / S): 1.41 times verl's for pairs, 1.15 for n = 4, 1.07 for n = 8.
     """
     total_b, count_b = _group_sums(reward_b, group_b)
     centred_b = reward_b - total_b / count_b

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dvpo_ray.maths.masked import check_same_shape
+
+# Log-ratios are held within this before they are exponentiated, as in verl: e^20 is 5e8, and e^89 overflows float32. Nothing that
+# an update could be learnt from lies beyond it, and the gradient is 0 there.
+LOG_RATIO_LIMIT = 20.0
+# Where k3 is 10, the most that verl lets a token cost: e^x - 1 - x = 10. The reference gives such a token 13.6 times the chance.
+K3_LIMIT = 2.610869
+
+
+def ratio_of(log_ratios: Tensor) -> Tensor:
+    """exp(x) with x held within ``LOG_RATIO_LIMIT`` of 0, so that it is finite; beyond it the gradient is 0. Any shape."""
+    return torch.exp(log_ratios.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
 
 
 def kl_rewards(log_probs: Tensor, ref_log_probs: Tensor, beta: float) -> Tensor:
@@ -18,11 +31,24 @@ def kl_rewards(log_probs: Tensor, ref_log_probs: Tensor, beta: float) -> Tensor:
 def kl_k3(log_probs: Tensor, other_log_probs: Tensor) -> Tensor:
     """Per-token estimate of KL(p || other) for tokens sampled from p: exp(d) - 1 - d with d = log other - log p.
 
-    Non-negative and unbiased (Schulman, "Approximating KL divergence", 2020).
+    Non-negative and unbiased (Schulman, "Approximating KL divergence", 2020), with d held within ``LOG_RATIO_LIMIT``.
     """
     check_same_shape(log_probs=log_probs, other_log_probs=other_log_probs)
-    d = other_log_probs - log_probs
+    d = (other_log_probs - log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return torch.expm1(d) - d
+
+
+def kl_k3_loss(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """k3 as a penalty to be minimised: ``kl_k3`` up to d = ``K3_LIMIT``, and its tangent beyond. Any shape.
+
+    The pull on a token's log-prob is then at most e^K3_LIMIT - 1 = 12.6. Without a limit it is e^d - 1, and one token that the
+    policy has nearly given up outweighs all others; with the value cut, as verl cuts it at 10, the pull is gone where the policy
+    is furthest from its reference.
+    """
+    check_same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    d = ref_log_probs - log_probs
+    held = d.clamp(max=K3_LIMIT)
+    return torch.expm1(held) - held + math.expm1(K3_LIMIT) * (d - held)
 
 
 def clipped_policy_loss(
@@ -44,7 +70,7 @@ def clipped_policy_loss(
         The loss sum (scalar) and which tokens were clipped [N], bool.
     """
     check_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
-    ratio = torch.exp(log_probs - old_log_probs)
+    ratio = ratio_of(log_probs - old_log_probs)
     plain = ratio * advantages
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
     terms = torch.minimum(plain, clipped)
@@ -90,7 +116,7 @@ def importance_weights(log_probs: Tensor, sampling_log_probs: Tensor, max_weight
     Cutting bounds the variance at the price of a bias (Espeholt et al. 2018, arXiv 1802.01561, the weight rho of eq. 1).
     """
     check_same_shape(log_probs=log_probs, sampling_log_probs=sampling_log_probs)
-    ratio = torch.exp(log_probs.detach() - sampling_log_probs)
+    ratio = ratio_of(log_probs.detach() - sampling_log_probs)
     if mask:
         return ratio * ((ratio <= max_weight) & (ratio >= 1 / max_weight))
     return ratio.clamp(max=max_weight)

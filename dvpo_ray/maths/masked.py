@@ -10,6 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+# Standard deviations up to this are rounding: relative to the mean (float32 rounds at 6e-8, and the root of a difference of sums
+# is half as exact as the sums), and absolute.
+SPREAD, TINY = 1e-6, 1e-8
+
 
 def check_same_shape(**tensors: Tensor) -> None:
     """Raise ValueError naming every shape unless all tensors have the same one."""
@@ -35,7 +39,10 @@ def moments(x_bt: Tensor, mask_bt: Tensor) -> Tensor:
 
 
 def whiten(x_bt: Tensor, mask_bt: Tensor, sums: Tensor, mode: Literal["full", "scale", "none"]) -> Tensor:
-    """Normalise active positions by global ``moments``; padding becomes 0.
+    """Normalise active positions by global ``moments``; padding becomes 0, and so does a batch without spread.
+
+    Where all values are equal but for rounding there is nothing to tell them apart by, and division by what rounding left would
+    make advantages of any size.
 
     Args:
         x_bt: values [B, T].
@@ -48,5 +55,7 @@ def whiten(x_bt: Tensor, mask_bt: Tensor, sums: Tensor, mode: Literal["full", "s
     count = sums[2].clamp(min=1)
     mean = sums[0] / count
     std = (sums[1] / count - mean**2).clamp(min=0).sqrt()
+    if std <= SPREAD * mean.abs() + TINY:
+        return torch.zeros_like(x_bt)
     shift = mean if mode == "full" else torch.zeros_like(mean)
-    return (((x_bt.double() - shift) / (std + 1e-8)).to(x_bt.dtype)) * mask_bt
+    return ((x_bt.double() - shift) / std).to(x_bt.dtype) * mask_bt

@@ -31,7 +31,8 @@ def write_frontier(runs: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def evaluations(run: Path, name: str) -> list[dict[str, Any]]:
-    """Gold with its interval, and KL in nats an answer, at every step that a run evaluated, or of an evaluation by itself.
+    """Gold with its interval, KL in nats an answer, and the share of answers cut at the limit (None where it was not recorded),
+    at every step that a run evaluated, or of an evaluation by itself.
 
     Raises:
         DataError: there is none with gold.
@@ -42,13 +43,14 @@ def evaluations(run: Path, name: str) -> list[dict[str, Any]]:
         if "eval/gold" in line:
             where = f"{folder / 'metrics.jsonl'}, row {number}"
             check_numbers(line, ("step", *(f"eval/{key}" for key in NUMBERS)), where)
-            points.append({"run": name, "step": line["step"]} | {key: line[f"eval/{key}"] for key in NUMBERS})
+            numbers = {key: line[f"eval/{key}"] for key in NUMBERS}
+            points.append({"run": name, "step": line["step"]} | numbers | {"cut_share": line.get("eval/cut_share")})
     result = folder / "result.json"
     if not points and result.is_file():
         facts = read_object(result)
         if "gold" in facts:
             check_numbers(facts, NUMBERS, str(result))
-            points.append({"run": name, "step": 0} | {key: facts[key] for key in NUMBERS})
+            points.append({"run": name, "step": 0} | {key: facts[key] for key in NUMBERS} | {"cut_share": facts.get("cut_share")})
     if not points:
         raise DataError(
             f"'{run}' holds no evaluation with gold: give the folder of a policy run, a demo or `dvpo eval policy` whose recipe "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from dvpo_ray.console import progress, show_checks, show_replay, show_rows
+from dvpo_ray.console import headline, progress, show_checks, show_replay, show_result, show_rows
 from dvpo_ray.run import Event
 
 
@@ -26,3 +28,17 @@ def test_brackets_in_tables_are_shown_as_they_are(capsys: pytest.CaptureFixture[
     show_replay({"all": [row], "rows": 1, "rows_not_finite": 0, "step": 4})
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("runs/[bold]x[/x]", "[red]name", "[/found]", "[none]", "[/r]"))
+
+
+def test_the_share_of_answers_cut_stands_in_lines_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    show_result(
+        {"gold_after": 0.5, "win_rate": 1.0, "win_rate_ci95": [0.84, 1.0], "cut_share_after": 0.25, "kept_best_by": "mean gold"}
+    )
+    shown = capsys.readouterr().out
+    assert re.search(r"win rate, 95% interval +0\.840 to 1\.000\n", shown)
+    assert re.search(r"share of answers cut at max_new_tokens +0\.250\n", shown)
+    assert re.search(r"commits kept by keep_best +mean gold\n", shown)
+    assert headline({"eval/gold": 0.5, "eval/cut_share": 0.25}) == "gold 0.500  cut 0.250"
+    assert "cut 0.125" in headline({"answer/tokens": 30.0, "answer/cut_share": 0.125})
+    show_rows([{"run": "a", "cut_share": None}])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "-"]

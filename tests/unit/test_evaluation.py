@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from dvpo_ray.config.algorithms import DvpoGae
+from dvpo_ray.config.sections import CommitSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import DataError, RewardError, RowsLostError
-from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation, Evaluator, read_evaluations
+from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation, Evaluator, compare, read_evaluations
 from dvpo_ray.rows import ScoredBatch
+from jobs.held_out import figures, kept_by
 from tests.fakes import FakeStages, scored_batch
 
 
@@ -115,6 +117,77 @@ def test_rows_lost_again_and_again_end_the_evaluation() -> None:
     with pytest.raises(RowsLostError):
         evaluator().run(4, stages, stages)
     assert stages.calls.count("generate") == 3
+
+
+def answers_of(golds: Sequence[float], groups: Sequence[str | None], cut: Sequence[bool]) -> list[EvaluatedAnswer]:
+    return [
+        EvaluatedAnswer(f"e/{i}", f"p{i}", "ask", "b", gold, 0.5, "length" if c else "stop", ["b"], [0.0, 1.0], [0.0], group)
+        for i, (gold, group, c) in enumerate(zip(golds, groups, cut, strict=True))
+    ]
+
+
+def test_intervals_are_over_groups_where_prompts_have_one() -> None:
+    """Two prompts on each of 20 subjects, with the same gold: 40 numbers say no more than 20 of them."""
+    golds = [float(g) for g in np.random.default_rng(0).normal(size=20) for _ in range(2)]
+    subjects = [f"s{i // 2}" for i in range(40)]
+    grouped = Evaluation(0, answers_of(golds, subjects, [False] * 40)).summary()
+    alone = Evaluation(0, answers_of(golds, [None] * 40, [False] * 40)).summary()
+    half = Evaluation(0, answers_of(golds[::2], [None] * 20, [False] * 20)).summary()
+    width, narrow, wanted = (found["gold_ci95_high"] - found["gold_ci95_low"] for found in (grouped, alone, half))
+    assert width == pytest.approx(wanted, rel=0.1)
+    assert narrow == pytest.approx(wanted / 2**0.5, rel=0.1), "as if there were 40 independent ones"
+
+
+def test_shares_of_an_evaluation_have_intervals_at_0_and_1() -> None:
+    """20 of 20 won and cut: by Wilson from 1 / (1 + 3.841459 / 20) = 0.838875 on; of ten pairs from 0.722467 on."""
+    before = Evaluation(0, answers_of([0.0] * 20, [None] * 20, [False] * 20))
+    after = Evaluation(4, answers_of([1.0] * 20, [None] * 20, [True] * 20))
+    assert compare(before, after)["win_rate_ci95"] == pytest.approx([0.838875, 1.0], abs=1e-6)
+    found = after.summary()
+    assert (found["cut_share"], found["cut_share_ci95_low"]) == pytest.approx((1.0, 0.838875), abs=1e-6)
+    assert (found["gold_ci95_low"], found["gold_ci95_high"]) == pytest.approx((0.838875, 1.0), abs=1e-6), "gold of 0 and 1"
+    paired = [f"s{i // 2}" for i in range(20)]
+    before, after = (Evaluation(i, answers_of([float(i)] * 20, paired, [False] * 20)) for i in range(2))
+    assert compare(before, after)["win_rate_ci95"] == pytest.approx([0.722467, 1.0], abs=1e-6)
+
+
+def test_a_result_says_how_many_answers_were_cut() -> None:
+    before = Evaluation(0, answers_of([0.0] * 4, [None] * 4, [False, False, False, True]))
+    after = Evaluation(4, answers_of([1.0] * 4, [None] * 4, [True, True, False, True]))
+    found = figures({0: before, 4: after})
+    assert (found["cut_share_before"], found["cut_share_after"]) == (0.25, 0.75)
+    # Wilson's of 3 of 4: middle (0.75 + 0.480182) / 1.960365, half 1.959964 / 1.960365 * sqrt(0.046875 + 0.060023)
+    assert found["cut_share_after_ci95"] == pytest.approx([0.300642, 0.954413], abs=1e-5)
+
+
+def test_a_group_is_kept_in_the_records(tmp_path: Path) -> None:
+    path = written(tmp_path / "e.jsonl", Evaluation(0, answers_of([0.5, 0.1], ["sea", None], [False] * 2)))
+    assert [answer.group for answer in read_evaluations(path, 0)[0].answers] == ["sea", None]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "group"}) + "\n" for row in rows))
+    assert read_evaluations(path, 0)[0].kin == ["p0", "p1"], "of a run of an earlier version"
+
+
+class Told:
+    """A run that remembers what it said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def phase(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(
+    ("gold", "by", "advice"),
+    [("a:b", "mean gold", False), (None, "mean last value of the frozen value model", True)],
+)
+def test_a_run_says_what_its_best_commits_are_picked_by(gold: str | None, by: str, advice: bool) -> None:
+    run: Any = Told()
+    section = EvaluationSection(source="e", every=2, gold=gold)
+    assert kept_by(CommitSection(keep_best=1), section, run) == {"kept_best_by": by}
+    assert len(run.said) == 1 and by in run.said[0] and ("set evaluation.gold" in run.said[0]) == advice
+    assert kept_by(CommitSection(), section, run) == {} and len(run.said) == 1
 
 
 def evaluated(step: int, gold: float | None) -> Evaluation:

@@ -17,6 +17,8 @@ from dvpo_ray.config.loading import shipped_recipes, to_toml, walk_fields
 from dvpo_ray.config.references import secrets
 from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ConfigError
+from dvpo_ray.run_folder import check_same_run
+from jobs.resume import DPO_FIXED
 
 MINIMAL = '[policy]\nvalue_model = "gvm"\n[policy.data]\nsource = "prompts.jsonl"\n'
 
@@ -95,6 +97,30 @@ def test_mistakes_of_dpo_recipes_are_named(tmp_path: Path, override: str, messag
     assert load_recipe(DpoRecipe, path).dpo.beta == 0.1
     with pytest.raises(ConfigError, match=message):
         load_recipe(DpoRecipe, path, [override])
+
+
+def test_ipo_averages_log_probs_unless_it_is_told_not_to(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[dpo.data]\nsource = "pairs.jsonl"\n')
+
+    def averaged(*overrides: str) -> bool:
+        return load_recipe(DpoRecipe, path, overrides).dpo.average_log_probs
+
+    assert not averaged() and averaged("dpo.loss=ipo")
+    assert averaged("dpo.average_log_probs=true") and not averaged("dpo.loss=ipo", "dpo.average_log_probs=false")
+
+
+def test_an_ipo_run_of_summed_log_probs_is_gone_on_with_only_as_one(tmp_path: Path) -> None:
+    """What was recorded before log-probs were averaged by default: `false`, with either loss."""
+    path, saved = tmp_path / "r.toml", tmp_path / "config.json"
+    path.write_text('[dpo.data]\nsource = "pairs.jsonl"\n')
+    for loss in ("sigmoid", "ipo"):
+        saved.write_text(dump_resolved(load_recipe(DpoRecipe, path, [f"dpo.loss={loss}", "dpo.average_log_probs=false"])))
+        if loss == "sigmoid":
+            check_same_run(load_recipe(DpoRecipe, path), saved, DPO_FIXED)
+    with pytest.raises(ConfigError, match=r"dpo\.average_log_probs was False, this recipe says True"):
+        check_same_run(load_recipe(DpoRecipe, path, ["dpo.loss=ipo"]), saved, DPO_FIXED)
+    check_same_run(load_recipe(DpoRecipe, path, ["dpo.loss=ipo", "dpo.average_log_probs=false"]), saved, DPO_FIXED)
 
 
 def test_a_recipe_of_any_letters_is_written_as_it_was_read() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +206,22 @@ def test_demo_data_is_disjoint_and_whole(tokenizer: Any) -> None:
         test, _ = load_prompts(f"{base}/test_prompts.jsonl.gz", tokenizer, max_prompt_tokens=400, dead_letters=dead)
     for a, b in ((train, validation), (train, test), (prompts, test), (prompts, validation), (validation, test)):
         disjoint(a, b)
+
+
+def test_rows_say_what_they_have_in_common(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [pair(0) | {"group": "sea"}, pair(1) | {"group": 7}, pair(2), pair(3) | {"group": None}, pair(4) | {"group": ["sea"]}]
+    pairs, counts = load(write(tmp_path / "a.jsonl", rows), tokenizer)
+    assert [one.group for one in pairs] == ["sea", "7", None, None]
+    assert [one.kin for one in pairs] == ["sea", "7", pairs[2].prompt_key, pairs[3].prompt_key]
+    assert counts.rejected == {"wrong_type": 1}
+    assert fingerprint(pairs) == fingerprint([replace(one, group=None) for one in pairs]), "no part of what is trained on"
+
+
+def test_the_demos_rows_say_their_subjects(tokenizer: Any) -> None:
+    """63 held-out subjects, each asked for in two ways."""
+    with DeadLetters(None) as dead:
+        source = "package:dvpo_ray/demo/data/test_prompts.jsonl.gz"
+        test, _ = load_prompts(source, tokenizer, max_prompt_tokens=400, dead_letters=dead)
+    assert len(test) == 126
+    assert sorted(Counter(prompt.kin for prompt in test).values()) == [2] * 63
+    assert all(prompt.group is not None and prompt.group in prompt.prompt_text for prompt in test)

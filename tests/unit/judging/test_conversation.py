@@ -83,6 +83,15 @@ def test_a_turn_is_asked_after_the_answer_before_it(tokenizer: Any, file: Answer
     assert len({request.seed for request in engines.asked}) == 5
 
 
+def test_turns_and_questions_have_seeds_of_their_own_beyond_101(tokenizer: Any, file: AnswerFile) -> None:
+    """Seeds in steps of 101 a turn gave the first question's second turn the seed of the 102nd question's first."""
+    engines = Counting(tokenizer)
+    interviewer(tokenizer, file, max_num_seqs=256).ask(
+        [question(str(i), f"One {i}?", "Two?") for i in range(150)], engines, lambda done: None
+    )
+    assert len({request.seed for request in engines.asked}) == 300
+
+
 def test_what_cannot_fit_is_refused_before_engines_start(tokenizer: Any, file: AnswerFile) -> None:
     """One byte is one token: two turns, their template and two answers of 16 tokens at most need more than 64."""
     with pytest.raises(DataError, match=r"question 'a' may take \d+ tokens.*max_model_len \(64\): raise it"):

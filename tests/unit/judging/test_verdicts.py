@@ -150,3 +150,9 @@ def test_tokens_are_counted_by_a_tokenizer_or_by_characters(tiny_model: Path, tm
     assert count("abcde") == 5, "the tiny tokenizer's tokens are bytes"
     with pytest.raises(ConfigError, match="holds no tokenizer"):
         token_counter(tmp_path)
+
+
+def test_a_model_that_wins_every_time_has_an_interval_all_the_same() -> None:
+    """20 of 20 by Wilson: 1 / (1 + 1.959964^2 / 20) = 0.838875 to 1."""
+    low, high = summarise([("A", "B")] * 20)["win_rate_a_ci95"]
+    assert (low, high) == pytest.approx((0.838875, 1.0), abs=1e-6)

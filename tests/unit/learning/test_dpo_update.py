@@ -53,6 +53,20 @@ def test_ipo_and_smoothing_are_taken_from_the_recipe() -> None:
     assert smoothed - plain == pytest.approx(0.25 * 0.1 * 2, abs=1e-6), "log sigmoid(x) - log sigmoid(-x) = x"
 
 
+def test_ipo_asks_the_same_of_long_answers_as_of_short_ones() -> None:
+    """Every token of the chosen answer gained 1 nat, of the rejected one 0, in answers of 2 tokens and of 20: h is 1 nat a token.
+
+    At beta 0.5 that is the margin wanted, 1 / (2 beta) = 1. Of sums, h is 2 and 20, which would cost 1 and 361.
+    """
+    dpo = settings(loss="ipo", beta=0.5)
+    for tokens, summed in ((2, 1.0), (20, 361.0)):
+        lengths = np.array([tokens, tokens])
+        after, before = torch.tensor([-1.0] * tokens + [-2.0] * tokens), torch.full((2 * tokens,), -2.0)
+        for average, expected in ((dpo.average_log_probs, 0.0), (False, summed)):
+            scores = [answer_scores(log_probs, lengths, average) for log_probs in (after, before)]
+            assert float(loss(*scores, dpo)[0]) == pytest.approx(expected, abs=1e-5)
+
+
 def test_every_pair_comes_once_an_epoch_in_an_order_of_the_seed() -> None:
     found = batches(pairs=10, size=4, epochs=2, seed=3)
     assert [rows.size for rows in found] == [4, 4, 2, 4, 4, 2]

@@ -63,6 +63,13 @@ def test_weights_by_hand() -> None:
     assert token_weights(trained, sampled, age, masked).tolist() == pytest.approx([1, 1.5, 0])
 
 
+def test_weights_of_tokens_that_the_new_weights_have_given_up_or_taken_up_are_finite() -> None:
+    """Log-ratios of 300 and -300 count as 20 and -20: cut at 2, and e^-20 = 2.06e-9."""
+    trained, sampled = torch.tensor([0.0, -300.0]), torch.tensor([-300.0, 0.0])
+    found = token_weights(trained, sampled, torch.ones(2), OffPolicySection(max_staleness=1, max_weight=2.0))
+    assert found is not None and found.tolist() == pytest.approx([2.0, 2.061154e-9], rel=1e-5)
+
+
 @given(
     versions=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5), min_size=1, max_size=8),
     limit=st.integers(0, 6),

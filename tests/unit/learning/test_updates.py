@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -164,6 +165,30 @@ def test_kl_in_the_loss_pulls_towards_the_reference() -> None:
         gradients.append(log_probs.grad)
     # d/dx of beta * (exp(ref - x) - 1 - ref + x) = beta * (1 - exp(-0.3))
     assert torch.allclose(gradients[1] - gradients[0], torch.full((4,), 0.5 * (1 - np.exp(-0.3))).float(), atol=1e-6)
+
+
+def test_kl_in_the_loss_pulls_no_harder_at_a_token_that_the_policy_has_given_up() -> None:
+    """50 nats below the reference k3 would pull with e^50; it pulls as at 2.61 nats, with e^2.61 - 1 = 12.61, and is finite."""
+    prepared, _ = policy_update.prepare(scored_batch([4]), 0, DvpoGae(), KL, beta=0.0)
+    tokens = replace(policy_update.TokenBatch.of(prepared, [0], None, "cpu"), advantages=torch.zeros(4))
+    log_probs = (tokens.ref_log_probs - 50).requires_grad_(True)
+    settings, off_policy = KL.model_copy(update={"placement": "loss"}), OffPolicySection()
+    total, sums = policy_update.loss(log_probs, torch.zeros(4), tokens, DvpoGae(), PpoUpdateSection(), settings, off_policy, 0.5)
+    total.backward()
+    assert log_probs.grad is not None and log_probs.grad.tolist() == pytest.approx([-0.5 * 12.610869] * 4, rel=1e-5)
+    # 10 at d = 2.610869 and 12.610869 for each nat beyond
+    assert float(total.detach()) == pytest.approx(4 * 0.5 * (10 + 12.610869 * (50 - 2.610869)), rel=1e-5)
+    assert all(torch.isfinite(value) for value in sums.values())
+
+
+def test_the_gap_of_engine_and_learner_by_hand() -> None:
+    """The learner finds one token 0.3 nats likelier, one 80: k3 is e^0.3 - 1.3, and e^20 - 21, where ratios are held."""
+    prepared, _ = policy_update.prepare(scored_batch([2]), 0, DvpoGae(), KL, beta=0.0)
+    tokens = policy_update.TokenBatch.of(prepared, [0], None, "cpu")
+    log_probs = tokens.engine_log_probs + torch.tensor([0.3, 80.0])
+    _, sums = policy_update.loss(log_probs, torch.zeros(2), tokens, DvpoGae(), PpoUpdateSection(), KL, OffPolicySection(), 0.0)
+    assert float(sums["gap/abs_log_prob"]) == pytest.approx(80.3, rel=1e-5)
+    assert float(sums["gap/kl_k3"]) == pytest.approx(4.851652e8, rel=1e-5)
 
 
 def test_mini_batches_are_the_same_on_every_rank() -> None:

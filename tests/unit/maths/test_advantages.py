@@ -162,3 +162,24 @@ def test_what_a_prompt_adds_to_all_its_answers_changes_nothing(seed: int, shift:
     moved = reward + shift * (group == 1)
     for estimate in (lambda r: group_relative(r, mask, group, "std"), lambda r: leave_one_out(r, mask, group)):
         assert torch.allclose(estimate(reward), estimate(moved), atol=1e-6)
+
+
+@pytest.mark.parametrize("rewards", [[1.0, 3.0], [1.0, 2.0, 4.0, 5.0], [0.2, -0.4, 0.9, 0.1, 0.0, 0.5, 0.5, -1.0]])
+def test_grpo_is_verls_times_the_root_of_n_over_n_minus_1(rewards: list[float]) -> None:
+    """verl divides by torch.std, whose sum of squares is divided by n - 1, plus 1e-6.
+
+    Of 1, 3: mean 2, s = 1, S = sqrt(2): 1 / (1 / sqrt(2)) = 1.4142. Of 1, 2, 4, 5: mean 3, squares 4 + 1 + 1 + 4 = 10,
+    s = sqrt(10 / 4), S = sqrt(10 / 3): sqrt(4 / 3) = 1.1547. Of 8: sqrt(8 / 7) = 1.0690.
+    """
+    scores, n = torch.tensor(rewards).double(), len(rewards)
+    found = group_relative(scores, torch.ones(n, 1).double(), torch.zeros(n, dtype=torch.int64), "std")[:, 0]
+    verl = (scores - scores.mean()) / (scores.std() + 1e-6)
+    factor = {2: 1.4142136, 4: 1.1547005, 8: 1.0690450}[n]
+    nonzero = verl.abs() > 1e-9
+    assert (found[nonzero] / verl[nonzero]).tolist() == pytest.approx([factor] * int(nonzero.sum()), rel=1e-5)
+
+
+def test_grpo_of_four_by_hand() -> None:
+    # 1, 2, 4, 5: mean 3, population deviation sqrt(10 / 4) = 1.5811
+    found = group_relative(torch.tensor([1.0, 2.0, 4.0, 5.0]), torch.ones(4, 1), torch.zeros(4, dtype=torch.int64), "std")
+    assert found[:, 0].tolist() == pytest.approx([-1.264911, -0.632456, 0.632456, 1.264911], abs=1e-6)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dvpo_ray.algorithms import LossTerms, policy_loss
+from dvpo_ray.config.algorithms import P3o
 from dvpo_ray.maths.kl_control import next_coefficient
 from dvpo_ray.maths.losses import (
+    K3_LIMIT,
     bradley_terry_loss,
     clipped_policy_loss,
     dpo_loss,
     importance_weights,
     ipo_loss,
     kl_k3,
+    kl_k3_loss,
     kl_rewards,
     value_loss,
 )
 from dvpo_ray.maths.masked import masked_mean, moments, whiten
-from dvpo_ray.maths.statistics import aggregate_values, bootstrap_ci95, win_rate
+from dvpo_ray.maths.statistics import aggregate_values, bootstrap_ci95, mean_ci95, share_ci95, win_rate, wins
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
 
 
@@ -35,6 +40,27 @@ def test_whitening_by_hand_ignores_padding() -> None:
     assert torch.allclose(scaled, torch.tensor([[1 / std, 3 / std, 0], [5 / std, 0, 0]]), atol=1e-6)
     assert torch.equal(whiten(x, mask, moments(x, mask), "none"), x * mask)
     assert masked_mean(x, mask) == 3
+
+
+@pytest.mark.parametrize("mode", ["full", "scale"])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1000.1, 1e-12])
+def test_whitening_of_a_batch_without_spread_gives_0(mode: Any, value: float) -> None:
+    """Also where rounding makes a spread: float32 has steps of 6e-8 of a number's size, far below 1e-6 of the mean."""
+    x, mask = torch.full((3, 4), value), torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]])
+    assert torch.equal(whiten(x, mask, moments(x, mask), mode), torch.zeros(3, 4))
+    x[0, 0] = torch.nextafter(x[0, 0], torch.tensor(torch.inf))
+    assert torch.equal(whiten(x, mask, moments(x, mask), mode), torch.zeros(3, 4))
+
+
+def test_a_small_spread_is_whitened_all_the_same() -> None:
+    # 1 and 1 + 2^-10: mean 1 + 2^-11, deviation 2^-11
+    x, mask = torch.tensor([[1.0, 1.0 + 2**-10]]), torch.ones(1, 2)
+    assert whiten(x, mask, moments(x, mask), "full")[0].tolist() == pytest.approx([-1, 1], abs=1e-6)
+
+
+def test_numbers_that_are_not_finite_stay_so_when_whitened() -> None:
+    x, mask = torch.tensor([[1.0, float("nan")]]), torch.ones(1, 2)
+    assert whiten(x, mask, moments(x, mask), "full").isnan().all(), "an update of theirs is to be withheld"
 
 
 def test_moments_add_up_over_parts() -> None:
@@ -110,6 +136,54 @@ def test_kl_estimates_by_hand() -> None:
     assert float(kl_k3(p, q)) == pytest.approx(0.5 - 1 + math.log(2))
 
 
+def test_k3_as_a_loss_is_held_and_goes_on_pulling() -> None:
+    """Up to d = 2.61, where e^d - 1 - d = 10, it is k3; at d = 4.61 it is 10 + 2 * 12.61, with the pull of d = 2.61.
+
+    The pull on log pi is -(e^d - 1): 0.5 for d = -log 2, -12.61 from d = 2.61 on, 1 for d far below 0.
+    """
+    log_probs = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    reference = torch.tensor([-math.log(2), 1.0, K3_LIMIT, K3_LIMIT + 2, 500.0, -500.0])
+    policy = log_probs.clone().requires_grad_(True)
+    found = kl_k3_loss(policy, reference)
+    slope = 12.610869
+    expected = [0.5 - 1 + math.log(2), math.e - 2, 10.0, 10 + 2 * slope, 10 + slope * (500 - 2.610869), 499.0]
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(found[:3], kl_k3(log_probs, reference)[:3])
+    found.sum().backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([0.5, 1 - math.e, -slope, -slope, -slope, 1.0], rel=1e-5)
+
+
+def test_log_ratios_are_held_before_they_are_exponentiated() -> None:
+    """Log-ratios of 500 and -500 count as 20 and -20, e^20 = 4.851652e8, and have no gradient; one of 0.1 has its own."""
+    log_probs = torch.tensor([500.0, -500.0, 0.1], requires_grad=True)
+    total, clipped = clipped_policy_loss(log_probs, torch.zeros(3), torch.tensor([-1.0, 1.0, 1.0]), 0.2)
+    assert float(total.detach()) == pytest.approx(4.851652e8 - 2.061154e-9 - math.exp(0.1), rel=1e-6)
+    assert clipped.tolist() == [False, False, False]
+    total.backward()
+    assert log_probs.grad is not None and log_probs.grad.tolist() == pytest.approx([0, 0, -math.exp(0.1)], rel=1e-6)
+    weights = importance_weights(torch.tensor([500.0, -500.0]), torch.zeros(2), 2.0)
+    assert weights.tolist() == pytest.approx([2.0, 2.061154e-9], rel=1e-5)
+    assert importance_weights(torch.tensor([500.0, -500.0]), torch.zeros(2), 2.0, mask=True).tolist() == [0, 0]
+    # k3 as a measure: e^20 - 1 - 20, and e^-20 - 1 + 20
+    assert kl_k3(torch.zeros(2), torch.tensor([500.0, -500.0])).tolist() == pytest.approx([4.851652e8 - 21, 19.0], rel=1e-6)
+
+
+def test_p3o_holds_the_log_ratio_of_a_whole_answer() -> None:
+    """Ten tokens of 30 nats are 300: e^300 is no float32. The second answer's ratio is 1."""
+    log_probs = torch.cat([torch.full((10,), 30.0), torch.zeros(2)]).requires_grad_(True)
+    advantages = torch.cat([torch.full((10,), -1.0), torch.ones(2)])
+    total, _ = policy_loss(P3o(), LossTerms(log_probs, torch.zeros(12), advantages, torch.tensor([10, 2]), 0.2))
+    assert float(total.detach()) == pytest.approx(4.851652e8 - 1, rel=1e-6)
+    total.backward()
+    assert log_probs.grad is not None and log_probs.grad.tolist() == [0.0] * 10 + [-1.0] * 2
+
+
+def test_not_a_number_is_not_held() -> None:
+    total, _ = clipped_policy_loss(torch.tensor([float("nan")]), torch.zeros(1), torch.ones(1), 0.2)
+    assert math.isnan(float(total)), "an update of it is to be withheld"
+
+
 def test_k3_is_unbiased() -> None:
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.5, 0.3])
     exact = float((p * (p / q).log()).sum())
@@ -172,6 +246,62 @@ def test_intervals_and_win_rate() -> None:
     grouped = bootstrap_ci95([0.0, 1.0] * 200, groups=["a", "b"] * 200)
     assert grouped == (0.0, 1.0)
     assert win_rate([1.0, 2.0, 3.0], [0.0, 2.0, 4.0]) == 0.5
+
+
+def test_wilsons_interval_by_hand() -> None:
+    """z^2 = 3.841459. 20 of 20: (1 + z^2 / 40 +- z^2 / 40) / (1 + z^2 / 20), so 1 / 1.192073 = 0.838875 to 1.
+
+    8 of 10 (Wilson 1927; R's prop.test without correction gives the same): middle (0.8 + 0.192073) / 1.384146 = 0.716740,
+    half 1.959964 / 1.384146 * sqrt(0.016 + 0.00960365) = 0.226577.
+    """
+    assert share_ci95([1.0] * 20) == pytest.approx((0.838875, 1.0), abs=1e-6)
+    assert share_ci95([0.0] * 20) == pytest.approx((0.0, 0.161125), abs=1e-6)
+    assert all(share_ci95([1.0] * n)[1] == 1.0 and share_ci95([0.0] * n)[0] == 0.0 for n in range(1, 200))
+    assert share_ci95([1.0] * 8 + [0.0] * 2) == pytest.approx((0.490162, 0.943318), abs=1e-5)
+    alone = [str(i) for i in range(10)]
+    assert share_ci95([1.0] * 8 + [0.0] * 2, alone) == pytest.approx((0.490162, 0.943318), abs=1e-5), "groups of one"
+
+
+def test_a_share_of_groups_by_hand() -> None:
+    """20 of 20 in ten pairs. With a pair of 1 and one of 0 added, p = 22 / 24; sums less n_g p are 1 / 6 (11 times) and -11 / 6:
+    squares 11 / 36 + 121 / 36 = 11 / 3; variance 12 / 11 * 11 / 3 / 24^2 = 1 / 144; of independent ones (11 / 144) / 24: a ratio
+    of 24 / 11, held at 2, where both of a pair are alike. So it is Wilson's of 10 of 10: 1 / 1.384146 = 0.722467.
+
+    1, 0 in each of ten pairs: within the pairs everything differs, and the added ones alone lie apart: p = 1 / 2, squares 2 * 1,
+    variance 12 / 11 * 2 / 24^2, of independent ones 1 / 96: 0.3636, held at 1. So it is Wilson's of 10 of 20: 0.5 -+ 0.2007.
+
+    Five pairs of 1, five of 0: p = 1 / 2, squares 12, variance 12 / 11 * 12 / 576 = 1 / 44, ratio 96 / 44 = 2.18, held at 2:
+    Wilson's of 5 of 10.
+    """
+    pairs = [str(i // 2) for i in range(20)]
+    assert share_ci95([1.0] * 20, pairs) == pytest.approx((0.722467, 1.0), abs=1e-6)
+    assert share_ci95([0.0] * 20, pairs) == pytest.approx((0.0, 0.277533), abs=1e-6)
+    assert share_ci95([1.0, 0.0] * 10, pairs) == pytest.approx(share_ci95([1.0, 0.0] * 10))
+    assert share_ci95([1.0, 0.0] * 10) == pytest.approx((0.299298, 0.700702), abs=1e-6)
+    assert share_ci95([1.0] * 10 + [0.0] * 10, pairs) == pytest.approx(share_ci95([1.0] * 5 + [0.0] * 5))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
+def test_intervals_of_shares_hold_the_share_as_often_as_they_say(share: float) -> None:
+    """2,000 draws of 60 pairs, both of a pair alike with a chance of one half: 95% within 4 standard errors of 0.5%, or more."""
+    rng, names = np.random.default_rng(0), [str(i // 2) for i in range(120)]
+    held = 0
+    for _ in range(2000):
+        first, second = (rng.random(60) < share for _ in range(2))
+        second = np.where(rng.random(60) < 0.5, first, second)
+        low, high = share_ci95(np.stack([first, second], axis=1).ravel().astype(float).tolist(), names)
+        held += low <= share <= high
+    assert held / 2000 > 0.93
+
+
+def test_a_mean_of_zeros_and_ones_is_a_share() -> None:
+    assert mean_ci95([1.0] * 20) == share_ci95([1.0] * 20)
+    assert mean_ci95([0.5, 1.0] * 10) == bootstrap_ci95([0.5, 1.0] * 10)
+    assert wins([1.0, 2.0], [0.0, 2.0]) == [1.0, 0.5]
+    with pytest.raises(ValueError, match="numbers from 0 to 1; got -0.5 to 1.0"):
+        share_ci95([-0.5, 1.0])
+    with pytest.raises(ValueError, match="no samples"):
+        share_ci95([])
 
 
 def test_aggregates() -> None:

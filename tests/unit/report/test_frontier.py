@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ def test_what_no_other_point_beats() -> None:
 
 
 def test_runs_demos_and_evaluations_in_one_plot(tmp_path: Path) -> None:
-    run = policy_run(tmp_path / "dvpo", line(0, 0.2, 0.0), {"step": 1, "time": 3.0}, line(4, 0.7, 3.0))
+    run = policy_run(tmp_path / "dvpo", line(0, 0.2, 0.0), {"step": 1, "time": 3.0}, line(4, 0.7, 3.0) | {"eval/cut_share": 0.25})
     policy_run(tmp_path / "demo" / "policy", line(0, 0.2, 0.0), line(4, 0.5, 4.0))
     single = tmp_path / "ppo-eval"
     single.mkdir()
-    facts = {"gold": 0.6, "gold_ci95_low": 0.5, "gold_ci95_high": 0.65, "kl_per_answer": 2.0}
+    facts = {"gold": 0.6, "gold_ci95_low": 0.5, "gold_ci95_high": 0.65, "kl_per_answer": 2.0, "cut_share": 0.5}
     (single / "result.json").write_text(json.dumps(facts))
     out = tmp_path / "plots" / "frontier.svg"
     found = write_frontier([run, tmp_path / "demo", single], out)
@@ -48,6 +49,7 @@ def test_runs_demos_and_evaluations_in_one_plot(tmp_path: Path) -> None:
         ("demo", 4, 0.5, False),
         ("ppo-eval", 0, 0.6, True),
     ]
+    assert [row["cut_share"] for row in found["points"]] == [None, 0.25, None, None, 0.5]
     page = out.read_text()
     assert page.startswith("<svg") and all(f">{name}</text>" in page for name in ("dvpo", "demo", "ppo-eval", "frontier"))
 
@@ -102,3 +104,12 @@ def test_best_of_n_by_what_there_is() -> None:
     check_choosable(None, "gvm")
     with pytest.raises(ConfigError, match="nothing to choose answers by"):
         check_choosable(None, None)
+
+
+def test_the_best_of_n_is_over_groups_and_says_how_many_answers_were_cut() -> None:
+    """Two prompts of one subject: there is one group to resample, and the interval is a point; of two subjects it is not."""
+    found = evaluation({"p": [0.0, 1.0], "q": [0.0, 3.0]}, {"p": [0.1, 0.2], "q": [0.9, 0.8]})
+    answers = [replace(answer, group="sea", finish_reason="length") for answer in found.answers]
+    row = best_of_curve(Evaluation(0, [*answers[:3], found.answers[3]]), [2], with_value=False)[0]
+    assert row["gold_by_gold_ci95"] == (1.0, 3.0) and row["cut_share"] == 0.75
+    assert best_of_curve(Evaluation(0, answers), [2], with_value=False)[0]["gold_by_gold_ci95"] == (2.0, 2.0)

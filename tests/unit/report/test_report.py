@@ -48,6 +48,7 @@ def folder(tmp_path: Path) -> Path:
         "gold_after": 0.7123,
         "gold_after_ci95": [0.6, 0.8],
         "win_rate": 0.9,
+        "cut_share_after": 0.8125,
     }
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps + gold))
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -58,6 +59,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_page(folder: Path) -> None:
     html = write_report(folder).read_text()
+    assert "0.812</b><span>share of answers cut at the limit" in html
+    assert "never saw" not in html, "gold may have ranked the pairs"
     for expected in ("0.712", "before answer", "after answer", "0.600 to 0.800", "&lt;b&gt;sea&lt;/b&gt;", " &lt;sea&gt;"):
         assert expected in html
     assert "<b>sea</b>" not in html
