@@ -31,8 +31,8 @@ class Reader(nn.Module):
 
 
 def section(stage: int, dtype: str, **changes: Any) -> LearnerSection:
-    given = {"zero_stage": stage, "dtype": dtype, "grad_clip": NO_CLIP, "learning_rate": 1e-2, "betas": (FIRST_BETA, 0.99)}
-    return LearnerSection(**given | changes)
+    given: dict[str, Any] = {"zero_stage": stage, "dtype": dtype, "grad_clip": NO_CLIP, "learning_rate": 1e-2}
+    return LearnerSection(**given | {"betas": (FIRST_BETA, 0.99)} | changes)
 
 
 def engine_of(stage: int, dtype: str, layers: int = 1, **changes: Any) -> TrainingEngine:
