@@ -28,8 +28,14 @@ PATIENCE_S = 5.0
 
 def keep_sockets_together() -> None:
     """Let the engine that this process starts make its sockets in a folder of their own."""
-    fits = len(tempfile.gettempdir()) + len(f"/{SOCKETS}12345678") <= LONGEST_FOLDER
-    os.environ[SOCKET_FOLDER] = tempfile.mkdtemp(prefix=SOCKETS, dir=None if fits else "/tmp")
+    prefix = f"{SOCKETS}{os.getpid()}-"
+    fits = len(tempfile.gettempdir()) + len(f"/{prefix}12345678") <= LONGEST_FOLDER
+    os.environ[SOCKET_FOLDER] = tempfile.mkdtemp(prefix=prefix, dir=None if fits else "/tmp")
+
+
+def socket_folders_of(pid: int) -> list[str]:
+    """Where a process of this machine that started an engine has its sockets."""
+    return [str(path) for folder in {"/tmp", tempfile.gettempdir()} for path in Path(folder).glob(f"{SOCKETS}{pid}-*")]
 
 
 def traces_of_children() -> EngineTraces:
@@ -57,7 +63,7 @@ def is_ours(folder: str) -> bool:
     return path.name.startswith(SOCKETS) and str(path.parent) in ("/tmp", tempfile.gettempdir())
 
 
-def clear(traces: EngineTraces) -> None:
+def clear(traces: EngineTraces, patience: float = PATIENCE_S) -> None:
     """Remove what an engine left on this node: its processes if they do not end by themselves, its shared memory, its sockets."""
     family = []
     for pid, started in traces.processes:
@@ -66,7 +72,7 @@ def clear(traces: EngineTraces) -> None:
             if process.create_time() == started:
                 family.append(process)
     # One of them cleans up after the others when it is let.
-    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
+    _, alive = psutil.wait_procs(family, timeout=patience)
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=PATIENCE_S)
@@ -77,7 +83,7 @@ def clear(traces: EngineTraces) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear_on(node: str, traces: EngineTraces) -> Any:
+def clear_on(node: str, traces: EngineTraces, patience: float = PATIENCE_S) -> Any:
     """Begin to remove what an engine left on a node that no actor of ours need be on; returns Ray's reference."""
     place = NodeAffinitySchedulingStrategy(node, soft=True) if node else "DEFAULT"
-    return ray.remote(clear).options(num_cpus=0, scheduling_strategy=place).remote(traces)
+    return ray.remote(clear).options(num_cpus=0, scheduling_strategy=place).remote(traces, patience)

@@ -19,6 +19,7 @@ from dvpo_ray.judging.formats import format_named
 from dvpo_ray.models.folder import hash_files
 from dvpo_ray.run import Event, Listener
 from dvpo_ray.run_folder import locked
+from jobs.resume import job
 from jobs.setup import base_model
 
 
@@ -55,7 +56,8 @@ def answer_questions(
         if file.known:
             known = f"'{kept}' holds {len(file.known)} answers of an earlier command: those to the same requests are taken"
             listener(Event("phase", known))
-        with file, ray_session(cluster):
+        with job(listener) as stop, file, ray_session(cluster):
+            stop.kept, stop.again = (lambda: "the answers so far"), "the same command goes on"
             listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.folder}"))
             rollouts = RolloutPool(str(base.folder), model, rollout, cluster, recipe.run.seed)
             try:
@@ -63,7 +65,8 @@ def answer_questions(
                 listener(Event("phase", f"asking {len(asked)} questions, {turns} turns"))
                 found = interviewer.ask(asked, rollouts, lambda done: listener(Event("step", "", done, turns)))
             finally:
-                rollouts.stop()
+                with stop.ending():
+                    rollouts.stop()
         name = name or base.folder.name
         write_rows(out, [form.written(one.question, one.answers, name, one.tokens) for one in found], form)
         kept.unlink()

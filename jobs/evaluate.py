@@ -29,6 +29,7 @@ from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
 from dvpo_ray.run import CONFIG, RESULT, Event, Listener, prepare_folder, write_json
+from jobs.resume import job
 from jobs.setup import base_model, fitting_value_model, read_demonstrations, read_evaluation_prompts, read_prompts
 
 TOKEN_BUDGET = 8192
@@ -144,7 +145,7 @@ def _answer_held_out(
         prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
     )
     rollout = recipe.policy.rollout
-    with ray_session(recipe.cluster):
+    with job(listener) as stop, ray_session(recipe.cluster):
         listener(Event("phase", f"starting the engine on {model}"))
         rollouts = RolloutPool(model, recipe.model, rollout, recipe.cluster, recipe.run.seed)
         scorers = ScorerPool(
@@ -156,8 +157,9 @@ def _answer_held_out(
             listener(Event("phase", f"answering {len(prompts)} prompts"))
             evaluation = evaluator.run(0, rollouts, scorers)
         finally:
-            rollouts.stop()
-            scorers.stop()
+            with stop.ending():
+                rollouts.stop()
+                scorers.stop()
     lines = "".join(json.dumps(row) + "\n" for row in evaluation.rows())
     (folder / "evaluations.jsonl").write_text(lines, encoding="utf-8")
     return folder, evaluation, {"policy": model, "seconds_total": time.time() - began, "seed": recipe.run.seed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from jobs.resume import (
     copying,
     find_commit,
     goes_on_in_place,
-    stop_on_signal,
+    job,
     store_of,
 )
 from jobs.setup import BaseModel, base_model, read_pairs
@@ -49,7 +50,7 @@ def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None,
         RunStoppedError: the run was asked to stop, and did after a commit; when more of the job follows it, also at its end,
             after its result was written.
     """
-    with locked(run_folder(recipe)):
+    with job(listener), locked(run_folder(recipe)):
         return _pretrain_value(recipe, listener, more_follows)
 
 
@@ -76,11 +77,11 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
             copying(copier, run),
             ray_session(recipe.cluster),
             run.failures(keep_logs),
-            stop_on_signal(run),
         ):
             gang = ValueLearner(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
             try:
                 gang.wait_ready()
+                run.pace.commit_bytes = base.commit_bytes
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
 
                 def learn(step: int, rows: np.ndarray) -> dict[str, float]:
@@ -88,13 +89,17 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
                     return gang.call("step", pairs, target, doing=f"value step {step}")[0]
 
                 PairTrainer([pair.row_id for pair in train], steps, data_sha256, learn, gang, run, committer).train(commit)
-                run.phase("measuring pair accuracy on held-out prompts")
-                accuracy = evaluate_pairs(gang, held_out, target)
-                run.phase("saving and sealing the model")
                 target_folder = (folder / (REWARD_MODEL if isinstance(target, RewardTarget) else VALUE_MODEL)).resolve()
-                gang.call("save", str(target_folder), doing="saving the model")
+                # Reading a pair takes less than training on it.
+                rest = partial(_plan_of_rest, run, len(held_out) / value.pairs_per_step)
+                with run.stop.finishing(rest):
+                    run.phase("measuring pair accuracy on held-out prompts")
+                    accuracy = evaluate_pairs(gang, held_out, target)
+                    run.phase("saving and sealing the model")
+                    gang.call("save", str(target_folder), doing="saving the model")
             finally:
-                gang.stop()
+                with run.stop.ending():
+                    gang.stop()
         _seal(target_folder, base, len(train), data_sha256, target, held_out, accuracy)
         result = {
             **_figures(target, target_folder, accuracy),
@@ -115,6 +120,13 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
         return result
     finally:
         run.close()
+
+
+def _plan_of_rest(run: Run, steps: float) -> str:
+    """What a stop after the last step does; reading the held-out pairs takes as long as so many steps."""
+    measuring = run.pace.steps_take(steps)
+    seconds = None if measuring is None else measuring + run.pace.commit_seconds
+    return run.pace.plan_of_rest("measuring pair accuracy and saving the model", seconds)
 
 
 def _figures(target: TargetConfig, folder: Path, accuracy: dict[str, Any]) -> dict[str, Any]:

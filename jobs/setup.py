@@ -29,6 +29,7 @@ from dvpo_ray.errors import ModelError
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
+from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.run_folder import DEAD_LETTERS
 
 Row = TypeVar("Row")
@@ -41,6 +42,11 @@ class BaseModel:
     name: str
     folder: Path
     tokenizer: Any
+
+    @property
+    def commit_bytes(self) -> float:
+        """What a commit of all its parameters takes, at least: float32 weights and two moments of each."""
+        return 12 * ModelShape.from_folder(self.folder).parameters
 
 
 def base_model(section: ModelSection) -> BaseModel:
