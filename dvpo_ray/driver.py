@@ -109,7 +109,7 @@ class Driver:
             self._committer.finish()
 
     def _train_step(self, step: int, feed: Feed) -> None:
-        config, stages, ledger, run, committer = self._config, self._stages, self._ledger, self._run, self._committer
+        stages, ledger, run, committer = self._stages, self._ledger, self._run, self._committer
         record, scored = feed.take(step)
         given: list[Handle] = []
         with record.span("learn"), self._dumping(step, given):

@@ -95,8 +95,8 @@ class Pace:
 
     def plan_of_commit(self) -> str:
         """What a stop within an evaluation of trained steps does."""
-        within = rounded(self.commit_seconds + ENDING_S)
-        return f"stopping: the evaluation is given up, step {self.done} is kept as a commit (within {within}); {SECOND}, {self.lost()}"
+        when = f"within {rounded(self.commit_seconds + ENDING_S)}"
+        return f"stopping: the evaluation is given up, step {self.done} is kept as a commit ({when}); {SECOND}, {self.lost()}"
 
     def plan_of_rest(self, what: str, seconds: float | None) -> str:
         """What a stop within the work after the last step does, which takes so long from its beginning."""

@@ -96,7 +96,7 @@ class PairTrainer:
             committer.finish()
 
     def _score(self, steps: int) -> float | None:
-        """The held-out score of so many trained steps. Who asks the run to stop waits for the commit, and not for a score of it."""
+        """The score of so many steps. Who asks the run to stop waits for the commit, and not for a score of it."""
         if self.run.stopping:
             return None
         with self.run.stop.cutting(self.run.pace.plan_of_commit):
