@@ -155,6 +155,6 @@ def test_ctrl_c_at_every_moment(recipe: Path, temporary: Path) -> None:
     terminal.ends(time.monotonic(), PATIENCE, 0)
     run = json.loads((recipe.parent / "value" / "policy" / "result.json").read_text())
     assert run["steps"] == POLICY_STEPS and "gold_after" in run
-    for part, steps in (("value", steps), ("policy", POLICY_STEPS)):
+    for part, count in (("value", steps), ("policy", POLICY_STEPS)):
         lines = [line for line in metrics(recipe.parent / "value" / part) if "seconds/step" in line]
-        assert [line["step"] for line in lines] == list(range(steps)), "every step once, in order"
+        assert [line["step"] for line in lines] == list(range(count)), "every step once, in order"

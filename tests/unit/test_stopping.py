@@ -109,16 +109,16 @@ def test_errors_of_others_pass_as_they_are() -> None:
 
 
 AT_ONCE = """
-import sys, threading
+import os, threading
 from dvpo_ray.stopping import heeding
 lock = threading.Lock()
 def say(text):
-    print(text, flush=True)
+    os.write(1, f"{text}\\n".encode())  # in one piece: threads say it
 def fail():
     raise ValueError("no")
-with heeding(say) as stop, stop.at_once(lambda: print("last", flush=True)), stop.at_once(fail):
-    with stop.at_once(lambda: print("first", flush=True)), stop.finishing(lambda: "asked"), lock:
-        print("ready", flush=True)
+with heeding(say) as stop, stop.at_once(lambda: say("last")), stop.at_once(fail):
+    with stop.at_once(lambda: say("first")), stop.finishing(lambda: "asked"), lock:
+        say("ready")
         lock.acquire()
 """
 
