@@ -128,8 +128,8 @@ def _still(last: Event, seconds: float) -> Event:
 
 
 def time_left(event: Event) -> str:
-    """The time to the end of training, as people say it; nothing when it is not known."""
-    return "" if event.left is None else f"  about {rounded(event.left)} of training left"
+    """The time to the end of the job, as people say it; nothing when it is not known."""
+    return "" if event.left is None else f"  about {rounded(event.left)} left"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from statistics import median
 
 from dvpo_ray.stopping import ENDING_S, NOTHING_KEPT, SECOND
@@ -25,6 +26,8 @@ class Pace:
         self.committed: int | None = None
         # What a commit writes, as far as it is known before the first.
         self.commit_bytes = 0.0
+        # Time of what follows the last step, given that of a step.
+        self.later: Callable[[float], float] = lambda step_seconds: 0.0
         self._commits: deque[float] = deque(maxlen=RECENT)
         self._steps: deque[float] = deque(maxlen=RECENT + 1)
         self._began = time.monotonic()
@@ -56,11 +59,11 @@ class Pace:
         return median(steady) if steady else None
 
     def left(self) -> float | None:
-        """Time until the last step is trained; None before the first."""
+        """Time until the last step is trained and what follows it is done; None before the first."""
         usual = self.step_seconds
         if usual is None:
             return None
-        return max(0.0, usual * (self.total - self.done) - (time.monotonic() - self._began))
+        return max(0.0, usual * (self.total - self.done) - (time.monotonic() - self._began)) + self.later(usual)
 
     def steps_take(self, steps: float) -> float | None:
         """Time that the slowest of the recent steps would take so many times; None before the first."""

@@ -31,7 +31,7 @@ LOGS = "logs"
 @dataclass(frozen=True)
 class Event:
     """Something worth showing: ``kind`` is ``phase``, ``stage`` (of a step), ``step``, ``evaluation``, ``warning``, ``stopping``,
-    or ``alive`` when nothing else was told for long. ``left`` is the time to the end of training in seconds, as far as is known.
+    or ``alive`` when nothing else was told for long. ``left`` is the time to the end of the job in seconds, as far as is known.
     """
 
     kind: str

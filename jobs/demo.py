@@ -57,7 +57,7 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dic
     with ray_session(recipe.cluster):
         done = folder / "value" / RESULT
         finished = resuming and done.is_file()
-        value = _finished_value(done) if finished else pretrain_value(recipe.value_recipe(), listener, more_follows=True)
+        value = _finished_value(done) if finished else pretrain_value(recipe.value_recipe(), listener, recipe.policy)
         stop.kept = lambda: "the finished value model"
         policy = train_policy(recipe.policy_recipe(value["value_model"]), listener)
     result = policy | {

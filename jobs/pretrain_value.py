@@ -17,6 +17,7 @@ from dvpo_ray import cli
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
+from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
 from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
 from dvpo_ray.errors import AS_ASKED, RunStoppedError
 from dvpo_ray.learning.pairs import batches, labelled
@@ -24,6 +25,8 @@ from dvpo_ray.learning.value_update import pair_accuracy, pair_wins, resolve_tar
 from dvpo_ray.maths.statistics import bootstrap_ci95
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
+from dvpo_ray.planning.ahead import policy_seconds
+from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.run import RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
 from jobs.offline import PairTrainer
@@ -43,18 +46,20 @@ from jobs.setup import BaseModel, base_model, read_pairs
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 
 
-def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None, more_follows: bool = False) -> dict[str, Any]:
-    """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds.
+def pretrain_value(
+    recipe: ValueRecipe, listener: Listener = lambda event: None, follows: PolicyTraining | None = None
+) -> dict[str, Any]:
+    """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds. ``follows`` is the rest of the job.
 
     Raises:
-        RunStoppedError: the run was asked to stop, and did after a commit; when more of the job follows it, also at its end,
+        RunStoppedError: the run was asked to stop, and did after a commit; when something follows, also at its end,
             after its result was written.
     """
     with job(listener), locked(run_folder(recipe)):
-        return _pretrain_value(recipe, listener, more_follows)
+        return _pretrain_value(recipe, listener, follows)
 
 
-def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool) -> dict[str, Any]:
+def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTraining | None) -> dict[str, Any]:
     base = base_model(recipe.model)
     value = recipe.value
     folder = run_folder(recipe)
@@ -70,6 +75,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
         run.total_steps = total
         check_same_data(commit, data_sha256)
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
+        lengths = float(np.mean([len(pair.prompt_ids) for pair in train])), mean_tokens
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
         with (
@@ -82,6 +88,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
             try:
                 gang.wait_ready()
                 run.pace.commit_bytes = base.commit_bytes
+                run.pace.later = partial(_seconds_after, value, len(held_out), base, lengths, follows)
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
 
                 def learn(step: int, rows: np.ndarray) -> dict[str, float]:
@@ -115,11 +122,28 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
             **copies(copier),
         }
         run.write_json(RESULT, result)
-        if more_follows and run.stopping:
+        if follows is not None and run.stopping:
             raise RunStoppedError(f"stopped after value training{AS_ASKED}")
         return result
     finally:
         run.close()
+
+
+def _seconds_after(
+    value: ValueTraining,
+    held_out: int,
+    base: BaseModel,
+    lengths: tuple[float, float],
+    follows: PolicyTraining | None,
+    step_seconds: float,
+) -> float:
+    """Time of what comes after the last value step, given mean ``lengths`` of prompts and answers in tokens. Reading a pair takes
+    a third of training on it."""
+    measuring = step_seconds * held_out / value.pairs_per_step / 3
+    if follows is None:
+        return measuring
+    rows, shape = 2 * value.pairs_per_step * value.inner_epochs, ModelShape.from_folder(base.folder)
+    return measuring + policy_seconds(follows, shape, rows, *lengths, step_seconds)
 
 
 def _plan_of_rest(run: Run, steps: float) -> str:
