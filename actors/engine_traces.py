@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,15 @@ def socket_folders_of(pid: int) -> list[str]:
 
 def traces_of_children() -> EngineTraces:
     """The processes under this one, the shared memory that they and this one use, and the folder of their sockets."""
+    found = traces_of([psutil.Process(), *psutil.Process().children(recursive=True)])
+    folder = os.environ.get(SOCKET_FOLDER, "")
+    return EngineTraces(found.processes[1:], found.files, (folder,) if is_ours(folder) else ())
+
+
+def traces_of(family: Sequence[psutil.Process]) -> EngineTraces:
+    """Those of some processes that are there still, and the shared memory that they use."""
     processes, inodes = [], set()
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+    for process in family:
         # Processes and files of others come and go.
         with contextlib.suppress(psutil.Error, OSError):
             maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
@@ -53,8 +61,7 @@ def traces_of_children() -> EngineTraces:
         with contextlib.suppress(OSError):
             if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes:
                 files.append(file.name)
-    folder = os.environ.get(SOCKET_FOLDER, "")
-    return EngineTraces(tuple(processes[1:]), tuple(sorted(files)), (folder,) if is_ours(folder) else ())
+    return EngineTraces(tuple(processes), tuple(sorted(files)))
 
 
 def is_ours(folder: str) -> bool:

@@ -16,7 +16,7 @@ import ray
 from ray._private import services
 from ray.exceptions import AuthenticationError
 
-from actors.family import end_family
+from actors.family import children, end_family
 from actors.own_folder import own_folder
 from actors.watchdog import LATE_AFTER
 from dvpo_ray.cluster_token import make_token, protect_token
@@ -64,7 +64,8 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
             with stop.ending():
                 ray.shutdown()
         return
-    with own_folder("dvpo-ray-") as folder, stop.at_once(partial(shutil.rmtree, folder, True)), stop.at_once(end_family):
+    end_ray = partial(end_family, children())
+    with own_folder("dvpo-ray-") as folder, stop.at_once(partial(shutil.rmtree, folder, True)), stop.at_once(end_ray):
         try:
             start_embedded(cluster, folder)
             os.environ[EMBEDDED_FOLDER] = folder
@@ -84,6 +85,7 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     make_token()
+    before = children()
     try:
         with keeping_handlers(), _own_process_group():
             ray.init(
@@ -98,7 +100,7 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
             )
     # A node that is late is a plain Exception of Ray's.
     except Exception as error:
-        end_family()
+        end_family(before)
         raise RunError(
             f"Ray did not start on this machine: {_first_line(error)}; what its processes said:\n{_last_words(Path(folder))}\n"
             "see that processes of earlier runs have ended, that memory and /dev/shm have room (`dvpo doctor`), and start again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.family import end_family
+from actors.family import children, end_family
 from actors.placement import nodes_for, ray_session
 from actors.rollout import thread_binding
 from dvpo_ray.config.sections import ClusterSection, EngineSection, RolloutSection
@@ -44,7 +43,6 @@ def test_a_ray_that_does_not_start_is_an_error_with_a_remedy(monkeypatch: pytest
         raise Exception("The current node timed out during startup. This could be anything.\nmore")
 
     monkeypatch.setattr("actors.placement.ray.init", late)
-    monkeypatch.setattr("actors.placement.end_family", lambda: None)
     with pytest.raises(RunError) as found, ray_session(ClusterSection()):
         pass
     assert "Ray did not start on this machine: The current node timed out during startup." in str(found.value)
@@ -69,15 +67,12 @@ def test_a_family_is_ended_with_all_that_it_leaves(monkeypatch: pytest.MonkeyPat
     parent = subprocess.Popen([sys.executable, "-c", FAMILY, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     name, child = parent.stdout.readline().split()
-    real = psutil.Process.children
-    # Nothing else that this process started is to end.
-    monkeypatch.setattr(
-        psutil.Process, "children", lambda self, recursive: [one for one in real(self, recursive) if one.pid != other.pid]
-    )
+    family = [psutil.Process(parent.pid), psutil.Process(int(child))]
     assert Path("/dev/shm", name).exists()
-    end_family()
+    end_family(children() - {parent.pid})
     assert not Path("/dev/shm", name).exists() and list(tmp_path.iterdir()) == []
-    assert parent.wait(10) == -signal.SIGKILL and not psutil.pid_exists(int(child)) and other.poll() is None
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive and other.poll() is None
     other.kill()
     other.wait()
 
