@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-from dvpo_ray.stopping import ENDING_S, NOTHING_KEPT, SECOND
+from dvpo_ray.stopping import ENDING_S, SECOND
 
 RECENT = 8
 # The slowest of recent steps is not the slowest there will be.
@@ -28,6 +28,8 @@ class Pace:
         self.commit_bytes = 0.0
         # Time of what follows the last step, given that of a step.
         self.later: Callable[[float], float] = lambda step_seconds: 0.0
+        # How long the last copies of commits are waited for, at most.
+        self.copies_s = 0.0
         self._commits: deque[float] = deque(maxlen=RECENT)
         self._steps: deque[float] = deque(maxlen=RECENT + 1)
         self._began = time.monotonic()
@@ -80,31 +82,41 @@ class Pace:
 
     def lost(self) -> str:
         """What an end now would lose, as a sentence goes on."""
+        since = self.done - (self.committed or 0)
+        if not since:
+            return "losing what is in hand alone"
         if not self.committed:
-            return f"losing all {self.done} steps so far" if self.done else f"losing nothing but the step: {NOTHING_KEPT}"
-        since = self.done - self.committed
-        return f"losing {since} steps since the commit of step {self.committed}" if since else "losing the step in hand alone"
+            return f"losing all {_counted(since)} so far"
+        return f"losing the {_counted(since)} since the commit of step {self.committed}"
+
+    def _within(self, seconds: float) -> str:
+        copies = f", and at most {self.copies_s:g} s more for its copies" if self.copies_s else ""
+        return f"within {rounded(seconds + ENDING_S)}{copies}"
 
     def plan_of_step(self) -> str:
         """What a stop within a step does."""
         whole = self.steps_take(1)
         if whole is None:
-            when = f"how long the first step takes is not known yet, and {rounded(self.commit_seconds + ENDING_S)} on top"
+            when = f"how long the first step takes is not known yet, and the rest {self._within(self.commit_seconds)}"
         else:
             left = max(whole - (time.monotonic() - self._began), whole - whole / MARGIN)
-            when = f"within {rounded(left + self.commit_seconds + ENDING_S)}"
+            when = self._within(left + self.commit_seconds)
         step = f"step {min(self.done + 1, self.total)} of {self.total}"
         return f"stopping: {step}, which is in hand, will be finished and committed ({when}); {SECOND}, {self.lost()}"
 
     def plan_of_commit(self) -> str:
         """What a stop within an evaluation of trained steps does."""
-        when = f"within {rounded(self.commit_seconds + ENDING_S)}"
+        when = self._within(self.commit_seconds)
         return f"stopping: the evaluation is given up, step {self.done} is kept as a commit ({when}); {SECOND}, {self.lost()}"
 
     def plan_of_rest(self, what: str, seconds: float | None) -> str:
         """What a stop within the work after the last step does, which takes so long from its beginning."""
-        when = "how long that takes is not known" if seconds is None else f"within {rounded(seconds + ENDING_S)}"
+        when = "how long that takes is not known" if seconds is None else self._within(seconds)
         return f"stopping: all steps are trained; {what} will be finished ({when}); {SECOND}, {self.lost()}"
+
+
+def _counted(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
 
 
 def rounded(seconds: float) -> str:

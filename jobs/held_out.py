@@ -38,12 +38,17 @@ def make_evaluator(
     return Evaluator(held_out, section.answers_per_prompt, section.gold, advantage, base.tokenizer, seed)
 
 
-def evaluate(evaluator: Evaluator, step: int, rollouts: Rollouts, scorers: Scorers, run: Run) -> Evaluation:
-    """Answer all held-out prompts with the weights the engines serve now, and record it as that of ``step`` trained steps."""
+def evaluate(evaluator: Evaluator, step: int, rollouts: Rollouts, scorers: Scorers, run: Run, every: int = 0) -> Evaluation:
+    """Answer all held-out prompts with the weights the engines serve now, and record it as that of ``step`` trained steps.
+
+    Others follow after each ``every`` steps, and after the last.
+    """
     run.phase(f"answering held-out prompts after {step} steps")
     began = time.time()
     evaluation = evaluator.run(step, rollouts, scorers)
     ended = time.time()
+    pace = run.pace
+    pace.later = lambda step_seconds: (ended - began) * (1 + (pace.total - 1) // every - pace.done // every if every else 1)
     run.timeline.add("evaluate", began, ended, step=step)
     with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())

@@ -88,6 +88,7 @@ def find_commit(recipe: Recipe, fixed: Sequence[str], store: CommitStore, copier
 @contextmanager
 def copying(copier: Copier | None, run: Run) -> Iterator[None]:
     """At the end of the block, however it comes, wait for the last copies and say which were not made."""
+    run.pace.copies_s = 0.0 if copier is None else copier.wait_s
     try:
         yield
     finally:

@@ -69,7 +69,7 @@ class HeldOut:
             return None
         if step:
             self.rollouts.sync(learner.weights(step))
-        self.done[step] = evaluate(self.evaluator, step, self.rollouts, self.scorers, run)
+        self.done[step] = evaluate(self.evaluator, step, self.rollouts, self.scorers, run, self.every)
         return self.done[step].score
 
     def look_once(self, step: int, learner: DpoLearner, run: Run) -> None:

@@ -122,10 +122,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             def evaluate_after(step: int) -> float | None:
                 if evaluator is None:
                     return None
-                began = time.monotonic()
-                evaluations[step] = evaluate(evaluator, step, stages.rollouts, stages.scorers, run)
-                seconds = time.monotonic() - began
-                run.pace.later = lambda step_seconds: seconds
+                every = section.every if section else 0
+                evaluations[step] = evaluate(evaluator, step, stages.rollouts, stages.scorers, run, every)
                 return evaluations[step].score
 
             if 0 not in evaluations:

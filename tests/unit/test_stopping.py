@@ -146,7 +146,8 @@ def test_a_plan_says_how_long_and_what_is_lost(monkeypatch: pytest.MonkeyPatch) 
     pace = Pace(9)
     pace.commit_bytes = 1e9
     assert (
-        "step 1 of 9" in pace.plan_of_step() and "how long the first step takes is not known yet, and 25 s" in pace.plan_of_step()
+        "step 1 of 9" in pace.plan_of_step()
+        and "how long the first step takes is not known yet, and the rest within 25 s" in pace.plan_of_step()
     )
     for step in range(3):
         pace.step_done(step + 1, 20.0)
@@ -157,11 +158,16 @@ def test_a_plan_says_how_long_and_what_is_lost(monkeypatch: pytest.MonkeyPatch) 
     assert pace.left() == 6 * 20 - 10
     pace.commit_done(2, 4.0)
     # A commit took 4 s: 15 + 5 + 15.
-    assert "(within 35 s)" in pace.plan_of_step() and pace.plan_of_step().endswith("losing 1 steps since the commit of step 2")
+    assert "(within 35 s)" in pace.plan_of_step() and pace.plan_of_step().endswith("losing the 1 step since the commit of step 2")
     now[0] = 100.0
     # A step that takes longer than any before may take a fifth of that again.
     assert "(within 25 s)" in pace.plan_of_step()
     assert pace.kept() == "the commit of step 2"
+    pace.copies_s = 600.0
+    assert "(within 25 s, and at most 600 s more for its copies)" in pace.plan_of_step()
+    pace.later = lambda step_seconds: 3 * step_seconds
+    # All of 6 steps of 20 s but the 100 s that are over, and three times a step.
+    assert pace.left() == 20 + 60
     pace.go_back(0, committed=False)
     assert pace.kept() == ""
 
