@@ -119,21 +119,27 @@ class Stop:
             self._end_at_once()
         if self._ending:
             self._verdicts.put(_FINISH)
-            self._say(f"stopping: the job takes down what it started, and ends within {ENDING_S} s; {SECOND}")
+            self._say(f"stopping: the job takes down what it started, and ends within {ENDING_S} s; {SECOND}").join(_TELL_S)
             return
         plan = self._plan
         self._verdicts.put(_CUT if plan is None else _FINISH)
-        self._say((plan or self._cut_plan or self._given_up)())
+        self._say((plan or self._cut_plan or self._given_up)()).join(_TELL_S)
 
     def _given_up(self) -> str:
         kept = self.kept()
         then = f"{self.again} from {kept}" if kept else NOTHING_KEPT
         return f"stopping: what is being done is given up, and the job ends within {ENDING_S} s; {then}; {SECOND}"
 
-    def _say(self, text: str) -> None:
-        # A terminal that was closed does not keep the job from stopping.
-        with contextlib.suppress(OSError, ValueError):
-            self._tell(text)
+    def _say(self, text: str) -> threading.Thread:
+        """Begin to tell a sentence: whoever reads it may be slow, or gone with the terminal."""
+
+        def tell() -> None:
+            with contextlib.suppress(OSError, ValueError):
+                self._tell(text)
+
+        thread = threading.Thread(target=tell, name="signals", daemon=True)
+        thread.start()
+        return thread
 
     def obey(self, signum: int, frame: object) -> None:
         """The signals' handler in the main thread: it waits for what ``heed`` decides.
@@ -154,8 +160,7 @@ class Stop:
         """Clean up and end the process, whose main thread stands still meanwhile."""
         self._verdicts.put(_HALT)
         # The main thread may stand still with the lock of what is written to.
-        said = threading.Thread(target=self._say, args=(f"stopping at once, within {AT_ONCE_S} s",), daemon=True)
-        said.start()
+        said = self._say(f"stopping at once, within {AT_ONCE_S} s")
         done = threading.Thread(target=self._do_last_deeds, daemon=True)
         done.start()
         done.join(AT_ONCE_S - 1)
