@@ -72,8 +72,11 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
             yield
         finally:
             with stop.ending():
-                os.environ.pop(EMBEDDED_FOLDER, None)
+                whole = os.environ.pop(EMBEDDED_FOLDER, None) is not None
                 ray.shutdown()
+                # What was started of one that did not come up is not known to Ray.
+                if not whole:
+                    end_ray()
 
 
 def start_embedded(cluster: ClusterSection, folder: str) -> None:
@@ -85,7 +88,6 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     make_token()
-    before = children()
     try:
         with keeping_handlers(), _own_process_group():
             ray.init(
@@ -100,7 +102,6 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
             )
     # A node that is late is a plain Exception of Ray's.
     except Exception as error:
-        end_family(before)
         raise RunError(
             f"Ray did not start on this machine: {_first_line(error)}; what its processes said:\n{_last_words(Path(folder))}\n"
             "see that processes of earlier runs have ended, that memory and /dev/shm have room (`dvpo doctor`), and start again"
