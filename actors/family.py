@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import tempfile
+import time
 from collections.abc import Collection
+from pathlib import Path
 
 import psutil
 
@@ -12,6 +16,7 @@ from actors.engine_traces import clear, socket_folders_of, traces_of
 from dvpo_ray.rows import EngineTraces
 
 GONE_S = 2.0
+MEETING_POINT = "vllm_dist_"
 
 
 def children() -> set[int]:
@@ -22,6 +27,10 @@ def children() -> set[int]:
 def end_family(spared: Collection[int] = ()) -> None:
     """Kill all processes below this one but those ``spared`` and what is below them, and remove what engines among them leave of
     shared memory and sockets."""
+    began = time.time()
+    for process in _below(spared):
+        with contextlib.suppress(psutil.Error):
+            began = min(began, process.create_time())
     traces = traces_of(_below(spared))
     # Those that stand still start no others, and start none anew that is gone.
     for process in _below(spared):
@@ -32,6 +41,8 @@ def end_family(spared: Collection[int] = ()) -> None:
     psutil.wait_procs(family, timeout=GONE_S)
     folders = [folder for process in family for folder in socket_folders_of(process.pid)]
     clear(EngineTraces(files=traces.files, sockets=tuple(folders)))
+    if not _other_engines():
+        _clear_meeting_points(began)
 
 
 def _below(spared: Collection[int]) -> list[psutil.Process]:
@@ -40,6 +51,20 @@ def _below(spared: Collection[int]) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             found += process.children(recursive=True)
     return found
+
+
+def _other_engines() -> bool:
+    """Whether an engine of somebody else is on this machine."""
+    return any((process.info["name"] or "").startswith("VLLM") for process in psutil.process_iter(["name"]))
+
+
+def _clear_meeting_points(began: float) -> None:
+    """Remove the files by which workers of engines found each other, made since ``began``; they do not tell whose they are."""
+    for file in Path(tempfile.gettempdir()).glob(f"{MEETING_POINT}*"):
+        with contextlib.suppress(OSError):
+            found = file.stat()
+            if found.st_uid == os.getuid() and found.st_mtime >= began:
+                file.unlink()
 
 
 def _send(process: psutil.Process, signum: signal.Signals) -> None:

@@ -8,6 +8,7 @@ registered with ``at_once`` has cleaned up.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -159,6 +160,8 @@ class Stop:
     def _end_at_once(self) -> NoReturn:
         """Clean up and end the process, whose main thread stands still meanwhile."""
         self._verdicts.put(_HALT)
+        # Other threads find what they work with killed, and would warn of it.
+        logging.disable()
         # The main thread may stand still with the lock of what is written to.
         said = self._say(f"stopping at once, within {AT_ONCE_S} s")
         done = threading.Thread(target=self._do_last_deeds, daemon=True)

@@ -55,6 +55,7 @@ import multiprocessing.shared_memory, os, subprocess, sys
 from pathlib import Path
 memory = multiprocessing.shared_memory.SharedMemory(create=True, size=8)
 Path(sys.argv[1], f"dvpo-zmq-{os.getpid()}-x").mkdir()
+Path(sys.argv[1], "vllm_dist_x").touch()
 child = subprocess.Popen(["sleep", "1000"])
 print(memory.name, child.pid, flush=True)
 child.wait()
@@ -63,6 +64,10 @@ child.wait()
 
 def test_a_family_is_ended_with_all_that_it_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("actors.family._other_engines", lambda: False)
+    older = tmp_path / "vllm_dist_of_others"
+    older.touch()
+    os.utime(older, (1.0, 1.0))
     other = subprocess.Popen(["sleep", "1000"])
     parent = subprocess.Popen([sys.executable, "-c", FAMILY, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -70,7 +75,7 @@ def test_a_family_is_ended_with_all_that_it_leaves(monkeypatch: pytest.MonkeyPat
     family = [psutil.Process(parent.pid), psutil.Process(int(child))]
     assert Path("/dev/shm", name).exists()
     end_family(children() - {parent.pid})
-    assert not Path("/dev/shm", name).exists() and list(tmp_path.iterdir()) == []
+    assert not Path("/dev/shm", name).exists() and list(tmp_path.iterdir()) == [older]
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive and other.poll() is None
     other.kill()
