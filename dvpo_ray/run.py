@@ -139,7 +139,7 @@ class Run:
         self.listener(Event("phase", text))
 
     def stage(self, step: int, name: str) -> None:
-        """Say what a step (counted from 0) does now."""
+        """Say what a step (counted from 0) does now; the feed's threads say it too."""
         self.listener(Event("stage", name, step + 1, self.total_steps, left=self.pace.left()))
 
     def warn(self, step: int, text: str) -> None:

@@ -21,8 +21,8 @@ from typing import NoReturn
 from dvpo_ray.errors import AS_ASKED, RunStoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What a stop takes after the work: actors, engines and Ray end. Measured: 3 to 9 s on two busy cores.
-ENDING_S = 15
+# What a stop takes at most after the work: an engine has 5 s to end by itself, then actors and Ray end, and trackers are closed.
+ENDING_S = 25
 AT_ONCE_S = 5
 SECOND = "a second Ctrl-C (or SIGTERM) stops at once"
 NOTHING_KEPT = "nothing of it is kept, and the next start begins anew"
