@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,27 @@ PATIENCE_S = 5.0
 
 def keep_sockets_together() -> None:
     """Let the engine that this process starts make its sockets in a folder of their own."""
-    fits = len(tempfile.gettempdir()) + len(f"/{SOCKETS}12345678") <= LONGEST_FOLDER
-    os.environ[SOCKET_FOLDER] = tempfile.mkdtemp(prefix=SOCKETS, dir=None if fits else "/tmp")
+    prefix = f"{SOCKETS}{os.getpid()}-"
+    fits = len(tempfile.gettempdir()) + len(f"/{prefix}12345678") <= LONGEST_FOLDER
+    os.environ[SOCKET_FOLDER] = tempfile.mkdtemp(prefix=prefix, dir=None if fits else "/tmp")
+
+
+def socket_folders_of(pid: int) -> list[str]:
+    """Where a process of this machine that started an engine has its sockets."""
+    return [str(path) for folder in {"/tmp", tempfile.gettempdir()} for path in Path(folder).glob(f"{SOCKETS}{pid}-*")]
 
 
 def traces_of_children() -> EngineTraces:
     """The processes under this one, the shared memory that they and this one use, and the folder of their sockets."""
+    found = traces_of([psutil.Process(), *psutil.Process().children(recursive=True)])
+    folder = os.environ.get(SOCKET_FOLDER, "")
+    return EngineTraces(found.processes[1:], found.files, (folder,) if is_ours(folder) else ())
+
+
+def traces_of(family: Sequence[psutil.Process]) -> EngineTraces:
+    """Those of some processes that are there still, and the shared memory that they use."""
     processes, inodes = [], set()
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+    for process in family:
         # Processes and files of others come and go.
         with contextlib.suppress(psutil.Error, OSError):
             maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
@@ -47,8 +61,7 @@ def traces_of_children() -> EngineTraces:
         with contextlib.suppress(OSError):
             if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes:
                 files.append(file.name)
-    folder = os.environ.get(SOCKET_FOLDER, "")
-    return EngineTraces(tuple(processes[1:]), tuple(sorted(files)), (folder,) if is_ours(folder) else ())
+    return EngineTraces(tuple(processes), tuple(sorted(files)))
 
 
 def is_ours(folder: str) -> bool:
@@ -57,7 +70,7 @@ def is_ours(folder: str) -> bool:
     return path.name.startswith(SOCKETS) and str(path.parent) in ("/tmp", tempfile.gettempdir())
 
 
-def clear(traces: EngineTraces) -> None:
+def clear(traces: EngineTraces, patience: float = PATIENCE_S) -> None:
     """Remove what an engine left on this node: its processes if they do not end by themselves, its shared memory, its sockets."""
     family = []
     for pid, started in traces.processes:
@@ -66,7 +79,7 @@ def clear(traces: EngineTraces) -> None:
             if process.create_time() == started:
                 family.append(process)
     # One of them cleans up after the others when it is let.
-    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
+    _, alive = psutil.wait_procs(family, timeout=patience)
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=PATIENCE_S)
@@ -77,7 +90,7 @@ def clear(traces: EngineTraces) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear_on(node: str, traces: EngineTraces) -> Any:
+def clear_on(node: str, traces: EngineTraces, patience: float = PATIENCE_S) -> Any:
     """Begin to remove what an engine left on a node that no actor of ours need be on; returns Ray's reference."""
     place = NodeAffinitySchedulingStrategy(node, soft=True) if node else "DEFAULT"
-    return ray.remote(clear).options(num_cpus=0, scheduling_strategy=place).remote(traces)
+    return ray.remote(clear).options(num_cpus=0, scheduling_strategy=place).remote(traces, patience)

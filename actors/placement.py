@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.exceptions import AuthenticationError
 
+from actors.family import children, end_family
 from actors.own_folder import own_folder
 from actors.watchdog import LATE_AFTER
 from dvpo_ray.cluster_token import make_token, protect_token
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import RunError
+from dvpo_ray.stopping import current, keeping_handlers
 
+# How often Ray's waits let this process look for signals, in milliseconds: by itself once a second.
+SIGNALS_LOOKED_FOR = "RAY_get_check_signal_interval_milliseconds"
+ERROR = re.compile(r"error|fatal|exception| [EC] ", re.IGNORECASE)
 EMBEDDED_FOLDER = "DVPO_EMBEDDED_RAY"
 RAY_LOGS = "/tmp/ray/session_latest/logs/worker-*"
 LATE_SHARE = 0.9
@@ -29,15 +37,18 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
     """Connect to Ray for the length of the block; an embedded Ray is started before and stopped after it.
 
     Raises:
-        RunError: the address cannot be reached.
+        RunError: the address cannot be reached, or Ray does not start.
     """
     if ray.is_initialized():
         yield
         return
+    os.environ.setdefault(SIGNALS_LOOKED_FOR, "100")
+    stop = current()
     if cluster.address:
         protect_token()
         try:
-            ray.init(address=cluster.address, log_to_driver=False)
+            with keeping_handlers():
+                ray.init(address=cluster.address, log_to_driver=False)
         except ConnectionError as error:
             raise RunError(
                 f"no Ray cluster at '{cluster.address}': {error}; start one with `ray start --head`, or leave cluster.address "
@@ -51,16 +62,22 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            with stop.ending():
+                ray.shutdown()
         return
-    with own_folder("dvpo-ray-") as folder:
-        start_embedded(cluster, folder)
-        os.environ[EMBEDDED_FOLDER] = folder
+    end_ray = partial(end_family, children())
+    with own_folder("dvpo-ray-") as folder, stop.at_once(partial(shutil.rmtree, folder, True)), stop.at_once(end_ray):
         try:
+            start_embedded(cluster, folder)
+            os.environ[EMBEDDED_FOLDER] = folder
             yield
         finally:
-            del os.environ[EMBEDDED_FOLDER]
-            ray.shutdown()
+            with stop.ending():
+                whole = os.environ.pop(EMBEDDED_FOLDER, None) is not None
+                ray.shutdown()
+                # What was started of one that did not come up is not known to Ray.
+                if not whole:
+                    end_ray()
 
 
 def start_embedded(cluster: ClusterSection, folder: str) -> None:
@@ -72,16 +89,49 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     make_token()
-    ray.init(
-        num_cpus=cluster.num_cpus,
-        include_dashboard=cluster.dashboard,
-        dashboard_host="127.0.0.1",
-        object_store_memory=cluster.object_store_mb * 2**20,
-        log_to_driver=False,
-        _temp_dir=folder,
-        _node_ip_address="127.0.0.1",
-        configure_logging=False,
-    )
+    try:
+        with keeping_handlers(), _own_process_group():
+            ray.init(
+                num_cpus=cluster.num_cpus,
+                include_dashboard=cluster.dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=cluster.object_store_mb * 2**20,
+                log_to_driver=False,
+                _temp_dir=folder,
+                _node_ip_address="127.0.0.1",
+                configure_logging=False,
+            )
+    # A node that is late is a plain Exception of Ray's.
+    except Exception as error:
+        raise RunError(
+            f"Ray did not start on this machine: {_first_line(error)}; what its processes said:\n{_last_words(Path(folder))}\n"
+            "see that processes of earlier runs have ended, that memory and /dev/shm have room (`dvpo doctor`), and start again"
+        ) from error
+
+
+@contextmanager
+def _own_process_group() -> Iterator[None]:
+    """Ray's processes that are started in the block do not get the signals that a terminal, `timeout` or `kill` sends to the
+    process group of this one, which needs them until it ends. Ray blocks SIGINT in them, but not SIGTERM."""
+    ordinary = services.ConsolePopen
+    services.ConsolePopen = partial(ordinary, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = ordinary
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), repr(error))
+
+
+def _last_words(folder: Path) -> str:
+    """The last line of each of the logs of an embedded Ray's processes that holds an error."""
+    words = []
+    for log in sorted((folder / "session_latest" / "logs").glob("*.*")):
+        lines = [line for line in log.read_text(errors="replace").splitlines() if ERROR.search(line)] if log.is_file() else []
+        words += [f"  {log.name}: {lines[-1].strip()}"] if lines else []
+    return "\n".join(words) or "  nothing"
 
 
 def keep_logs(target: Path) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import ray
 from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
 from actors.engine_traces import clear_on
 from actors.metrics import count
-from actors.placement import cluster_has_gpus, engine_environment, nodes_for, start_actor
+from actors.placement import EMBEDDED_FOLDER, cluster_has_gpus, engine_environment, nodes_for, start_actor
 from actors.rollout import RolloutActor
 from dvpo_ray.config.sections import ClusterSection, GenerationSection, ModelSection
 from dvpo_ray.errors import (
@@ -32,6 +34,7 @@ from dvpo_ray.errors import (
 from dvpo_ray.monitoring import RESTARTS
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, Receivers, ServedWeights
 from dvpo_ray.stages import Handle, Weights
+from dvpo_ray.stopping import AT_ONCE_S, current
 
 SENDINGS = 3
 RETRY_S = 1.0
@@ -84,6 +87,8 @@ class RolloutPool:
         self._traces = traces
         before = read_traces(traces)
         self._engines = [self._start(i, before if i == 0 else None) for i in range(rollout.actors)]
+        self._until_stopped = ExitStack()
+        self._until_stopped.enter_context(current().at_once(self._end_at_once))
         # Held to change who is in the pool, and to transfer weights: the learner gives one bucket at a time.
         self._members = threading.Condition()
         self._joining: list[Engine] = []
@@ -209,12 +214,22 @@ class RolloutPool:
         """Mean time in which an engine had answers under way, in seconds."""
         return mean_busy_seconds([engine.actor for engine in self._present()], self._cluster, "a rollout actor")
 
+    def _end_at_once(self) -> None:
+        """Remove what the engines leave on the machines of a cluster; of an embedded Ray no process lives on, and it does so."""
+        if EMBEDDED_FOLDER in os.environ:
+            return
+        traces = [(engine.node, engine.traces) for engine in self._engines]
+        for engine in self._engines:
+            ray.kill(engine.actor)
+        ray.wait([clear_on(*one, patience=0.0) for one in traces], num_returns=len(traces), timeout=AT_ONCE_S / 2)
+
     def stop(self) -> None:
         """Shut the engines down, then the actors."""
         with self._members:
             self._failure = self._failure or ActorFailedError("the rollout actors were stopped")
             self._members.notify_all()
         self._stopping.set()
+        self._until_stopped.close()
         for thread in self._reviving.values():
             thread.join(timeout=self._cluster.start_timeout_s)
         stopped = stop_actors([engine.actor for engine in self._engines])

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from dvpo_ray import job_commands
+from dvpo_ray import __version__, job_commands
 from dvpo_ray.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
 from dvpo_ray.config import (
     DpoRecipe,
@@ -61,6 +61,22 @@ app.add_typer(debug_app, name="debug")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(job_commands.jobs_app, name="jobs")
 app.command()(job_commands.submit)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dvpo {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def version(
+    shown: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """RLHF with a frozen value model: DVPO on Ray, vLLM and DeepSpeed."""
+
 
 KindArg = Annotated[str, typer.Option("--kind", help=f"What the recipe is for: {', '.join(KINDS)}.")]
 
@@ -283,9 +299,8 @@ def _kind(name: str) -> type[Recipe]:
 def _run_job(module: str, function: str, kind: type[R], recipe: str, overrides: list[str], as_json: bool) -> None:
     def work() -> dict[str, Any]:
         settings = load_recipe(kind, recipe, overrides)
-        console = importlib.import_module("dvpo_ray.console")
-        job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
-        with console.progress(as_json, settings.run.name) as listener:
+        with importlib.import_module("dvpo_ray.console").job_progress(as_json, settings.run.name) as listener:
+            job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
             return job(settings, listener)
 
     guard(work, as_json)
@@ -305,7 +320,7 @@ def quiet_libraries() -> None:
 def main() -> None:
     """Entry point of the ``dvpo`` command."""
     quiet_libraries()
-    sys.exit(app())
+    sys.exit(app(prog_name="dvpo"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What all commands share: their common options, and errors as exit codes. 0 is good, 2 bad input, 1 failure."""
+"""What all commands share: their common options, and errors as exit codes.
+
+0 is good, 2 bad input, 1 failure, 130 and 143 an end that Ctrl-C or SIGTERM asked for.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from dvpo_ray.errors import DvpoError, UserInputError
+from dvpo_ray.errors import DvpoError, RunStoppedError, UserInputError
 
 RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
 ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a commit's folder (run.resume).")]
@@ -28,6 +31,8 @@ def guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None 
         result = work()
     except UserInputError as error:
         _fail(error, as_json, 2)
+    except RunStoppedError as error:
+        _fail(error, as_json, error.exit_code)
     except DvpoError as error:
         _fail(error, as_json, 1)
     if as_json:
@@ -39,6 +44,8 @@ def guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None 
 def _fail(error: Exception, as_json: bool, code: int) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    elif isinstance(error, RunStoppedError):
+        typer.echo(str(error), err=True)
     else:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
     raise typer.Exit(code)

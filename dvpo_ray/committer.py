@@ -28,6 +28,7 @@ class Committer:
         self._steps = steps
         self._copier = copier
         self._pending: tuple[int, Path, Mapping[str, Any], Mapping[str, str]] | None = None
+        self._began = 0.0
 
     def due(self, step: int) -> bool:
         """Whether to commit after so many trained steps."""
@@ -39,7 +40,7 @@ class Committer:
         began = time.time()
         folder = self.store.begin(step)
         records = save_records(self._run.folder, folder) if self._copier else {}
-        self._pending = step, folder, state, records
+        self._pending, self._began = (step, folder, state, records), began
         self._learner.begin_commit(str(folder.resolve()))
         self._run.timeline.add("commit", began, time.time(), step=step)
 
@@ -63,6 +64,7 @@ class Committer:
         if self._copier is not None:
             self._copier.add(commit)
         self._run.timeline.add("commit", began, time.time(), step=step)
+        self._run.pace.commit_done(step, time.time() - self._began)
         return commit
 
     def forget(self) -> None:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from dvpo_ray.logs import log_as_json
+from dvpo_ray.pace import rounded
 from dvpo_ray.run import Event, Listener
+from dvpo_ray.stopping import heeding, show_cursor
 
+ALIVE_S = 10.0
 SHOWN_KEYS = (
     ("gold_before", "gold before"),
     ("gold_after", "gold after"),
@@ -56,22 +62,90 @@ def progress(as_json: bool, run: str) -> Iterator[Listener]:
     if not console.is_terminal:
         yield _print_plain
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[left]}"), console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None, left="")
+        figures = ""
 
         def show(event: Event) -> None:
+            nonlocal figures
             if event.kind == "step":
-                bar.update(task, completed=event.step, total=event.total, description=headline(event.metrics))
+                figures = headline(event.metrics)
+                bar.update(task, completed=event.step, total=event.total, description=figures, left=time_left(event))
+            elif event.kind == "stage":
+                total, description = event.total, f"{figures}  {event.text}".strip()
+                bar.update(task, completed=event.step - 1, total=total, description=description, left=time_left(event))
+            elif event.kind == "alive":
+                bar.update(task, left=time_left(event))
             elif event.kind == "phase":
+                figures = ""
                 bar.console.print(f"[bold cyan]•[/] {escape(event.text)}")
-                bar.reset(task, total=None, description="working")
-            elif event.kind == "warning":
+                bar.reset(task, total=None, description="working", left="")
+            elif event.kind in ("warning", "stopping"):
                 bar.console.print(f"[bold yellow]![/] {escape(event.text)}")
             else:
                 bar.console.print(f"  after {event.step} steps: {headline(event.metrics)}", markup=False)
 
         yield show
+
+
+@contextmanager
+def alive(shown: Listener, first_s: float = ALIVE_S) -> Iterator[Listener]:
+    """A listener that passes events on to ``shown``, and tells it what goes on when no other event did for ``first_s`` seconds,
+    then after twice as long each time, and at last every minute."""
+    told, ended = SimpleQueue[Event | None](), threading.Event()
+
+    def listen(event: Event) -> None:
+        told.put(event)
+        shown(event)
+
+    def pulse() -> None:
+        last, began, pause = Event("phase", "starting"), time.monotonic(), first_s
+        while not ended.is_set():
+            try:
+                event = told.get(timeout=pause)
+            except Empty:
+                shown(_still(last, time.monotonic() - began))
+                pause = min(2 * pause, max(first_s, 60.0))
+                continue
+            # A warning says nothing of what goes on.
+            if event is not None and event.kind in ("phase", "stage", "step", "evaluation"):
+                last, began, pause = event, time.monotonic(), first_s
+
+    thread = threading.Thread(target=pulse, name="alive", daemon=True)
+    thread.start()
+    try:
+        yield listen
+    finally:
+        ended.set()
+        told.put(None)
+        thread.join()
+
+
+def _still(last: Event, seconds: float) -> Event:
+    """That what an event told of goes on."""
+    left = None if last.left is None else max(0.0, last.left - seconds)
+    if last.kind == "phase":
+        return Event("alive", f"{last.text}: for {seconds:.0f} s", left=left)
+    doing, step = (last.text, last.step) if last.kind == "stage" else ("working", min(last.step + 1, last.total))
+    return Event("alive", f"step {step}, {doing}: for {seconds:.0f} s", last.step, last.total, left=left)
+
+
+def time_left(event: Event) -> str:
+    """The time to the end of the job, as people say it; nothing when it is not known."""
+    return "" if event.left is None else f"  about {rounded(event.left)} left"
+
+
+@contextmanager
+def job_progress(as_json: bool, run: str) -> Iterator[Listener]:
+    """``progress``, for a job that Ctrl-C and SIGTERM stop: it says what they lead to, from before its packages are imported."""
+    with (
+        progress(as_json, run) as shown,
+        alive(shown) as listener,
+        heeding(lambda text: listener(Event("stopping", text))) as stop,
+        stop.at_once(show_cursor),
+    ):
+        yield listener
 
 
 def headline(metrics: dict[str, float]) -> str:
@@ -197,13 +271,24 @@ def _format(value: Any) -> str:
 
 
 def _print_json(run: str, event: Event) -> None:
-    facts = {"event": event.kind, "run": run, "text": event.text, "step": event.step, "total": event.total}
-    print(json.dumps(facts | event.metrics), flush=True)
+    facts: dict[str, Any] = {"event": event.kind, "run": run, "text": event.text, "step": event.step, "total": event.total}
+    if event.left is not None:
+        facts["seconds_left"] = round(event.left, 1)
+    # In one piece: a thread tells of signals.
+    sys.stdout.write(json.dumps(facts | event.metrics) + "\n")
+    sys.stdout.flush()
 
 
 def _print_plain(event: Event) -> None:
-    if event.kind in ("phase", "warning"):
-        print(event.text, file=sys.stderr, flush=True)
+    if event.kind in ("phase", "warning", "stopping"):
+        text = event.text
+    elif event.kind == "alive":
+        text = f"  ... {event.text}{time_left(event)}"
+    elif event.kind == "stage":
+        return
     else:
         where = f"{event.step}/{event.total}" if event.kind == "step" else f"after {event.step} steps:"
-        print(f"  {where}  {headline(event.metrics)}", file=sys.stderr, flush=True)
+        text = f"  {where}  {headline(event.metrics)}{time_left(event)}"
+    # In one piece: threads tell of signals, and that the job lives.
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -28,7 +28,7 @@ class Copier:
         self.target = target
         self.copied, self.failed = 0, 0
         self._store = store
-        self._attempts, self._wait_s, self._pause_s = config.copy_attempts, config.copy_wait_s, first_pause_s
+        self._attempts, self.wait_s, self._pause_s = config.copy_attempts, config.copy_wait_s, first_pause_s
         self._retention = Retention(config.keep_last, config.keep_every, config.keep_best)
         self._scores: dict[int, float | None] = {}
         self._waiting: deque[Commit] = deque()
@@ -82,12 +82,12 @@ class Copier:
             self._change.notify_all()
         if self._thread is None:
             return
-        self._thread.join(self._wait_s)
+        self._thread.join(self.wait_s)
         with self._change:
             self._abandoned = self._thread.is_alive()
             for commit in (self._current, *self._waiting):
                 if commit is not None:
-                    self._give_up(commit, f"it took longer than commit.copy_wait_s = {self._wait_s:g} after the run's end")
+                    self._give_up(commit, f"it took longer than commit.copy_wait_s = {self.wait_s:g} after the run's end")
             self._waiting.clear()
             self._change.notify_all()
 

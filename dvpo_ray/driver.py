@@ -1,4 +1,4 @@
-"""The driver: rows flow one way, weights flow back once a step.
+r"""The driver: rows flow one way, weights flow back once a step.
 
 prompts --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner (DeepSpeed) --> weights back to rollouts
 \______________ the feed, up to max_staleness steps ahead ________/
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +78,7 @@ class Driver:
             CommitError: the commit was made under another value model.
             RunStoppedError: the run was asked to stop, and did after a commit.
         """
+        rest = partial(self._run.pace.plan_of_rest, "a look at the frozen models", None)
         go_back = commit is not None
         while True:
             try:
@@ -85,46 +87,75 @@ class Driver:
             except LOST as error:
                 self._restarts.restart(error)
                 commit, go_back = self._committer.store.newest() or commit, True
-        found = self._stages.scorers.value_hash()
+        with self._run.stop.finishing(rest):
+            found = self._stages.scorers.value_hash()
         if found != self._sealed:
             raise FrozenValueChangedError(
                 f"parameters of the frozen value or reward models changed during the run: {self._sealed} became {found}"
             )
 
     def _train_from(self, first: int) -> None:
-        config, stages, ledger, run, committer = self._config, self._stages, self._ledger, self._run, self._committer
-        with Feed(stages, ledger, run, first, config.steps, config.off_policy.max_staleness, config.streaming) as feed:
+        config, run = self._config, self._run
+        self._check_wanted(first)
+        lead = config.off_policy.max_staleness
+        with (
+            run.stop.finishing(run.pace.plan_of_step),
+            Feed(self._stages, self._ledger, run, first, config.steps, lead, config.streaming) as feed,
+        ):
             for step in range(first, config.steps):
-                record, scored = feed.take(step)
-                given: list[Handle] = []
-                with record.span("learn"), self._dumping(step, given):
-                    result = stages.learner.step(step, self._kl.beta, _noted(scored, given))
-                with record.span("sync"):
-                    served = stages.rollouts.sync(stages.learner.weights(result.version))
-                ledger.trained_rows(result.row_ids)
-                ledger.dead_letter_rows([*result.dropped_ids, *feed.given_up(step)])
-                self._kl.observe(result.metrics["kl/per_answer"])
-                record.close(result, ledger.check(), served)
-                withheld = [name for name in SKIPPED if result.metrics.get(name)]
-                if withheld:
-                    what = " and ".join(SKIPPED[name] for name in withheld)
-                    run.warn(
-                        step, f"an update of the {what} was not finite and was withheld; its rows: {self._dump(step, given)}"
-                    )
-                for alarm in self._watch.look(result.metrics):
-                    run.warn(step, alarm)
-                committer.finish()
-                leaving = self._leaving(step)
-                # Who asked the run to stop waits for the commit, and not for a score of it.
-                score = None if run.stopping else self._evaluate_when_due(step + 1)
-                if committer.due(step + 1) or run.stopping or leaving:
-                    committer.begin(step + 1, self._state(step + 1) | {"score": score})
-                if leaving or run.stopping:
-                    committer.finish()
-                if run.stopping and step + 1 < config.steps:
-                    raise RunStoppedError(f"stopped after step {step + 1} of {config.steps}{AS_ASKED}")
+                self._train_step(step, feed)
+                self._check_wanted(step + 1)
                 feed.trained(step + 1)
+            self._committer.finish()
+
+    def _train_step(self, step: int, feed: Feed) -> None:
+        stages, ledger, run, committer = self._stages, self._ledger, self._run, self._committer
+        record, scored = feed.take(step)
+        given: list[Handle] = []
+        with record.span("learn"), self._dumping(step, given):
+            result = stages.learner.step(step, self._kl.beta, _noted(scored, given))
+        with record.span("sync"):
+            served = stages.rollouts.sync(stages.learner.weights(result.version))
+        ledger.trained_rows(result.row_ids)
+        ledger.dead_letter_rows([*result.dropped_ids, *feed.given_up(step)])
+        self._kl.observe(result.metrics["kl/per_answer"])
+        record.close(result, ledger.check(), served)
+        withheld = [name for name in SKIPPED if result.metrics.get(name)]
+        if withheld:
+            what = " and ".join(SKIPPED[name] for name in withheld)
+            run.warn(step, f"an update of the {what} was not finite and was withheld; its rows: {self._dump(step, given)}")
+        for alarm in self._watch.look(result.metrics):
+            run.warn(step, alarm)
         committer.finish()
+        leaving = self._leaving(step)
+        # Who asked the run to stop waits for the commit, and not for a score of it.
+        score = None if run.stopping else self._evaluate_when_due(step + 1)
+        if committer.due(step + 1) or run.stopping or leaving:
+            self._begin_commit(step + 1, score)
+        if leaving or run.stopping:
+            committer.finish()
+
+    def _check_wanted(self, steps: int) -> None:
+        """Go no further than ``steps`` trained steps when the run is to stop.
+
+        Raises:
+            RunStoppedError: it is.
+        """
+        if self._run.stopping:
+            self.keep(steps)
+            if not steps:
+                raise self._run.stop.stopped()
+            raise RunStoppedError(f"stopped after step {steps} of {self._config.steps}{AS_ASKED}")
+
+    def keep(self, steps: int) -> None:
+        """See to a commit of ``steps`` trained steps, which were the last."""
+        self._committer.finish()
+        if steps and self._run.pace.committed != steps:
+            self._begin_commit(steps, None)
+            self._committer.finish()
+
+    def _begin_commit(self, steps: int, score: float | None) -> None:
+        self._committer.begin(steps, self._state(steps) | {"score": score})
 
     def _leaving(self, step: int) -> set[str]:
         """Which of learner and driver are on machines that will be taken away: the learner's work is committed every step from
@@ -140,9 +171,11 @@ class Driver:
         section = self._config.evaluation
         if not section or not section.every or step % section.every or step == self._config.steps:
             return None
-        score = self._evaluate(step)
-        self._run.restart_clock()
-        return score
+        with self._run.stop.cutting(self._run.pace.plan_of_commit):
+            score = self._evaluate(step)
+            self._run.restart_clock()
+            return score
+        return None
 
     @contextmanager
     def _dumping(self, step: int, given: list[Handle]) -> Iterator[None]:

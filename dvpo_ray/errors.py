@@ -78,7 +78,12 @@ LOST = (LearnerLostError, RowsLostError)
 
 
 class RunStoppedError(RunError):
-    """The run was asked to stop; what it had done is committed. Its message ends with ``AS_ASKED``."""
+    """The run was asked to stop; its message ends with ``AS_ASKED`` when what it had done is committed.
+
+    ``exit_code`` is that of the command line: 1 for a machine that is taken away, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    exit_code = 1
 
 
 # `dvpo jobs stop` looks for it in what the job printed.

@@ -161,8 +161,8 @@ def _evaluate(
 
     def work() -> dict[str, Any]:
         settings = load_recipe(PolicyRecipe, recipe, overrides)
-        job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
-        with importlib.import_module("dvpo_ray.console").progress(as_json, settings.run.name) as listener:
+        with importlib.import_module("dvpo_ray.console").job_progress(as_json, settings.run.name) as listener:
+            job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
             found = job(settings, **arguments, listener=listener)
         return found if as_json or table is None else _without_table(found, table)
 

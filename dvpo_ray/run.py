@@ -14,10 +14,12 @@ from pydantic import FiniteFloat
 
 from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe, dump_resolved
-from dvpo_ray.errors import RunError
+from dvpo_ray.errors import RunError, RunStoppedError
+from dvpo_ray.pace import Pace
 from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.rows import ServedWeights, StepResult
 from dvpo_ray.run_folder import CONFIG, DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
+from dvpo_ray.stopping import current
 from dvpo_ray.timeline import Timeline
 from dvpo_ray.tracking import Tracker, Trackers
 
@@ -31,13 +33,16 @@ LOGS = "logs"
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth showing: ``kind`` is ``phase``, ``step``, ``evaluation`` or ``warning``."""
+    """Something worth showing: ``kind`` is ``phase``, ``stage`` (of a step), ``step``, ``evaluation``, ``warning``, ``stopping``,
+    or ``alive`` when nothing else was told for long. ``left`` is the time to the end of the job in seconds, as far as is known.
+    """
 
     kind: str
     text: str
     step: int = 0
     total: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    left: float | None = None
 
 
 Listener = Callable[[Event], None]
@@ -71,17 +76,38 @@ class Run:
         # Whoever goes on with a run reads its sources again, bad rows as well.
         (self.folder / DEAD_LETTERS).unlink(missing_ok=True)
         self.number_types = number_types(recipe)
-        self.total_steps = total_steps
+        self.pace = Pace(total_steps)
         self.listener = listener
         self.began = time.time()
         self.seconds_before = 0.0
         self.first_began = self.began
-        self.stopping = False
+        # Asked by something else than a signal: a machine that will be taken away.
+        self._leaving = False
+        self.stop = current()
+        self._kept_before, self.stop.kept = self.stop.kept, lambda: self.pace.kept() or self._kept_before()
         self.timeline = Timeline(self.began)
         self.closed = 0.0
         self.seconds_of_work = 0.0
         self._trackers = Trackers(recipe.tracking, self.folder, recipe.run.name, json.loads(dump_resolved(recipe)), trackers)
         self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps from the start to the end."""
+        return self.pace.total
+
+    @total_steps.setter
+    def total_steps(self, steps: int) -> None:
+        self.pace.total = steps
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to end after its step, with a commit."""
+        return self._leaving or self.stop.asked
+
+    @stopping.setter
+    def stopping(self, leaving: bool) -> None:
+        self._leaving = leaving
 
     @property
     def seconds(self) -> float:
@@ -110,6 +136,7 @@ class Run:
     def go_back(self, commit: Commit | None) -> None:
         """Take back what was recorded after a commit, or since the start, and say where the run goes on."""
         step = 0 if commit is None else commit.step
+        self.pace.go_back(step, commit is not None)
         self.rewind(step)
         self.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))
 
@@ -131,6 +158,10 @@ class Run:
             for text in pool.doubts():
                 self.listener(Event("warning", text))
 
+    def stage(self, step: int, name: str) -> None:
+        """Say what a step (counted from 0) does now; the feed's threads say it too."""
+        self.listener(Event("stage", name, step + 1, self.total_steps, left=self.pace.left()))
+
     def warn(self, step: int, text: str) -> None:
         """Say that a step (counted from 0) gave cause for doubt."""
         self.listener(Event("warning", f"step {step + 1}: {text}", step + 1, self.total_steps))
@@ -147,14 +178,17 @@ class Run:
     def restart_clock(self) -> None:
         """The next step's time counts from now: what was done since the last commit was no part of a step."""
         self.closed = time.time()
+        self.pace.begin()
 
     def log(self, step: int, metrics: dict[str, float], kind: str = "step") -> None:
         """One line of metrics, to the file and every tracker; ``step`` counts from 0, an evaluation's is the steps before it."""
         self.seconds_of_work += metrics.get("eval/seconds", 0.0)
+        if kind == "step":
+            self.pace.step_done(step + 1, metrics["seconds/step"])
         self._metrics.write(json.dumps({"step": step, "time": round(time.time() - self.began, 3)} | metrics) + "\n")
         self._metrics.flush()
         self._trackers.log(step, metrics)
-        self.listener(Event(kind, "", step + (kind == "step"), self.total_steps, metrics))
+        self.listener(Event(kind, "", step + (kind == "step"), self.total_steps, metrics, self.pace.left()))
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file into the folder."""
@@ -171,6 +205,7 @@ class Run:
         self.write_json(TIMELINE, self.timeline.chrome_trace())
         self._metrics.close()
         self._trackers.close()
+        self.stop.kept = self._kept_before
 
 
 @contextmanager
@@ -178,6 +213,8 @@ def failures(folder: Path, keep_logs: KeepLogs) -> Iterator[None]:
     """When the block fails, keep what its actors wrote in ``folder``, and say in the error where it is."""
     try:
         yield
+    except RunStoppedError:
+        raise
     except RunError as error:
         error.args = (f"{error}\nlogs: {keep_logs(folder)}",)
         raise
@@ -197,6 +234,7 @@ class StepRecord:
     def span(self, name: str) -> Iterator[None]:
         """Time a block."""
         start = time.time()
+        self._run.stage(self.step, name)
         yield
         self._add(name, start, time.time())
 

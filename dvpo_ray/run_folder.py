@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +17,7 @@ from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.errors import ConfigError, RunError
 from dvpo_ray.json_files import iter_records, read_object, read_records
 from dvpo_ray.models.folder import flush_file, sha256_file
+from dvpo_ray.stopping import current
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -45,7 +47,8 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         file.flush()
-        yield
+        with current().at_once(partial(path.unlink, missing_ok=True)):
+            yield
     finally:
         path.unlink(missing_ok=True)
         file.close()

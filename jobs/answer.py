@@ -20,6 +20,7 @@ from dvpo_ray.models.folder import hash_files
 from dvpo_ray.run import Event, Listener, failures
 from dvpo_ray.run_folder import locked
 from jobs.preflight import check_engines
+from jobs.resume import job
 from jobs.setup import base_model, settle_devices
 
 
@@ -59,7 +60,9 @@ def answer_questions(
         if file.known:
             known = f"'{kept}' holds {len(file.known)} answers of an earlier command: those to the same requests are taken"
             listener(Event("phase", known))
-        with file, ray_session(cluster), failures(out.with_name(f"{out.name}.logs"), keep_logs):
+        logs = out.with_name(f"{out.name}.logs")
+        with job(listener) as stop, file, ray_session(cluster), failures(logs, keep_logs):
+            stop.kept, stop.again = (lambda: "the answers so far"), "the same command goes on"
             listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.folder}"))
             rollouts = RolloutPool(str(base.folder), model, rollout, cluster, recipe.run.seed)
             try:
@@ -67,7 +70,8 @@ def answer_questions(
                 listener(Event("phase", f"asking {len(asked)} questions, {turns} turns"))
                 found = interviewer.ask(asked, rollouts, lambda done: listener(Event("step", "", done, turns)))
             finally:
-                rollouts.stop()
+                with stop.ending():
+                    rollouts.stop()
         name = name or base.folder.name
         write_rows(out, [form.written(one.question, one.answers, name, one.tokens) for one in found], form)
         kept.unlink()

@@ -15,8 +15,10 @@ from dvpo_ray.json_files import REMEDY, check_numbers, read_object
 from dvpo_ray.report import write_report
 from dvpo_ray.run import CONFIG, RESULT, Listener, prepare_folder, write_json
 from dvpo_ray.run_folder import locked, run_folder
+from dvpo_ray.stopping import Stop
 from jobs.preflight import check_engines
 from jobs.pretrain_value import pretrain_value
+from jobs.resume import job
 from jobs.setup import base_model, fitting_advantage, fitting_rewards, settle_devices
 from jobs.train_policy import train_policy
 
@@ -27,8 +29,8 @@ def run_pipeline(recipe: PipelineRecipe, listener: Listener = lambda event: None
     Raises:
         RunStoppedError: the run was asked to stop; when that was at the end of the first half, the second is not begun.
     """
-    with locked(run_folder(recipe)):
-        return _run_pipeline(recipe, listener)
+    with job(listener) as stop, locked(run_folder(recipe)):
+        return _run_pipeline(recipe, listener, stop)
 
 
 def _finished_value(result: Path) -> dict[str, Any]:
@@ -44,20 +46,22 @@ def _finished_value(result: Path) -> dict[str, Any]:
     return found
 
 
-def _run_pipeline(recipe: PipelineRecipe, listener: Listener) -> dict[str, Any]:
+def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dict[str, Any]:
     began = time.time()
     # What is wrong with another model shows before the first half is trained, not after it.
     base = base_model(recipe.model)
     fitting_rewards(recipe.policy.rewards, base)
     fitting_advantage(recipe.policy.advantage, base)
-    check_engines(settle_devices(recipe, base)[0], base.folder, listener)
+    settled, _ = settle_devices(recipe, base)
+    check_engines(settled, base.folder, listener)
     resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
     folder = run_folder(recipe) if resuming else prepare_folder(recipe)
     (folder / CONFIG).write_text(dump_resolved(recipe))
     with ray_session(recipe.cluster):
         done = folder / "value" / RESULT
         finished = resuming and done.is_file()
-        value = _finished_value(done) if finished else pretrain_value(recipe.value_recipe(), listener, more_follows=True)
+        value = _finished_value(done) if finished else pretrain_value(recipe.value_recipe(), listener, settled.policy)
+        stop.kept = lambda: "the finished value model"
         policy = train_policy(recipe.policy_recipe(value["value_model"]), listener)
     result = policy | {
         "gvm_pair_accuracy_mean": value["gvm_pair_accuracy_mean"],

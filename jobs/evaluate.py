@@ -33,6 +33,7 @@ from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
 from dvpo_ray.run import CONFIG, LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
 from jobs.preflight import check_engines
+from jobs.resume import job
 from jobs.setup import (
     base_model,
     fitting_value_model,
@@ -159,15 +160,20 @@ def _answer_held_out(
         prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
     )
     rollout = recipe.policy.rollout
-    with ray_session(recipe.cluster), failures(folder / LOGS, keep_logs), ExitStack() as pools:
+
+    def ended(pool: RolloutPool | ScorerPool) -> None:
+        with stop.ending():
+            pool.stop()
+
+    with job(listener) as stop, ray_session(recipe.cluster), failures(folder / LOGS, keep_logs), ExitStack() as pools:
         listener(Event("phase", f"starting the engine on {model}"))
         rollouts = RolloutPool(model, recipe.model, rollout, recipe.cluster, recipe.run.seed)
-        pools.callback(rollouts.stop)
+        pools.callback(ended, rollouts)
         rollouts.settle_on_gpus()
         scorers = ScorerPool(
             str(base.folder), value_folder, recipe.model, recipe.policy.scorer, rollout.temperature, recipe.cluster
         )
-        pools.callback(scorers.stop)
+        pools.callback(ended, scorers)
         scorers.wait_ready()
         rollouts.wait_ready()
         listener(Event("phase", f"answering {len(prompts)} prompts"))

@@ -47,12 +47,17 @@ def kept_by(commit: CommitSection, section: EvaluationSection | None, run: Run) 
     return {"kept_best_by": section.compared_by}
 
 
-def evaluate(evaluator: Evaluator, step: int, rollouts: Rollouts, scorers: Scorers, run: Run) -> Evaluation:
-    """Answer all held-out prompts with the weights the engines serve now, and record it as that of ``step`` trained steps."""
+def evaluate(evaluator: Evaluator, step: int, rollouts: Rollouts, scorers: Scorers, run: Run, every: int = 0) -> Evaluation:
+    """Answer all held-out prompts with the weights the engines serve now, and record it as that of ``step`` trained steps.
+
+    Others follow after each ``every`` steps, and after the last.
+    """
     run.phase(f"answering held-out prompts after {step} steps")
     began = time.time()
     evaluation = evaluator.run(step, rollouts, scorers)
     ended = time.time()
+    pace = run.pace
+    pace.later = lambda step_seconds: (ended - began) * (1 + (pace.total - 1) // every - pace.done // every if every else 1)
     run.timeline.add("evaluate", began, ended, step=step)
     with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())

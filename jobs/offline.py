@@ -63,29 +63,65 @@ class PairTrainer:
 
     def _train_from(self, done: int) -> None:
         """The steps after the first ``done``."""
-        run, committer, steps = self.run, self.committer, len(self.batches)
-        for step in range(done, steps):
-            began = time.time()
-            metrics = self.learn(step, self.batches[step])
-            run.timeline.add("learn", began, time.time(), step=step)
-            run.log(step, metrics | {"seconds/step": time.time() - began})
-            if metrics["loss/skipped_updates"]:
-                names = ", ".join(self.row_ids[i] for i in self.batches[step])
-                run.warn(step, f"an update was not finite and was withheld; the step's pairs: {names}")
-            committer.finish()
-            moving = self.gang.leaving()
-            if moving:
-                run.warn(step, "the machine of the learner will be taken away: committing")
-            # The driver's end is that of the run, which goes on elsewhere.
-            if leaving([this_node()]):
-                run.stopping = True
-            # Who asked it to stop waits for the commit, and not for a score of it.
-            score = None if run.stopping else self.evaluate(step + 1)
-            if committer.due(step + 1) or run.stopping or moving:
-                state: dict[str, Any] = run.facts() | {"score": score, "data_sha256": self.data_sha256}
-                committer.begin(step + 1, state)
-            if moving or run.stopping:
-                committer.finish()
-            if run.stopping and step + 1 < steps:
-                raise RunStoppedError(f"stopped after step {step + 1} of {steps}{AS_ASKED}")
+        run, steps = self.run, len(self.batches)
+        self._check_wanted(done)
+        with run.stop.finishing(run.pace.plan_of_step):
+            for step in range(done, steps):
+                self._train_step(step)
+                self._check_wanted(step + 1)
+            self.committer.finish()
+
+    def _train_step(self, step: int) -> None:
+        run, committer = self.run, self.committer
+        began = time.time()
+        run.pace.begin()
+        run.stage(step, "learn")
+        metrics = self.learn(step, self.batches[step])
+        run.timeline.add("learn", began, time.time(), step=step)
+        run.log(step, metrics | {"seconds/step": time.time() - began})
+        if metrics["loss/skipped_updates"]:
+            names = ", ".join(self.row_ids[i] for i in self.batches[step])
+            run.warn(step, f"an update was not finite and was withheld; the step's pairs: {names}")
         committer.finish()
+        moving = self.gang.leaving()
+        if moving:
+            run.warn(step, "the machine of the learner will be taken away: committing")
+        # The driver's end is that of the run, which goes on elsewhere.
+        if leaving([this_node()]):
+            run.stopping = True
+        score = self._score(step + 1)
+        if committer.due(step + 1) or run.stopping or moving:
+            self._begin_commit(step + 1, score)
+        if moving or run.stopping:
+            committer.finish()
+
+    def _score(self, steps: int) -> float | None:
+        """The score of so many steps. Who asks the run to stop waits for the commit, and not for a score of it."""
+        if self.run.stopping:
+            return None
+        with self.run.stop.cutting(self.run.pace.plan_of_commit):
+            return self.evaluate(steps)
+        return None
+
+    def _check_wanted(self, steps: int) -> None:
+        """Go no further than ``steps`` trained steps when the run is to stop.
+
+        Raises:
+            RunStoppedError: it is.
+        """
+        if self.run.stopping:
+            self.keep(steps)
+            if not steps:
+                raise self.run.stop.stopped()
+            raise RunStoppedError(f"stopped after step {steps} of {len(self.batches)}{AS_ASKED}")
+
+    def keep(self, steps: int) -> None:
+        """See to a commit of ``steps`` trained steps, which were the last."""
+        self.committer.finish()
+        if steps and self.run.pace.committed != steps:
+            self._begin_commit(steps, None)
+            self.committer.finish()
+
+    def _begin_commit(self, steps: int, score: float | None) -> None:
+        state: dict[str, Any] = self.run.facts() | {"score": score, "data_sha256": self.data_sha256}
+        self.committer.begin(steps, state)

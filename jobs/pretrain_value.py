@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dvpo_ray import cli
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
+from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
 from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
 from dvpo_ray.errors import AS_ASKED, RunStoppedError
 from dvpo_ray.learning.pairs import batches, labelled
@@ -23,6 +25,8 @@ from dvpo_ray.learning.value_update import pair_accuracy, pair_wins, resolve_tar
 from dvpo_ray.maths.statistics import share_ci95
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
+from dvpo_ray.planning.ahead import policy_seconds
+from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
 from jobs.offline import PairTrainer
@@ -34,7 +38,7 @@ from jobs.resume import (
     copying,
     find_commit,
     goes_on_in_place,
-    stop_on_signal,
+    job,
     store_of,
 )
 from jobs.setup import BaseModel, base_model, read_pairs, settle_devices
@@ -42,18 +46,20 @@ from jobs.setup import BaseModel, base_model, read_pairs, settle_devices
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 
 
-def pretrain_value(recipe: ValueRecipe, listener: Listener = lambda event: None, more_follows: bool = False) -> dict[str, Any]:
-    """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds.
+def pretrain_value(
+    recipe: ValueRecipe, listener: Listener = lambda event: None, follows: PolicyTraining | None = None
+) -> dict[str, Any]:
+    """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds. ``follows`` is the rest of the job.
 
     Raises:
-        RunStoppedError: the run was asked to stop, and did after a commit; when more of the job follows it, also at its end,
+        RunStoppedError: the run was asked to stop, and did after a commit; when something follows, also at its end,
             after its result was written.
     """
-    with locked(run_folder(recipe)):
-        return _pretrain_value(recipe, listener, more_follows)
+    with job(listener), locked(run_folder(recipe)):
+        return _pretrain_value(recipe, listener, follows)
 
 
-def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool) -> dict[str, Any]:
+def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTraining | None) -> dict[str, Any]:
     base = base_model(recipe.model)
     value = recipe.value
     folder = run_folder(recipe)
@@ -72,6 +78,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
         run.total_steps = total
         check_same_data(commit, data_sha256)
         mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
+        lengths = float(np.mean([len(pair.prompt_ids) for pair in train])), mean_tokens
         target = resolve_target(value.target, mean_tokens)
         run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
         with (
@@ -79,12 +86,13 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
             copying(copier, run),
             ray_session(recipe.cluster),
             run.failures(keep_logs),
-            stop_on_signal(run),
         ):
             gang = ValueLearner(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
             try:
                 gang.wait_ready()
                 run.doubt([gang])
+                run.pace.commit_bytes = base.commit_bytes
+                run.pace.later = partial(_seconds_after, value, len(held_out), base, lengths, follows)
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
 
                 def learn(step: int, rows: np.ndarray) -> dict[str, float]:
@@ -92,13 +100,17 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
                     return gang.call("step", pairs, target, doing=f"value step {step}")[0]
 
                 PairTrainer([pair.row_id for pair in train], steps, data_sha256, learn, gang, run, committer).train(commit)
-                run.phase("measuring pair accuracy on held-out prompts")
-                accuracy = evaluate_pairs(gang, held_out, target)
-                run.phase("saving and sealing the model")
                 target_folder = (folder / (REWARD_MODEL if isinstance(target, RewardTarget) else VALUE_MODEL)).resolve()
-                gang.call("save", str(target_folder), doing="saving the model")
+                # Reading a pair takes less than training on it.
+                rest = partial(_plan_of_rest, run, len(held_out) / value.pairs_per_step)
+                with run.stop.finishing(rest):
+                    run.phase("measuring pair accuracy on held-out prompts")
+                    accuracy = evaluate_pairs(gang, held_out, target)
+                    run.phase("saving and sealing the model")
+                    gang.call("save", str(target_folder), doing="saving the model")
             finally:
-                gang.stop()
+                with run.stop.ending():
+                    gang.stop()
         _seal(target_folder, base, len(train), data_sha256, target, held_out, accuracy)
         result = {
             **_figures(target, target_folder, accuracy),
@@ -115,11 +127,35 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, more_follows: bool)
             **copies(copier),
         }
         run.write_json(RESULT, result)
-        if more_follows and run.stopping:
+        if follows is not None and run.stopping:
             raise RunStoppedError(f"stopped after value training{AS_ASKED}")
         return result
     finally:
         run.close()
+
+
+def _seconds_after(
+    value: ValueTraining,
+    held_out: int,
+    base: BaseModel,
+    lengths: tuple[float, float],
+    follows: PolicyTraining | None,
+    step_seconds: float,
+) -> float:
+    """Time of what comes after the last value step, given mean ``lengths`` of prompts and answers in tokens. Reading a pair takes
+    a third of training on it."""
+    measuring = step_seconds * held_out / value.pairs_per_step / 3
+    if follows is None:
+        return measuring
+    rows, shape = 2 * value.pairs_per_step * value.inner_epochs, ModelShape.from_folder(base.folder)
+    return measuring + policy_seconds(follows, shape, rows, *lengths, step_seconds)
+
+
+def _plan_of_rest(run: Run, steps: float) -> str:
+    """What a stop after the last step does; reading the held-out pairs takes as long as so many steps."""
+    measuring = run.pace.steps_take(steps)
+    seconds = None if measuring is None else measuring + run.pace.commit_seconds
+    return run.pace.plan_of_rest("measuring pair accuracy and saving the model", seconds)
 
 
 def _figures(target: TargetConfig, folder: Path, accuracy: dict[str, Any]) -> dict[str, Any]:

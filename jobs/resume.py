@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,9 +12,10 @@ from dvpo_ray.config import Recipe
 from dvpo_ray.config.sections import CommitSection
 from dvpo_ray.copier import Copier
 from dvpo_ray.copy_target import CopyTarget
-from dvpo_ray.errors import DataError
-from dvpo_ray.run import Run
+from dvpo_ray.errors import AS_ASKED, DataError, RunStoppedError
+from dvpo_ray.run import Event, Listener, Run
 from dvpo_ray.run_folder import COMMITS, CONFIG, check_same_run, run_folder
+from dvpo_ray.stopping import Stop, heeding
 
 # What decides which rows come and which numbers the optimizer's state belongs to: it must not change.
 _FIXED = ("run.seed", "model.path")
@@ -89,6 +88,7 @@ def find_commit(recipe: Recipe, fixed: Sequence[str], store: CommitStore, copier
 @contextmanager
 def copying(copier: Copier | None, run: Run) -> Iterator[None]:
     """At the end of the block, however it comes, wait for the last copies and say which were not made."""
+    run.pace.copies_s = 0.0 if copier is None else copier.wait_s
     try:
         yield
     finally:
@@ -123,18 +123,35 @@ def goes_on_in_place(recipe: Recipe, commit: Commit | None) -> bool:
 
 
 @contextmanager
-def stop_on_signal(run: Run) -> Iterator[None]:
-    """SIGTERM asks the run to commit after its step and stop; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def job(listener: Listener) -> Iterator[Stop]:
+    """Heed signals for the length of a job, and tell its listener what they lead to.
 
-    def stop(signum: int, frame: object) -> None:
-        run.stopping = True
-        signal.signal(signal.SIGTERM, before)
+    Raises:
+        RunStoppedError: a signal ended what was being done.
+    """
+    with heeding(lambda text: listener(Event("stopping", text))) as stop:
+        yield stop
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+
+@contextmanager
+def finishing_run(run: Run, keep: Callable[[int], None]) -> Iterator[None]:
+    """What is measured after the last step may be given up, when ``keep`` has seen to a commit of all steps.
+
+    Raises:
+        RunStoppedError: it was.
+    """
+    steps = run.total_steps
+    with run.stop.finishing(run.pace.plan_of_commit):
+        with run.stop.cutting(run.pace.plan_of_commit):
+            yield
+        if run.stop.asked:
+            keep(steps)
+            raise RunStoppedError(f"stopped after step {steps} of {steps}{AS_ASKED}")
+
+
+@contextmanager
+def saving(run: Run, what: str) -> Iterator[None]:
+    """What a run is for is being saved: that is not given up."""
+    run.phase(f"saving the {what}")
+    with run.stop.finishing(lambda: run.pace.plan_of_rest(f"saving the {what}", run.pace.commit_seconds)):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -49,6 +49,11 @@ class BaseModel:
     folder: Path
     tokenizer: Any
 
+    @property
+    def commit_bytes(self) -> float:
+        """What a commit of all its parameters takes, at least: float32 weights and two moments of each."""
+        return 12 * ModelShape.from_folder(self.folder).parameters
+
 
 def base_model(section: ModelSection) -> BaseModel:
     """Find, verify and (once) convert the model that a recipe names."""

@@ -24,7 +24,7 @@ from dvpo_ray.config import DpoRecipe
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.data import EncodedPair, fingerprint
-from dvpo_ray.errors import AS_ASKED, ConfigError, RunStoppedError
+from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.pairs import batches, labelled
 from dvpo_ray.maths.statistics import share_ci95, wins
@@ -42,8 +42,10 @@ from jobs.resume import (
     copies,
     copying,
     find_commit,
+    finishing_run,
     goes_on_in_place,
-    stop_on_signal,
+    job,
+    saving,
     store_of,
 )
 from jobs.setup import BaseModel, base_model, read_pairs, settle_devices
@@ -68,7 +70,7 @@ class HeldOut:
             return None
         if step:
             self.rollouts.sync(learner.weights(step))
-        self.done[step] = evaluate(self.evaluator, step, self.rollouts, self.scorers, run)
+        self.done[step] = evaluate(self.evaluator, step, self.rollouts, self.scorers, run, self.every)
         return self.done[step].score
 
     def look_once(self, step: int, learner: DpoLearner, run: Run) -> None:
@@ -83,7 +85,7 @@ class HeldOut:
 
 def train_dpo(recipe: DpoRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
     """Evaluate, train, evaluate again, save; returns what ``result.json`` holds."""
-    with locked(run_folder(recipe)):
+    with job(listener), locked(run_folder(recipe)):
         return _train_dpo(recipe, listener)
 
 
@@ -115,13 +117,13 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             MemoryMonitor(os.getpid()) as memory,
             copying(copier, run),
             _started(recipe, base, held_out, total, run) as learner,
-            stop_on_signal(run),
         ):
+            run.pace.commit_bytes = base.commit_bytes
             committer = Committer(store, learner, run, dpo.commit.every, total, copier)
             gained = _train(learner, steps, train, validation, data_sha256, held_out, run, committer, commit)
-            run.phase("saving the policy")
-            saved = (run.folder / POLICY).resolve()
-            learner.save(str(saved), {"base_model": base.name, "steps": total, "data_sha256": data_sha256})
+            with saving(run, POLICY):
+                saved = (run.folder / POLICY).resolve()
+                learner.save(str(saved), {"base_model": base.name, "steps": total, "data_sha256": data_sha256})
         result = {
             "seed": recipe.run.seed,
             "steps": total,
@@ -175,7 +177,7 @@ def _train(
 ) -> np.ndarray:
     """Train, with evaluations before, meanwhile and after; returns what the log-probs of held-out pairs gained [P, 2]."""
     run.phase("reading all answers with the reference, which is the policy before its first step")
-    reference, validation_reference = _scores(learner, train, run), _scores(learner, validation, run)
+    reference, validation_reference = _scores(learner, train), _scores(learner, validation)
     held_out.look_once(0, learner, run)
 
     def learn(step: int, rows: np.ndarray) -> dict[str, float]:
@@ -186,10 +188,13 @@ def _train(
         return held_out.look(step, learner, run) if held_out.due(step) else None
 
     names = [pair.row_id for pair in train]
-    PairTrainer(names, steps, data_sha256, learn, learner, run, committer, look).train(commit)
-    held_out.look_once(len(steps), learner, run)
-    run.phase("measuring pair accuracy on held-out prompts")
-    return _scores(learner, validation, run) - validation_reference
+    trainer = PairTrainer(names, steps, data_sha256, learn, learner, run, committer, look)
+    trainer.train(commit)
+    with finishing_run(run, trainer.keep):
+        held_out.look_once(len(steps), learner, run)
+        run.phase("measuring pair accuracy on held-out prompts")
+        gained = _scores(learner, validation) - validation_reference
+    return gained
 
 
 @contextmanager
@@ -216,21 +221,16 @@ def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, 
             run.doubt(started)
             yield learner
         finally:
-            for pool in started:
-                pool.stop()
+            with run.stop.ending():
+                for pool in started:
+                    pool.stop()
 
 
-def _scores(learner: DpoLearner, pairs: Sequence[EncodedPair], run: Run) -> np.ndarray:
-    """Log-probs of chosen and rejected answers under the current policy, float64 [P, 2].
-
-    Raises:
-        RunStoppedError: the run was asked to stop meanwhile; what was committed stays.
-    """
+def _scores(learner: DpoLearner, pairs: Sequence[EncodedPair]) -> np.ndarray:
+    """Log-probs of chosen and rejected answers under the current policy, float64 [P, 2]."""
     parts = []
     # One call for all would pass any deadline when there are many.
     for first in range(0, len(pairs), PAIRS_PER_CALL):
-        if run.stopping:
-            raise RunStoppedError(f"stopped while answers were read{AS_ASKED}")
         answers = [answer for pair in pairs[first : first + PAIRS_PER_CALL] for answer in labelled(pair)]
         found: dict[int, float] = {}
         for share in learner.call("scores", answers, doing="reading answers"):

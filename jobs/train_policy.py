@@ -41,8 +41,10 @@ from jobs.resume import (
     copies,
     copying,
     find_commit,
+    finishing_run,
     goes_on_in_place,
-    stop_on_signal,
+    job,
+    saving,
     store_of,
 )
 from jobs.setup import (
@@ -80,7 +82,7 @@ class ActorStages:
 
 def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
     """Evaluate, train, evaluate again, save; returns what ``result.json`` holds."""
-    with locked(run_folder(recipe)):
+    with job(listener), locked(run_folder(recipe)):
         return _train_policy(recipe, listener)
 
 
@@ -121,29 +123,33 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             MemoryMonitor(os.getpid()) as memory,
             copying(copier, run),
             _stages(recipe, base, value_folder, rewards, demonstrations, run) as stages,
-            stop_on_signal(run),
         ):
             value_hash, *reward_hashes = stages.scorers.value_hash().split(",")
 
             def evaluate_after(step: int) -> float | None:
                 if evaluator is None:
                     return None
-                evaluations[step] = evaluate(evaluator, step, stages.rollouts, stages.scorers, run)
+                every = section.every if section else 0
+                evaluations[step] = evaluate(evaluator, step, stages.rollouts, stages.scorers, run, every)
                 return evaluations[step].score
 
             if 0 not in evaluations:
                 evaluate_after(0)
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
+            run.pace.commit_bytes = base.commit_bytes
             committer = Committer(store, stages.learner, run, policy.commit.every, policy.steps, copier)
             loop_began, busy_before = time.time(), stages.busy_seconds()
-            Driver(policy, stages, ledger, run, committer, evaluate_after, data_sha256).train(commit)
-            loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
-            cache_hits = stages.scorers.cache_hits()
-            if policy.steps not in evaluations:
-                evaluate_after(policy.steps)
-            run.phase("saving the policy")
-            saved = (run.folder / POLICY).resolve()
-            stages.learner.save(str(saved), {"base_model": base.name, "steps": policy.steps, "gvm_parameters_sha256": value_hash})
+            driver = Driver(policy, stages, ledger, run, committer, evaluate_after, data_sha256)
+            driver.train(commit)
+            with finishing_run(run, driver.keep):
+                loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
+                cache_hits = stages.scorers.cache_hits()
+                if policy.steps not in evaluations:
+                    evaluate_after(policy.steps)
+            with saving(run, POLICY):
+                saved = (run.folder / POLICY).resolve()
+                facts = {"base_model": base.name, "steps": policy.steps, "gvm_parameters_sha256": value_hash}
+                stages.learner.save(str(saved), facts)
         result = _result(recipe, gvm, evaluations, run.folder, value_hash)
         result |= {
             "policy": str(saved),
@@ -201,8 +207,9 @@ def _stages(
             run.doubt([rollouts, scorers, learner])
             yield ActorStages(rollouts, scorers, learner)
         finally:
-            for pool in started:
-                pool.stop()
+            with run.stop.ending():
+                for pool in started:
+                    pool.stop()
 
 
 def _result(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dvpo_ray.cli import app
+from dvpo_ray import __version__
+from dvpo_ray.cli import app, main
 from dvpo_ray.doctor import examine
 
 
@@ -27,6 +28,15 @@ def test_bad_input_is_exit_code_2(tmp_path: Path) -> None:
     assert "did you mean 'policy.steps'" in json.loads(output)["message"]
     assert invoke("report", str(tmp_path))[0] == 2
     assert invoke("config", "check", "demo", "--kind", "nonsense")[0] == 2
+
+
+def test_the_command_says_its_name_and_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, output = invoke("--version")
+    assert (code, output) == (0, f"dvpo {__version__}\n")
+    monkeypatch.setattr("sys.argv", ["/somewhere/dvpo_ray/cli.py", "policy", "train", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "Usage: dvpo policy train [OPTIONS]" in capsys.readouterr().out
 
 
 def test_config_commands() -> None:

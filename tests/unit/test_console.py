@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import threading
 
 import pytest
 
-from dvpo_ray.console import headline, progress, show_checks, show_replay, show_result, show_rows
+from dvpo_ray.console import alive, headline, job_progress, progress, show_checks, show_replay, show_result, show_rows
 from dvpo_ray.run import Event
 
 
@@ -42,3 +44,32 @@ def test_the_share_of_answers_cut_stands_in_lines_and_tables(capsys: pytest.Capt
     assert "cut 0.125" in headline({"answer/tokens": 30.0, "answer/cut_share": 0.125})
     show_rows([{"run": "a", "cut_share": None}])
     assert capsys.readouterr().out.splitlines()[1].split() == ["a", "-"]
+
+
+def test_a_job_that_tells_nothing_for_long_shows_that_it_lives() -> None:
+    told: list[Event] = []
+    enough = threading.Event()
+
+    def shown(event: Event) -> None:
+        told.append(event)
+        if sum(one.kind == "alive" for one in told) == 2:
+            enough.set()
+
+    with alive(shown, first_s=0.02) as listener:
+        listener(Event("stage", "learn", 5, 9, left=600.0))
+        assert enough.wait(20)
+    assert told[0].kind == "stage"
+    assert [event.text for event in told[1:3]] == ["step 5, learn: for 0 s"] * 2
+    assert (told[1].step, told[1].total) == (5, 9) and 599 < (told[2].left or 0) < (told[1].left or 0) < 600
+
+
+def test_the_time_left_is_shown_to_people_and_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    step = Event("step", "", 3, 9, {"loss/value": 0.5}, left=250.0)
+    for as_json in (False, True):
+        with job_progress(as_json, "x") as listener:
+            listener(step)
+            listener(Event("stopping", "stopping: soon"))
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == ["  3/9  loss 0.500  about 5 min left", "stopping: soon"]
+    first, second = map(json.loads, shown.out.splitlines())
+    assert first["seconds_left"] == 250.0 and (second["event"], second["text"]) == ("stopping", "stopping: soon")

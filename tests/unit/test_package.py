@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("dvpo_ray", "actors", "jobs")
@@ -30,3 +33,22 @@ def test_the_wheel_holds_code_data_recipes_and_templates(tmp_path: Path) -> None
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert wanted - packed == set()
+
+
+def pythons() -> dict[str, str]:
+    """Where the Pythons are that the project is for, as far as this machine has them; this one at least."""
+    found = {sys.version.split()[0].rpartition(".")[0]: sys.executable}
+    for version in ("3.11", "3.12", "3.13"):
+        here = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
+        other = str(here[-1]) if here else shutil.which(f"python{version}")
+        if other is not None:
+            found.setdefault(version, other)
+    return found
+
+
+@pytest.mark.parametrize("version", sorted(pythons()))
+def test_no_warnings_of_our_own(version: str, tmp_path: Path) -> None:
+    tree = [str(ROOT / name) for name in (*PARTS, "benchmarks", "scripts", "tests")]
+    command = [pythons()[version], "-W", "error", "-m", "compileall", "-q", "-f", *tree]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPYCACHEPREFIX": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 
 from dvpo_ray.commits import CommitStore
 from dvpo_ray.committer import Committer
-from dvpo_ray.errors import LearnerLostError
+from dvpo_ray.errors import LearnerLostError, RunStoppedError
 from dvpo_ray.run import Event, Run
+from dvpo_ray.stopping import heeding
 from jobs.offline import PairTrainer
 from tests.real import dpo_recipe
 
@@ -94,3 +97,26 @@ def test_an_update_that_was_withheld_is_told_with_its_pairs(tmp_path: Path, monk
     told, _ = run_of(tmp_path, FakeGang({}), 0, monkeypatch)
     warnings = [event.text for event in told if event.kind == "warning"]
     assert warnings == ["step 4: an update was not finite and was withheld; the step's pairs: p6, p7"]
+
+
+class AskedToStop(FakeGang):
+    """Ctrl-C comes while a step is learned."""
+
+    def learn(self, step: int, rows: np.ndarray) -> dict[str, float]:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().learn(step, rows)
+
+
+def test_a_training_without_commits_makes_one_when_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    gang = AskedToStop({})
+    with (
+        pytest.raises(RunStoppedError, match="stopped after step 4 of 9, as asked: --resume auto") as found,
+        heeding(said.append),
+    ):
+        run_of(tmp_path, gang, 0, monkeypatch)
+    assert found.value.exit_code == 130 and gang.learned == list(range(8))
+    assert said[0].startswith("stopping: step 4 of 9, which is in hand, will be finished and committed (within ")
+    assert said[0].endswith("stops at once, losing all 3 steps so far")
+    assert (tmp_path / "run" / "commits" / "latest").read_text() == "step-00000004\n"

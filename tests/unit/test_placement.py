@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
-from actors.placement import nodes_for
+import psutil
+import pytest
+
+from actors.family import children, end_family
+from actors.placement import nodes_for, ray_session
 from actors.rollout import thread_binding
 from dvpo_ray.config.sections import ClusterSection, EngineSection, RolloutSection
+from dvpo_ray.errors import RunError
+from dvpo_ray.stopping import heeding
 
 
 def test_only_a_lone_engine_with_all_cores_is_bound_to_them() -> None:
@@ -20,3 +31,59 @@ def test_only_a_lone_engine_with_all_cores_is_bound_to_them() -> None:
 def test_actors_are_kept_on_nodes_of_their_role_only_when_the_recipe_names_the_label() -> None:
     assert nodes_for("scorer", ClusterSection()) == {}
     assert nodes_for("scorer", ClusterSection(role_label="dvpo-ray/role")) == {"label_selector": {"dvpo-ray/role": "scorer"}}
+
+
+def test_a_ray_that_does_not_start_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def late(_temp_dir: str, **options: object) -> None:
+        logs = Path(_temp_dir) / "session_latest" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "raylet.out").write_text("[1 I 2] well\n[1 C 2] no room in /dev/shm\n[1 I 2] bye\n")
+        raise Exception("The current node timed out during startup. This could be anything.\nmore")
+
+    monkeypatch.setattr("actors.placement.ray.init", late)
+    with pytest.raises(RunError) as found, ray_session(ClusterSection()):
+        pass
+    assert "Ray did not start on this machine: The current node timed out during startup." in str(found.value)
+    assert "raylet.out: [1 C 2] no room in /dev/shm" in str(found.value) and "`dvpo doctor`" in str(found.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+FAMILY = """
+import multiprocessing.shared_memory, os, subprocess, sys
+from pathlib import Path
+memory = multiprocessing.shared_memory.SharedMemory(create=True, size=8)
+Path(sys.argv[1], f"dvpo-zmq-{os.getpid()}-x").mkdir()
+Path(sys.argv[1], "vllm_dist_x").touch()
+child = subprocess.Popen(["sleep", "1000"])
+print(memory.name, child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_a_family_is_ended_with_all_that_it_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("actors.family._other_engines", lambda: False)
+    older = tmp_path / "vllm_dist_of_others"
+    older.touch()
+    os.utime(older, (1.0, 1.0))
+    other = subprocess.Popen(["sleep", "1000"])
+    parent = subprocess.Popen([sys.executable, "-c", FAMILY, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    name, child = parent.stdout.readline().split()
+    family = [psutil.Process(parent.pid), psutil.Process(int(child))]
+    assert Path("/dev/shm", name).exists()
+    end_family(children() - {parent.pid})
+    assert not Path("/dev/shm", name).exists() and list(tmp_path.iterdir()) == [older]
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive and other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_ray_does_not_take_the_signals_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("actors.placement.ray.init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    with heeding(lambda text: None) as stop, ray_session(ClusterSection()):
+        assert signal.getsignal(signal.SIGTERM) == stop.obey

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from dvpo_ray.rows import EngineTraces, ServedWeights, StepResult
 from dvpo_ray.run import Event, Run
 from dvpo_ray.run_folder import COMMITS, DEAD_LETTERS, check_same_run, locked, run_folder
 from dvpo_ray.stages import Weights
+from dvpo_ray.stopping import heeding
 from jobs.resume import POLICY_FIXED
 from tests.fakes import FakeStages, drive
 
@@ -221,6 +225,48 @@ def test_who_asks_a_run_to_stop_waits_for_no_score(tmp_path: Path) -> None:
     commit = CommitStore(run_folder(config) / COMMITS).newest()
     assert commit is not None and (commit.step, commit.score) == (4, None)
     assert evaluated == [2]
+
+
+def test_an_evaluation_is_given_up_for_the_commit_of_its_step(
+    straight: tuple[str, list[tuple[int, float]]], tmp_path: Path
+) -> None:
+    config = recipe(tmp_path, every=0, evaluation={"source": "held-out", "every": 2})
+    said: list[str] = []
+
+    def evaluate(step: int) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+        pytest.fail("the evaluation went on")
+
+    with pytest.raises(RunStoppedError, match="stopped after step 2 of 9, as asked") as found, heeding(said.append):
+        run_once(config, ChainStages(), evaluate=evaluate)
+    assert found.value.exit_code == 143
+    assert said[0].startswith("stopping: the evaluation is given up, step 2 is kept as a commit (within ")
+    commit = CommitStore(run_folder(config) / COMMITS).newest()
+    assert commit is not None and (commit.step, commit.score) == (2, None)
+    stages = ChainStages()
+    run_once(config, stages)
+    assert stages.chain == straight[0]
+
+
+def test_a_run_asked_to_stop_in_its_last_step_stops_after_it(
+    straight: tuple[str, list[tuple[int, float]]], tmp_path: Path
+) -> None:
+    config = recipe(tmp_path, every=0)
+    with pytest.raises(RunStoppedError, match="stopped after step 9 of 9"):
+        run_once(config, ChainStages(), stop_after=STEPS)
+    stages = ChainStages()
+    run_once(config, stages)
+    assert stages.chain == straight[0] and "generate" not in stages.calls
+
+
+def test_a_run_asked_to_stop_before_its_first_step_commits_nothing(tmp_path: Path) -> None:
+    config = recipe(tmp_path, every=0)
+    with heeding(lambda text: None) as stop, stop.ending():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(RunStoppedError, match="stopped; nothing of it is kept"):
+            run_once(config, ChainStages())
+    assert CommitStore(run_folder(config) / COMMITS).newest() is None
 
 
 def test_a_commit_of_another_value_model_is_refused(tmp_path: Path) -> None:

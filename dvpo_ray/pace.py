@@ -1,0 +1,127 @@
+"""How long a run's steps and commits take, from those it has done: what is left of it, and what a stop waits for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+
+from dvpo_ray.stopping import ENDING_S, SECOND
+
+RECENT = 8
+# The slowest of recent steps is not the slowest there will be.
+MARGIN = 1.25
+# A commit that none was measured before: written and hashed by one thread beside the training.
+COMMIT_BYTES_PER_S = 100e6
+
+
+class Pace:
+    """Of one run, in seconds. The first step of a process warms up, and counts only until there are others."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.committed: int | None = None
+        # What a commit writes, as far as it is known before the first.
+        self.commit_bytes = 0.0
+        # Time of what follows the last step, given that of a step.
+        self.later: Callable[[float], float] = lambda step_seconds: 0.0
+        # How long the last copies of commits are waited for, at most.
+        self.copies_s = 0.0
+        self._commits: deque[float] = deque(maxlen=RECENT)
+        self._steps: deque[float] = deque(maxlen=RECENT + 1)
+        self._began = time.monotonic()
+
+    def begin(self) -> None:
+        """A step begins now."""
+        self._began = time.monotonic()
+
+    def step_done(self, steps: int, seconds: float) -> None:
+        """So many steps are trained, the last in so long; the next begins."""
+        self.done = steps
+        self._steps.append(seconds)
+        self.begin()
+
+    def commit_done(self, step: int, seconds: float) -> None:
+        """So many steps are committed, and that they are took so long."""
+        self.committed = step
+        self._commits.append(seconds)
+
+    def go_back(self, step: int, committed: bool) -> None:
+        """The run goes on after so many steps, which a commit holds or which are none."""
+        self.done, self.committed = step, step if committed else None
+        self.begin()
+
+    @property
+    def step_seconds(self) -> float | None:
+        """A step's usual time; None before the first."""
+        steady = list(self._steps)[1:] or list(self._steps)
+        return median(steady) if steady else None
+
+    def left(self) -> float | None:
+        """Time until the last step is trained and what follows it is done; None before the first."""
+        usual = self.step_seconds
+        if usual is None:
+            return None
+        return max(0.0, usual * (self.total - self.done) - (time.monotonic() - self._began)) + self.later(usual)
+
+    def steps_take(self, steps: float) -> float | None:
+        """Time that the slowest of the recent steps would take so many times; None before the first."""
+        return MARGIN * steps * max(self._steps) if self._steps else None
+
+    @property
+    def commit_seconds(self) -> float:
+        """Time that a commit takes at most, as far as can be told."""
+        return MARGIN * max(self._commits) if self._commits else self.commit_bytes / COMMIT_BYTES_PER_S
+
+    def kept(self) -> str:
+        """What of the run is there when its driver is gone; nothing is ""."""
+        return f"the commit of step {self.committed}" if self.committed else ""
+
+    def lost(self) -> str:
+        """What an end now would lose, as a sentence goes on."""
+        since = self.done - (self.committed or 0)
+        if not since:
+            return "losing what is in hand alone"
+        if not self.committed:
+            return f"losing all {_counted(since)} so far"
+        return f"losing the {_counted(since)} since the commit of step {self.committed}"
+
+    def _within(self, seconds: float) -> str:
+        copies = f", and at most {self.copies_s:g} s more for its copies" if self.copies_s else ""
+        return f"within {rounded(seconds + ENDING_S)}{copies}"
+
+    def plan_of_step(self) -> str:
+        """What a stop within a step does."""
+        whole = self.steps_take(1)
+        if whole is None:
+            when = f"how long the first step takes is not known yet, and the rest {self._within(self.commit_seconds)}"
+        else:
+            left = max(whole - (time.monotonic() - self._began), whole - whole / MARGIN)
+            when = self._within(left + self.commit_seconds)
+        step = f"step {min(self.done + 1, self.total)} of {self.total}"
+        return f"stopping: {step}, which is in hand, will be finished and committed ({when}); {SECOND}, {self.lost()}"
+
+    def plan_of_commit(self) -> str:
+        """What a stop within an evaluation of trained steps does."""
+        when = self._within(self.commit_seconds)
+        return f"stopping: the evaluation is given up, step {self.done} is kept as a commit ({when}); {SECOND}, {self.lost()}"
+
+    def plan_of_rest(self, what: str, seconds: float | None) -> str:
+        """What a stop within the work after the last step does, which takes so long from its beginning."""
+        when = "how long that takes is not known" if seconds is None else self._within(seconds)
+        return f"stopping: all steps are trained; {what} will be finished ({when}); {SECOND}, {self.lost()}"
+
+
+def _counted(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
+
+
+def rounded(seconds: float) -> str:
+    """A time as people say it, never less than it is."""
+    if seconds < 120:
+        return f"{max(5, 5 * math.ceil(seconds / 5))} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{math.floor(minutes / 60)} h {minutes % 60} min"
