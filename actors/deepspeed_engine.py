@@ -16,6 +16,7 @@ from torch import Tensor
 from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.models.folder import write_manifest, written_atomically
 from dvpo_ray.models.lora import merged_state, save_adapters
+from dvpo_ray.models.reader_check import check_reader
 
 SHARED_MEMORY_OPERATOR = "deepspeed_shm_comm"
 
@@ -49,6 +50,11 @@ class TrainingEngine:
     """
 
     def __init__(self, reader: Any, config: LearnerSection, total_steps: int) -> None:
+        """Wrap a reader, and check it where it will run; all ranks take part.
+
+        Raises:
+            ModelError: the reader does not give what its model says.
+        """
         import deepspeed
 
         self._config = config
@@ -63,6 +69,7 @@ class TrainingEngine:
         self.engine, *_ = deepspeed.initialize(
             model=reader, model_parameters=trainable, optimizer=optimizer, config=deepspeed_config(config)
         )
+        check_reader(reader)
         self._plain = config.zero_stage == 0 and config.dtype == "float32"
         self.steps = 0
         self._total_steps = total_steps

@@ -21,7 +21,8 @@ from dvpo_ray.config.sections import ModelSection, ScorerSection
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import Entry, ScoreCache
 from dvpo_ray.models.reward_model import RewardModel
-from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
+from dvpo_ray.models.reader_check import frozen_reader
+from dvpo_ray.models.token_reader import PolicyReader, ValueReader, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.monitoring import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
 from dvpo_ray.rewards import Rewards
@@ -145,9 +146,10 @@ class ScorerActor:
         options = (dtype, self._model.attention, self._model.trust_remote_code)
         if value is not None:
             read_seal(value)
-            self._value = freeze(ValueReader(load_value_model(value, *options), packed=self._model.packed)).to(self._device)
+            reader = ValueReader(load_value_model(value, *options), packed=self._model.packed)
+            self._value = frozen_reader(reader, self._device)
         reference = PolicyReader(load_policy(base, *options), self._temperature, with_entropy=False, packed=self._model.packed)
-        self._reference = freeze(reference).to(self._device)
+        self._reference = frozen_reader(reference, self._device)
         if self._reward_configs:
             from transformers import AutoTokenizer
 

@@ -12,7 +12,8 @@ from dvpo_ray.config.rewards import ModelReward
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import SequenceBatch
 from dvpo_ray.maths.statistics import aggregate_values
-from dvpo_ray.models.token_reader import ValueReader, freeze, parameter_hash
+from dvpo_ray.models.reader_check import frozen_reader
+from dvpo_ray.models.token_reader import ValueReader, parameter_hash
 from dvpo_ray.models.value_model import ValueModelSeal, load_value_model, read_seal, refuse_reward_model
 from dvpo_ray.rows import Ragged
 
@@ -39,11 +40,11 @@ class RewardModel:
     def __init__(
         self, name: str, config: ModelReward, section: ModelSection, dtype: torch.dtype, device: torch.device | str, eos_id: int
     ) -> None:
-        """Raises ModelError as ``read_reward_seal``."""
+        """Raises ModelError as ``read_reward_seal`` and ``frozen_reader``."""
         self._ends_cut = read_reward_seal(name, config).is_reward_model and config.end_cut_answers
         self._eos_id = eos_id
         model = load_value_model(Path(config.folder), dtype, section.attention, section.trust_remote_code)
-        self._reader = freeze(ValueReader(model, packed=section.packed)).to(device)
+        self._reader = frozen_reader(ValueReader(model, packed=section.packed), device)
         self._score = config.score
 
     def __call__(self, batch: SequenceBatch, cut_b: np.ndarray) -> np.ndarray:
