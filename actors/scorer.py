@@ -18,10 +18,11 @@ from actors.metrics import busy_counter, count, show, started_again
 from actors.watchdog import watched
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import ModelSection, ScorerSection
+from dvpo_ray.data import turn_end
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import Entry, ScoreCache
-from dvpo_ray.models.reward_model import RewardModel
 from dvpo_ray.models.reader_check import frozen_reader
+from dvpo_ray.models.reward_model import RewardModel
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.monitoring import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
@@ -154,9 +155,10 @@ class ScorerActor:
             from transformers import AutoTokenizer
 
             self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=self._model.trust_remote_code)
+            end_id = turn_end(self._tokenizer, base).end_id
             self._rewards = Rewards(self._reward_configs)
             self._reward_models = {
-                name: RewardModel(name, config, self._model, dtype, self._device, self._tokenizer.eos_token_id)
+                name: RewardModel(name, config, self._model, dtype, self._device, end_id)
                 for name, config in model_rewards(self._reward_configs).items()
             }
         self._loaded = self._hashes()

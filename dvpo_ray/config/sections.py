@@ -68,7 +68,7 @@ class ModelSection(Section):
     attention: Attention = Field(
         "sdpa",
         description="Attention kernel of learner and scorer; `eager` is fastest for short rows on CPU, `flash_attention_2` needs "
-        "the package flash-attn.",
+        "the package flash-attn. Models that cap their attention logits (Gemma 2) get `eager` for `sdpa`, which has no cap.",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
