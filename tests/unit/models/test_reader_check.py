@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -197,7 +196,8 @@ def test_rows_beyond_a_trained_length_are_read_whole_where_it_matters(
     # Phi-3's configuration keeps the length in a field of its own, which goes before that of the scaling.
     trained = {} if config_name != "Phi3Config" else {"original_max_position_embeddings": limit}
     model = made(class_name, config_name, rope_parameters={"rope_theta": 10000.0} | rope, **trained)
-    batch, short = rows(shared=60, lengths=(30, 20, 25)), rows(shared=10)
+    # The beginning ends before the length, and the rows after it.
+    batch, short = rows(shared=min(limit, 64) - 4, lengths=(30, 20, 25)), rows(shared=10)
     reader = PolicyReader(model)
     with torch.no_grad():
         expected = by_forward(model, batch)
@@ -282,7 +282,11 @@ Ways = dict[str, Callable[[Path], object]]
 
 def wrap(folder: Path) -> object:
     reader = PolicyReader(load_policy(folder, torch.float32, "eager"))
-    return TrainingEngine(reader, LearnerSection(dtype="float32"), 1)
+    deepspeed = SimpleNamespace(initialize=lambda model, **_: (SimpleNamespace(module=model),))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "deepspeed", deepspeed)
+        patched.setattr("torch.distributed.get_world_size", lambda: 1)
+        return TrainingEngine(reader, LearnerSection(dtype="float32"), 1)
 
 
 def score(folder: Path) -> object:
@@ -296,11 +300,6 @@ LOADERS: Ways = {"learner": wrap, "scorer": score}
 def test_whoever_loads_a_model_checks_its_reader(
     who: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deepspeed = ModuleType("deepspeed")
-    deepspeed.__spec__ = ModuleSpec("deepspeed", None)
-    deepspeed.initialize = lambda model, **_: (SimpleNamespace(module=model),)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
     folder = saved(family("granite"), tmp_path, tokenizer)
     LOADERS[who](folder)
     monkeypatch.setattr(token_reader, "own_logits", lambda model, hidden: model.lm_head(hidden))
