@@ -17,6 +17,7 @@ from actors.whole_adam import WholeAdam
 from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.models.folder import write_manifest, written_atomically
 from dvpo_ray.models.lora import merged_state, save_adapters
+from dvpo_ray.models.reader_check import check_reader
 
 SHARED_MEMORY_OPERATOR = "deepspeed_shm_comm"
 
@@ -50,6 +51,11 @@ class TrainingEngine:
     """
 
     def __init__(self, reader: Any, config: LearnerSection, total_steps: int) -> None:
+        """Wrap a reader, and check it where it will run; all ranks take part.
+
+        Raises:
+            ModelError: the reader does not give what its model says.
+        """
         import deepspeed
 
         self._config = config
@@ -65,6 +71,7 @@ class TrainingEngine:
         )
         if config.zero_stage == 0:
             self.engine.optimizer = WholeAdam(self.engine.optimizer, config.grad_clip, self.world)
+        check_reader(reader)
         self.steps = 0
         self._total_steps = total_steps
 

@@ -22,6 +22,7 @@ from actors.node_facts import doubt
 from actors.nodes import this_node
 from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import GenerationSection, settled
+from dvpo_ray.data import turn_end
 from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
@@ -62,6 +63,7 @@ class RolloutActor:
         self._told_stacks = False
         self._received = 0
         self._base_sha256: str | None = None
+        self._stop_ids: tuple[int, ...] = ()
         self._busy = BusyClock(busy_counter("rollout"))
 
     async def start(self, before: EngineTraces | None = None) -> tuple[str, EngineTraces]:
@@ -75,6 +77,7 @@ class RolloutActor:
         clear(before or EngineTraces())
         if not torch.cuda.is_available():
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
+        self._stop_ids = await asyncio.to_thread(stop_ids, self._model, self._trust_remote_code)
         args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
         keep_sockets_together()
         self._log.follow()
@@ -299,7 +302,7 @@ class RolloutActor:
 
     async def _final(self, request: GenerationRequest) -> Any:
         """What the engine says at last."""
-        final, sampling = None, sampling_params(self._config, request.seed)
+        final, sampling = None, sampling_params(self._config, request.seed, self._stop_ids)
         prompt = {"prompt_token_ids": list(request.prompt_ids)}
         with engine_errors(self._log):
             async for output in self._engine.generate(prompt, sampling, request.row_id):
@@ -351,8 +354,19 @@ def engine_arguments(model: str, config: GenerationSection, seed: int, trust_rem
     )
 
 
-def sampling_params(config: GenerationSection, seed: int) -> Any:
-    """vLLM's sampling parameters (``SamplingParams``) for one answer."""
+def stop_ids(model: str, trust_remote_code: bool) -> tuple[int, ...]:
+    """Ids of the tokens with which a model in a folder ends its turns.
+
+    Raises:
+        ModelError: the folder does not say.
+    """
+    from transformers import AutoTokenizer
+
+    return turn_end(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code), Path(model)).stop_ids
+
+
+def sampling_params(config: GenerationSection, seed: int, stop_ids: Sequence[int] = ()) -> Any:
+    """vLLM's sampling parameters (``SamplingParams``) for one answer, which any of ``stop_ids`` ends, and is part of."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -360,6 +374,7 @@ def sampling_params(config: GenerationSection, seed: int) -> Any:
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_new_tokens,
+        stop_token_ids=list(stop_ids),
         seed=seed,
         logprobs=0,
         detokenize=False,

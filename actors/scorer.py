@@ -19,10 +19,12 @@ from actors.node_facts import doubt
 from actors.watchdog import watched
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import ModelSection, ScorerSection, settled
+from dvpo_ray.data import turn_end
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import Entry, ScoreCache
+from dvpo_ray.models.reader_check import frozen_reader
 from dvpo_ray.models.reward_model import RewardModel
-from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
+from dvpo_ray.models.token_reader import PolicyReader, ValueReader, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.monitoring import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
 from dvpo_ray.rewards import Rewards
@@ -152,18 +154,18 @@ class ScorerActor:
         options = (dtype, self._model.attention, self._model.trust_remote_code)
         if value is not None:
             read_seal(value)
-            self._value = freeze(ValueReader(load_value_model(value, *options), self._shares, self._model.packed)).to(
-                self._device
-            )
+            reader = ValueReader(load_value_model(value, *options), self._shares, self._model.packed)
+            self._value = frozen_reader(reader, self._device)
         reference = PolicyReader(load_policy(base, *options), self._temperature, False, self._shares, self._model.packed)
-        self._reference = freeze(reference).to(self._device)
+        self._reference = frozen_reader(reference, self._device)
         if self._reward_configs:
             from transformers import AutoTokenizer
 
             self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=self._model.trust_remote_code)
+            end_id = turn_end(self._tokenizer, base).end_id
             self._rewards = Rewards(self._reward_configs)
             self._reward_models = {
-                name: RewardModel(name, config, self._model, dtype, self._device, self._tokenizer.eos_token_id)
+                name: RewardModel(name, config, self._model, dtype, self._device, end_id)
                 for name, config in model_rewards(self._reward_configs).items()
             }
         self._loaded = self._hashes()

@@ -25,7 +25,8 @@ from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.value_update import pair_accuracy, pair_wins
 from dvpo_ray.maths.statistics import share_ci95
 from dvpo_ray.models.folder import check_model_folder
-from dvpo_ray.models.token_reader import ValueReader, freeze
+from dvpo_ray.models.reader_check import frozen_reader
+from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.planning.node_facts import measure_node
@@ -76,7 +77,7 @@ def rank_pairs(
         raise ConfigError(f"'{data}': none of {counts.read} rows can be used: {counts.rejected}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if measure_node().multiplies_bfloat16 else torch.float32
-    reader = freeze(ValueReader(load_value_model(folder, dtype, "sdpa"))).to(device)
+    reader = frozen_reader(ValueReader(load_value_model(folder, dtype, "sdpa")), device)
     prompts = [np.asarray(p.prompt_ids) for p in pairs for _ in range(2)]
     answers = [np.asarray(ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     values = _values(reader, prompts, answers, device)

@@ -13,6 +13,7 @@ from dvpo_ray.dumps import read_dump
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
+from dvpo_ray.models.reader_check import check_reader
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from jobs.setup import base_model, settle_devices
 
@@ -34,6 +35,7 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
     dtype = getattr(torch, settings.learner.dtype)
     model = load_policy(folder, dtype, recipe.model.attention, recipe.model.trust_remote_code)
     reader = PolicyReader(model, settings.rollout.temperature)
+    check_reader(reader)
     prepared, _ = prepare(scored, step, settings.advantage, settings.kl, beta, rewards=settings.rewards)
     # Rows are read one by one, so pairs are not there to be clipped together.
     alone = {"clip": "separate"} if settings.advantage.keeps_pairs else {}

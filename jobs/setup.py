@@ -27,6 +27,7 @@ from dvpo_ray.data import (
     split_by_prompt,
     template_hash,
     tokenizer_hash,
+    turn_end,
 )
 from dvpo_ray.errors import ModelError
 from dvpo_ray.models.packaged import resolve_model
@@ -56,11 +57,16 @@ class BaseModel:
 
 
 def base_model(section: ModelSection) -> BaseModel:
-    """Find, verify and (once) convert the model that a recipe names."""
+    """Find, verify and (once) convert the model that a recipe names.
+
+    Raises:
+        ModelError: the folder cannot be used, or does not say how the model ends its turns.
+    """
     from transformers import AutoTokenizer
 
     folder = resolve_model(section.path).resolve()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
+    turn_end(tokenizer, folder)
     return BaseModel(section.path, folder, tokenizer)
 
 

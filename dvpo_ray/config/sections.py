@@ -79,7 +79,8 @@ class ModelSection(Section):
     attention: Attention = Field(
         "auto",
         description="Attention kernel of learner and scorer; `auto` takes `sdpa`, and on CPU `eager` for rows of up to 256 "
-        "tokens, where it is faster. `flash_attention_2` needs the package flash-attn.",
+        "tokens, where it is faster. `flash_attention_2` needs the package flash-attn. Models that cap their attention logits "
+        "(Gemma 2) get `eager` for `sdpa`, which has no cap.",
     )
     share_prefix: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -13,6 +13,7 @@ from dvpo_ray.data.loading import (
     refuse_if_too_bad,
 )
 from dvpo_ray.data.splits import disjoint, fingerprint, split_by_prompt
+from dvpo_ray.data.turn_end import TurnEnd, turn_end
 
 __all__ = [
     "DeadLetters",
@@ -20,6 +21,7 @@ __all__ = [
     "EncodedPair",
     "EncodedPrompt",
     "LoadCounts",
+    "TurnEnd",
     "disjoint",
     "encode_answer",
     "encode_prompt",
@@ -31,4 +33,5 @@ __all__ = [
     "split_by_prompt",
     "template_hash",
     "tokenizer_hash",
+    "turn_end",
 ]

@@ -10,7 +10,6 @@ from jinja2 import TemplateError
 
 from dvpo_ray.data.formats import Messages
 from dvpo_ray.data.reasons import BadRow, Reason
-from dvpo_ray.errors import DataError
 
 
 def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
@@ -29,15 +28,9 @@ def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
         raise BadRow(Reason.BAD_CONVERSATION, f"the chat template refuses the conversation: {error}") from error
 
 
-def encode_answer(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of an answer and the end-of-sequence token.
-
-    Raises:
-        DataError: the tokenizer has no end-of-sequence token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end-of-sequence token, so answers could not end; set eos_token in its folder")
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+def encode_answer(tokenizer: Any, text: str, end_id: int) -> list[int]:
+    """Token ids of an answer and of the token that ends it (see ``turn_end``)."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], end_id]
 
 
 def template_hash(tokenizer: Any) -> str:

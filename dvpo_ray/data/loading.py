@@ -15,6 +15,7 @@ from dvpo_ray.data.encode import encode_answer, encode_prompt
 from dvpo_ray.data.formats import Messages, parse_demonstration, parse_pair, parse_prompt, row_group, row_id
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.sources import iter_raw_rows
+from dvpo_ray.data.turn_end import turn_end
 from dvpo_ray.errors import DataError
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class EncodedPair(EncodedPrompt):
-    """A preference pair as token ids; answers end with the end-of-sequence token unless they were truncated."""
+    """A preference pair as token ids; answers end with the token that ends the model's turns unless they were truncated."""
 
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
@@ -88,13 +89,15 @@ def load_pairs(
 
     Raises:
         DataError: the source cannot be read at all.
+        ModelError: as ``turn_end``.
     """
+    end_id = turn_end(tokenizer).end_id
 
     def build(identity: str, row: Mapping[str, Any]) -> EncodedPair:
         prompt, chosen, rejected = parse_pair(row)
         _check_text(chosen, rejected)
         answers = [
-            _fit_answer(encode_answer(tokenizer, text), max_answer_tokens, overlong, name)
+            _fit_answer(encode_answer(tokenizer, text, end_id), max_answer_tokens, overlong, name)
             for name, text in (("chosen", chosen), ("rejected", rejected))
         ]
         if answers[0] == answers[1]:
@@ -120,12 +123,14 @@ def load_demonstrations(
 
     Raises:
         DataError: the source cannot be read at all.
+        ModelError: as ``turn_end``.
     """
+    end_id = turn_end(tokenizer).end_id
 
     def build(identity: str, row: Mapping[str, Any]) -> EncodedDemonstration:
         prompt, text = parse_demonstration(row)
         _check_text(text)
-        answer = _fit_answer(encode_answer(tokenizer, text), max_answer_tokens, overlong, "answer")
+        answer = _fit_answer(encode_answer(tokenizer, text, end_id), max_answer_tokens, overlong, "answer")
         return EncodedDemonstration(**vars(_encode(identity, row, prompt, tokenizer, max_prompt_tokens)), answer_ids=answer)
 
     return _load(source, split, limit, dead_letters, build)

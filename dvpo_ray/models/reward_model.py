@@ -12,7 +12,8 @@ from dvpo_ray.config.rewards import ModelReward
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import SequenceBatch
 from dvpo_ray.maths.statistics import aggregate_values
-from dvpo_ray.models.token_reader import ValueReader, freeze, parameter_hash
+from dvpo_ray.models.reader_check import frozen_reader
+from dvpo_ray.models.token_reader import ValueReader, parameter_hash
 from dvpo_ray.models.value_model import ValueModelSeal, load_value_model, read_seal, refuse_reward_model
 from dvpo_ray.rows import Ragged
 
@@ -37,18 +38,18 @@ class RewardModel:
     """
 
     def __init__(
-        self, name: str, config: ModelReward, section: ModelSection, dtype: torch.dtype, device: torch.device | str, eos_id: int
+        self, name: str, config: ModelReward, section: ModelSection, dtype: torch.dtype, device: torch.device | str, end_id: int
     ) -> None:
-        """Raises ModelError as ``read_reward_seal``."""
+        """Raises ModelError as ``read_reward_seal`` and ``frozen_reader``."""
         self._ends_cut = read_reward_seal(name, config).is_reward_model and config.end_cut_answers
-        self._eos_id = eos_id
+        self._end_id = end_id
         model = load_value_model(Path(config.folder), dtype, section.attention, section.trust_remote_code)
-        self._reader = freeze(ValueReader(model, section.share_prefix != "off", section.packed)).to(device)
+        self._reader = frozen_reader(ValueReader(model, section.share_prefix != "off", section.packed), device)
         self._score = config.score
 
     def __call__(self, batch: SequenceBatch, cut_b: np.ndarray) -> np.ndarray:
         """Score of each answer, float32 [B]; ``cut_b`` [B] tells which were cut at the limit."""
-        input_ids = with_end(batch, cut_b, self._eos_id) if self._ends_cut else batch.input_ids
+        input_ids = with_end(batch, cut_b, self._end_id) if self._ends_cut else batch.input_ids
         flat = self._reader(input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
         rows = Ragged(flat, batch.response_lengths + 1).rows()
         return np.array([aggregate_values(values[1:], self._score) for values in rows], dtype=np.float32)
@@ -58,9 +59,9 @@ class RewardModel:
         return parameter_hash(self._reader)
 
 
-def with_end(batch: SequenceBatch, cut_b: np.ndarray, eos_id: int) -> Tensor:
-    """Token ids [B, L] of a batch in which the answers ``cut_b`` [B] end with ``eos_id`` instead of their last token."""
+def with_end(batch: SequenceBatch, cut_b: np.ndarray, end_id: int) -> Tensor:
+    """Token ids [B, L] of a batch in which the answers ``cut_b`` [B] end with ``end_id`` instead of their last token."""
     last_b = batch.with_prompt_end[torch.from_numpy(np.cumsum(batch.response_lengths + 1) - 1).to(batch.input_ids.device)]
     input_ids = batch.input_ids.clone()
-    input_ids.view(-1)[last_b[torch.from_numpy(cut_b).to(last_b.device)]] = eos_id
+    input_ids.view(-1)[last_b[torch.from_numpy(cut_b).to(last_b.device)]] = end_id
     return input_ids

@@ -6,6 +6,10 @@ Only the hidden states at these positions reach a head, so logits of prompts and
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dvpo_ray.models.own_head import own_logits
+
 HEAD_CHUNK = 256
 CACHED_LOGITS = 2**19
 MIN_SHARED_PREFIX = 8
+# How settings end that leave something to chance in training mode.
+CHANCE = ("dropout", "pdrop", "layerdrop", "dropout_prob", "dropout_rate", "jitter_noise")
 
 
 class PolicyReader(nn.Module):
@@ -33,9 +41,13 @@ class PolicyReader(nn.Module):
         super().__init__()
         self.model = model
         self.share_prefix = share_prefix
+        # Rows longer than this are read without sharing: some rotary embeddings depend on a pass's length from there on.
+        self.shared_up_to = sys.maxsize
         self.packed = packed
         self.temperature = temperature
         self.with_entropy = with_entropy
+        # For models that cannot run what they do after their backbone by itself: their output layer alone.
+        self.bare_head = False
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor, temperature: float | None = None
@@ -48,13 +60,15 @@ class PolicyReader(nn.Module):
         ``positions`` are those of the tokens *before* the targets.
         """
         hidden = _hidden_at(self, input_ids, attention_mask, positions)
-        head = self.model.get_output_embeddings()
+        head = self.model.get_output_embeddings() if self.bare_head else partial(own_logits, self.model)
         chunks = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
         at = self.temperature if temperature is None else temperature
         parts = [self._read(head, h, t, at) for h, t in chunks]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    def _read(self, head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _read(
+        self, head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         if not (torch.is_grad_enabled() and hidden.requires_grad):
             return TokenLogProb.apply(head(hidden), targets, temperature, self.with_entropy)
         entropies: list[Tensor] = []
@@ -130,6 +144,8 @@ class ValueReader(nn.Module):
         super().__init__()
         self.model = model
         self.share_prefix = share_prefix
+        # As a policy's.
+        self.shared_up_to = sys.maxsize
         self.packed = packed
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
@@ -137,10 +153,14 @@ class ValueReader(nn.Module):
 
         The head runs in float32: bfloat16 would round values near 1 to steps of 0.008, as large as one token's advantage.
         """
-        hidden = _hidden_at(self, input_ids, attention_mask, positions)
+        hidden = self.hidden_at(input_ids, attention_mask, positions)
         head = self.model.score
         bias = None if head.bias is None else head.bias.float()
         return F.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)
+
+    def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """What the head reads at ``positions`` [N, H]."""
+        return _hidden_at(self, input_ids, attention_mask, positions)
 
 
 def _hidden_at(reader: PolicyReader | ValueReader, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
@@ -149,7 +169,7 @@ def _hidden_at(reader: PolicyReader | ValueReader, input_ids: Tensor, attention_
     if reader.packed:
         return _packed_hidden_at(backbone, input_ids, attention_mask, positions)
     width = input_ids.shape[1]
-    shared = shared_prefix(input_ids, positions) if reader.share_prefix else 0
+    shared = shared_prefix(input_ids, positions) if reader.share_prefix and width <= reader.shared_up_to else 0
     if shared < MIN_SHARED_PREFIX or backbone.is_gradient_checkpointing:
         output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return output.last_hidden_state.flatten(0, 1)[positions]
@@ -191,15 +211,32 @@ def load_policy(folder: Path, dtype: torch.dtype, attention: str, trust_remote_c
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     no_dropout(config)
-    options = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": trust_remote_code}
+    options = {"dtype": dtype, "attn_implementation": kernel_for(config, attention), "trust_remote_code": trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, use_safetensors=True, **options)
     return model.eval()
 
 
+def kernel_for(config: Any, attention: str) -> str:
+    """The attention kernel to ask for: the wanted one, or eager where torch's would leave out a cap on attention logits.
+
+    ``sdpa`` has no argument for such a cap (Gemma 2, arXiv 2408.00118, section 2), and transformers drops it without a word.
+    """
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if attention != "sdpa" or not cap:
+        return attention
+    logging.getLogger(__name__).warning(
+        "model type '%s' caps its attention logits at %g, which attention = 'sdpa' cannot do: 'eager' is used instead",
+        config.model_type,
+        cap,
+    )
+    return "eager"
+
+
 def no_dropout(config: Any) -> None:
-    """Set every rate of dropout that a model's configuration has to 0, whatever its architecture calls it."""
+    """Set every rate of dropout, and of noise in routers, that a model's configuration has to 0, whatever its architecture
+    calls it."""
     for name, rate in vars(config).items():
-        if isinstance(rate, float) and name.endswith(("dropout", "pdrop", "layerdrop", "dropout_prob", "dropout_rate")):
+        if isinstance(rate, float) and name.endswith(CHANCE):
             setattr(config, name, 0.0)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import check_files, check_weights, hash_files
-from dvpo_ray.models.token_reader import no_dropout
+from dvpo_ray.models.token_reader import kernel_for, no_dropout
 
 SEAL = "gvm.json"
 
@@ -54,7 +54,7 @@ def new_value_model(base: Path, attention: str, dtype: torch.dtype, trust_remote
     # Architectures that are not told have a rate of their own for the head.
     config.classifier_dropout = 0.0
     config.num_labels = 1
-    options = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": trust_remote_code}
+    options = {"dtype": dtype, "attn_implementation": kernel_for(config, attention), "trust_remote_code": trust_remote_code}
     model = AutoModelForTokenClassification.from_pretrained(base, config=config, use_safetensors=True, **options)
     _head(model, base)
     nn.init.zeros_(model.score.weight)
@@ -115,10 +115,11 @@ def refuse_reward_model(record: ValueModelSeal, field: str, folder: str | Path, 
 
 def load_value_model(folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool = False) -> Any:
     """A sealed value model's network; call ``read_seal`` first."""
-    from transformers import AutoModelForTokenClassification
+    from transformers import AutoConfig, AutoModelForTokenClassification
 
-    options = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": trust_remote_code}
-    model = AutoModelForTokenClassification.from_pretrained(folder, use_safetensors=True, **options)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    options = {"dtype": dtype, "attn_implementation": kernel_for(config, attention), "trust_remote_code": trust_remote_code}
+    model = AutoModelForTokenClassification.from_pretrained(folder, config=config, use_safetensors=True, **options)
     _head(model, folder)
     return model
 

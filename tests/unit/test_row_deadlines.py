@@ -48,7 +48,7 @@ class OneAtATime:
 def actor_of(monkeypatch: pytest.MonkeyPatch, engine: Any, row_timeout_s: float) -> RolloutActor:
     answer = SimpleNamespace(response_ids=SimpleNamespace(size=1))
     monkeypatch.setattr("actors.rollout._to_answer", lambda request, output: SimpleNamespace(**vars(answer), row=request.row_id))
-    monkeypatch.setattr("actors.rollout.sampling_params", lambda config, seed: None)
+    monkeypatch.setattr("actors.rollout.sampling_params", lambda config, seed, stop_ids: None)
     config = RolloutSection(row_timeout_s=row_timeout_s)
     actor = RolloutActor("none", config, 0)
     actor._engine, actor._fence = engine, None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,19 @@ def test_an_answer_cut_at_the_limit_is_scored_where_reward_models_are_trained(
     assert found[:, 1] == pytest.approx([q[-1] for q in token_values(reward_folder)], abs=1e-4)
     assert found[:, 2] == pytest.approx([q[-1] for q in token_values(value_folder)], abs=1e-4)
     assert abs(found[0, 0] - found[0, 1]) > 1e-3, "else the test could not fail"
+
+
+def test_a_cut_answer_ends_as_the_template_ends_turns(
+    tiny_model: Path, reward_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Not as texts end, where these are two tokens (here the template's `<|im_end|>`, and `<|im_start|>`)."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|im_start|>"}))
+    found = scored(scorer_of(folder, {"taste": ModelReward(folder=str(reward_folder))}), ("length", "stop")).rewards.flat
+    end, other = (np.array([9, tokenizer.convert_tokens_to_ids(one)], np.int32) for one in ("<|im_end|>", "<|im_start|>"))
+    assert found[0] == pytest.approx(token_values(reward_folder, [end, RESPONSES[1]])[0][-1], abs=1e-4)
+    assert abs(found[0] - token_values(reward_folder, [other, RESPONSES[1]])[0][-1]) > 1e-3, "else the test could not fail"
 
 
 def test_the_hash_covers_every_frozen_model_that_scores(tiny_model: Path, reward_folder: Path, value_folder: Path) -> None:
