@@ -17,7 +17,7 @@ ALERTS = Path("k8s/components/monitoring/alerts.yaml")
 IMAGE = "registry.example/dvpo-ray@sha256:" + 64 * "0"
 LARGE = "gpu-large"
 JOBS: tuple[tuple[str, str, type[Recipe], Request], ...] = (
-    ("cpu-demo/job.yaml", "demo", PipelineRecipe, Request("cpu:2:16", IMAGE)),
+    ("cpu-demo/job.yaml", "demo", PipelineRecipe, Request("cpu:2:20", IMAGE)),
     ("gpu-small/job.yaml", "k8s/overlays/gpu-small/recipe.toml", PipelineRecipe, Request("1xL4-24GB", IMAGE)),
     (
         "gpu-small/interactive/cluster.yaml",

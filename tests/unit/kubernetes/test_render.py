@@ -33,7 +33,7 @@ def rendered(kind: Any, recipe: str, request: Request, *overrides: str) -> tuple
 
 
 def test_the_cluster_adds_what_only_it_knows_and_keeps_the_rest() -> None:
-    recipe, job, _ = rendered(PipelineRecipe, "demo", Request("cpu:2:16", IMAGE), "policy.steps=7")
+    recipe, job, _ = rendered(PipelineRecipe, "demo", Request("cpu:2:16:bf16", IMAGE), "policy.steps=7")
     settings = build(PipelineRecipe, recipe)
     assert settings.policy.steps == 7
     assert str(settings.run.output_dir) == "/runs" and settings.run.resume == "auto"
@@ -43,13 +43,13 @@ def test_the_cluster_adds_what_only_it_knows_and_keeps_the_rest() -> None:
     asked = build(PipelineRecipe, recipe_tree("demo")[0])
     assert settings.policy.kl == asked.policy.kl and settings.value.target == asked.value.target
     assert job["spec"]["entrypoint"] == "dvpo demo /etc/dvpo/recipe.toml --resume auto --json"
-    own = rendered(PipelineRecipe, "demo", Request("cpu:2:16", IMAGE), "policy.scorer.cpu_threads=1")[0]
+    own = rendered(PipelineRecipe, "demo", Request("cpu:2:16:bf16", IMAGE), "policy.scorer.cpu_threads=1")[0]
     assert own["policy"]["scorer"]["cpu_threads"] == 1, "what the recipe says stands"
 
 
 def test_a_pod_holds_what_the_plan_says_and_a_quarter_more() -> None:
     """The plan of `dvpo plan demo --kind demo --devices cpu:2:16` sums up to 9.3 GB."""
-    _, job, budget = rendered(PipelineRecipe, "demo", Request("cpu:2:16", IMAGE))
+    _, job, budget = rendered(PipelineRecipe, "demo", Request("cpu:2:16:bf16", IMAGE))
     group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     memory = quantity(limits["memory"])
@@ -132,7 +132,7 @@ def test_a_small_machine_and_value_training_alone_are_refused() -> None:
     with pytest.raises(UserInputError, match="name a machine with more memory"):
         render(PipelineRecipe, "demo", [], Request("cpu:2:10", IMAGE))
     with pytest.raises(UserInputError, match="a training on pairs alone"):
-        render(ValueRecipe, "hh-harmless-value", [], Request("cpu:2:16", IMAGE))
+        render(ValueRecipe, "hh-harmless-value", [], Request("cpu:2:16:bf16", IMAGE))
 
 
 def test_trackers_get_their_secret_from_kubernetes() -> None:
@@ -150,7 +150,7 @@ def test_toml_that_is_written_is_read_again() -> None:
 
 
 def test_the_commands(tmp_path: Path) -> None:
-    command = ["k8s", "render", "demo", "--kind", "demo", "--devices", "cpu:2:16", "--image"]
+    command = ["k8s", "render", "demo", "--kind", "demo", "--devices", "cpu:2:16:bf16", "--image"]
     done = CliRunner().invoke(app, [*command, IMAGE])
     assert done.exit_code == 0, done.output
     file = tmp_path / "job.yaml"
