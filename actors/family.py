@@ -41,7 +41,7 @@ def end_family(spared: Collection[int] = ()) -> None:
     psutil.wait_procs(family, timeout=GONE_S)
     folders = [folder for process in family for folder in socket_folders_of(process.pid)]
     clear(EngineTraces(files=traces.files, sockets=tuple(folders)))
-    if not _other_engines():
+    if not _other_engines({process.pid for process in family}):
         _clear_meeting_points(began)
 
 
@@ -53,9 +53,10 @@ def _below(spared: Collection[int]) -> list[psutil.Process]:
     return found
 
 
-def _other_engines() -> bool:
+def _other_engines(killed: Collection[int]) -> bool:
     """Whether an engine of somebody else is on this machine."""
-    return any((process.info["name"] or "").startswith("VLLM") for process in psutil.process_iter(["name"]))
+    found = [one for one in psutil.process_iter(["name", "status"]) if (one.info["name"] or "").startswith("VLLM")]
+    return any(one.pid not in killed and one.info["status"] != psutil.STATUS_ZOMBIE for one in found)
 
 
 def _clear_meeting_points(began: float) -> None:

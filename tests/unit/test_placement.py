@@ -64,7 +64,7 @@ child.wait()
 
 def test_a_family_is_ended_with_all_that_it_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("actors.family._other_engines", lambda: False)
+    monkeypatch.setattr("actors.family._other_engines", lambda killed: False)
     older = tmp_path / "vllm_dist_of_others"
     older.touch()
     os.utime(older, (1.0, 1.0))
