@@ -26,8 +26,8 @@ class Pace:
         self.committed: int | None = None
         # What a commit writes, as far as it is known before the first.
         self.commit_bytes = 0.0
-        # Time of what follows the last step, given that of a step.
-        self.later: Callable[[float], float] = lambda step_seconds: 0.0
+        # Time of what follows the last step, given that of a step; None where it cannot be told.
+        self.later: Callable[[float], float | None] = lambda step_seconds: 0.0
         # How long the last copies of commits are waited for, at most.
         self.copies_s = 0.0
         self._commits: deque[float] = deque(maxlen=RECENT)
@@ -61,11 +61,12 @@ class Pace:
         return median(steady) if steady else None
 
     def left(self) -> float | None:
-        """Time until the last step is trained and what follows it is done; None before the first."""
+        """Time until the last step is trained and what follows it is done; None before the first, or where it cannot be told."""
         usual = self.step_seconds
-        if usual is None:
+        later = None if usual is None else self.later(usual)
+        if usual is None or later is None:
             return None
-        return max(0.0, usual * (self.total - self.done) - (time.monotonic() - self._began)) + self.later(usual)
+        return max(0.0, usual * (self.total - self.done) - (time.monotonic() - self._began)) + later
 
     def steps_take(self, steps: float) -> float | None:
         """Time that the slowest of the recent steps would take so many times; None before the first."""

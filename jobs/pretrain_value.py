@@ -141,13 +141,15 @@ def _seconds_after(
     lengths: tuple[float, float],
     follows: PolicyTraining | None,
     step_seconds: float,
-) -> float:
-    """Time of what comes after the last value step, given mean ``lengths`` of prompts and answers in tokens. Reading a pair takes
-    a third of training on it."""
+) -> float | None:
+    """Time of what comes after the last value step, given mean ``lengths`` of prompts and answers in tokens; None where planning
+    does not know the model. Reading a pair takes a third of training on it."""
     measuring = step_seconds * held_out / value.pairs_per_step / 3
     if follows is None:
         return measuring
-    rows, shape = 2 * value.pairs_per_step * value.inner_epochs, ModelShape.from_folder(base.folder)
+    rows, shape = 2 * value.pairs_per_step * value.inner_epochs, ModelShape.if_known(base.folder)
+    if shape is None:
+        return None
     return measuring + policy_seconds(follows, shape, rows, *lengths, step_seconds)
 
 
