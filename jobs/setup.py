@@ -12,7 +12,7 @@ from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
-from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, PairsSection, PtxSection
+from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, NumberType, PairsSection, PtxSection
 from dvpo_ray.data import (
     DeadLetters,
     EncodedDemonstration,
@@ -77,7 +77,7 @@ def settle_devices(recipe: R, base: BaseModel, commit: Commit | None = None) -> 
     Raises:
         RunError: the cluster cannot be reached.
     """
-    kept = commit.part(NUMBER_TYPES, dict[str, str]) if commit is not None and NUMBER_TYPES in commit.state else None
+    kept = commit.part(NUMBER_TYPES, dict[str, NumberType]) if commit is not None and NUMBER_TYPES in commit.state else None
     return settle(recipe, nodes_by_role(recipe.cluster), ModelShape.if_known(base.folder), kept)
 
 

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from dvpo_ray.config.base import EntryPoint, PathField, Secret, Section
 
 Auto = Literal["auto"]
-Dtype = Literal["auto", "bfloat16", "float32"]
+NumberType = Literal["bfloat16", "float32"]
+Dtype = Auto | NumberType
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 T = TypeVar("T")
 AUTO_DTYPE = "`auto` is bfloat16 where every node of the role multiplies it faster than float32, else float32."
