@@ -15,7 +15,12 @@ from typing import Any
 
 import psutil
 
+from dvpo_ray.config import PipelineRecipe, load_recipe
 from dvpo_ray.config.loading import to_toml
+from dvpo_ray.models.packaged import resolve_model
+from dvpo_ray.planning.device_defaults import ROLES, settle
+from dvpo_ray.planning.node_facts import NodeFacts, measure_node
+from dvpo_ray.planning.shapes import ModelShape
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
@@ -35,6 +40,13 @@ def dvpo(*arguments: str) -> None:
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "dvpo_ray.cli", *arguments], check=True, cwd=ROOT, env=environment)
+
+
+def demo_recipe(facts: NodeFacts | None = None) -> PipelineRecipe:
+    """The demo's recipe, with what it leaves to the device decided for a device, by default this machine."""
+    recipe = load_recipe(PipelineRecipe, "demo")
+    shape = ModelShape.from_folder(resolve_model(recipe.model.path))
+    return settle(recipe, {role: [facts or measure_node()] for role in ROLES}, shape)[0]
 
 
 def train(kind: str, tree: dict[str, Any], folder: Path, seed: int = 0, resume: str = "never") -> None:

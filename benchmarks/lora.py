@@ -13,9 +13,8 @@ import ray
 from actors.placement import ray_session
 from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
-from benchmarks.common import table, write_section
+from benchmarks.common import demo_recipe, table, write_section
 from benchmarks.overheads import scored_rows
-from dvpo_ray.config import PipelineRecipe, load_recipe
 from dvpo_ray.config.sections import ClusterSection, LoraSection, ModelSection
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.packaged import resolve_model
@@ -30,7 +29,7 @@ RANK = 16
 
 def measure(lora: LoraSection | None) -> list[str]:
     """One line of the table."""
-    policy = load_recipe(PipelineRecipe, "demo").policy.model_copy(update={"lora": lora})
+    policy = demo_recipe().policy.model_copy(update={"lora": lora})
     cluster, model = ClusterSection(), ModelSection(attention="eager")
     folder = resolve_model("smollm2-135m-instruct")
     rows = scored_rows()
@@ -56,7 +55,7 @@ def measure(lora: LoraSection | None) -> list[str]:
         rollouts.stop()
         learner.stop()
     seconds = seconds[WARM_UP:]
-    planned = processes(policy, ModelShape.from_folder(folder), "eager", parse_devices("cpu:2:24:bf16").device)[0].total
+    planned = processes(policy, ModelShape.from_folder(folder), "eager", parse_devices("here").device)[0].total
     return [
         "all weights" if lora is None else f"LoRA, rank {lora.rank}",
         f"{memory.peak_by_process_gb['PolicyLearnerRank']:.2f}",

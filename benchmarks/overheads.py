@@ -26,11 +26,10 @@ from actors.policy_gang import PolicyLearner
 from actors.rank import free_port
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
-from benchmarks.common import ROOT, table, write_section
+from benchmarks.common import ROOT, demo_recipe, table, write_section
 from benchmarks.step_time import value_model
-from dvpo_ray.config import PipelineRecipe, load_recipe
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.config.sections import ClusterSection, ModelSection
+from dvpo_ray.config.sections import ClusterSection, ModelSection, settled
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch
@@ -134,7 +133,7 @@ def bare_score(policy: PolicyTraining) -> Iterator[Work]:
     reference = freeze(PolicyReader(load_policy(resolve_model(MODEL), torch.bfloat16, "eager"), with_entropy=False))
     value = freeze(ValueReader(load_value_model(value_model(), torch.bfloat16, "eager")))
     lengths = [int(n) for n in scored.prompt_ids.lengths + scored.response_ids.lengths]
-    groups = micro_batches(lengths, policy.scorer.token_budget, policy.scorer.max_padding)
+    groups = micro_batches(lengths, settled(policy.scorer.token_budget), settled(policy.scorer.max_padding))
     batches = [pad_sequences(scored.prompt_ids.take(g).rows(), scored.response_ids.take(g).rows()) for g in groups]
 
     def work() -> int:
@@ -161,7 +160,7 @@ def bare_learn(policy: PolicyTraining) -> Iterator[Work]:
     model = load_policy(resolve_model(MODEL), torch.bfloat16, "eager")
     engine = TrainingEngine(PolicyReader(model), policy.learner, 100).engine
     lengths = [int(n) for n in scored.prompt_ids.lengths + scored.response_ids.lengths]
-    groups = micro_batches(lengths, policy.learner.token_budget, policy.learner.max_padding)
+    groups = micro_batches(lengths, settled(policy.learner.token_budget), settled(policy.learner.max_padding))
     batches = [pad_sequences(scored.prompt_ids.take(g).rows(), scored.response_ids.take(g).rows()) for g in groups]
 
     def work() -> int:
@@ -275,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS)
     part = parser.parse_args().part
-    policy = load_recipe(PipelineRecipe, "demo").policy
+    policy = demo_recipe().policy
     if part:
         serve_bare(part, policy)
         return

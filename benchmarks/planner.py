@@ -10,8 +10,7 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.common import RUNS, table, write_section
-from dvpo_ray.config import PipelineRecipe, load_recipe
+from benchmarks.common import RUNS, demo_recipe, table, write_section
 from dvpo_ray.config.algorithms import OffPolicySection
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.planning.calibration import calibrated, measured
@@ -67,10 +66,10 @@ def demo_memory() -> str:
     """Predicted and measured GB of each process of the demo's policy training."""
     run = RUNS / "demo-seed-0" / "policy"
     found: dict[str, float] = json.loads((run / "result.json").read_text())["peak_memory_by_process_gb"]
-    recipe = load_recipe(PipelineRecipe, "demo")
+    recipe = demo_recipe()
     shape = ModelShape.from_folder(resolve_model(recipe.model.path))
     rows: list[list[Any]] = []
-    for process in processes(recipe.policy, shape, recipe.model.attention, parse_devices("cpu:2:24:bf16").device):
+    for process in processes(recipe.policy, shape, recipe.model.attention, parse_devices("here").device):
         real = sum(found.get(name, 0.0) for name in PROCESSES[process.name])
         predicted = process.total / GB
         rows.append([process.name, f"{predicted:.2f}", f"{real:.2f}", f"{100 * (predicted / real - 1):+.0f}%"])
@@ -79,9 +78,9 @@ def demo_memory() -> str:
 
 def demo_time() -> str:
     """A simulated step of the demo against the measured one, the simulator calibrated on the stages of the same run."""
-    recipe = load_recipe(PipelineRecipe, "demo")
+    recipe = demo_recipe()
     shape = ModelShape.from_folder(resolve_model(recipe.model.path))
-    device = parse_devices("cpu:2:24:bf16").device
+    device = parse_devices("here").device
     seconds, answer = measured(RUNS / "demo-seed-0" / "policy")
     work = Workload.of(recipe.policy, answer)
     efficiency = calibrated(recipe.policy, shape, device, work, seconds)
@@ -109,7 +108,7 @@ def paper_row(shape: ModelShape, stage: int, online_critic_too: bool, setting: P
     """(GB on each GPU, seconds a step), by the planner's own memory, scoring and learning times."""
     device, gpus = CATALOGUE["a100-80gb"], setting.gpus
     efficiency = Efficiency(training=setting.share_of_peak, forward=setting.share_of_peak, step_overhead=setting.launches)
-    demo = load_recipe(PipelineRecipe, "demo").policy
+    demo = demo_recipe(device.facts).policy
     policy = with_split(demo, Split(gpus, gpus, gpus, gpus)).model_copy(
         update={"ppo": demo.ppo.model_copy(update={"inner_epochs": setting.epochs})}
     )
@@ -120,7 +119,8 @@ def paper_row(shape: ModelShape, stage: int, online_critic_too: bool, setting: P
     tokens = setting.micro_batch * (setting.prompt + setting.answer)
     memory = sum(trained_bytes(shape.parameters, stage, gpus, "bfloat16").values()) + 2 * 2 * shape.parameters
     memory += activation_bytes(shape, tokens, tokens / 2, "sdpa", checkpointing=True) + head_bytes(shape)
-    decode = decode_step(shape, device, efficiency, setting.rows / gpus, setting.prompt + setting.answer / 2)
+    engine = policy.rollout.engine
+    decode = decode_step(shape, device, efficiency, engine, setting.rows / gpus, setting.prompt + setting.answer / 2)
     if stage == 3:
         decode += 2 * shape.parameters * (gpus - 1) / gpus / setting.nvlink
     seconds = setting.answer * decode + score_seconds(policy, shape, device, efficiency, work)
@@ -149,8 +149,8 @@ def paper() -> str:
 
 def scaling() -> str:
     """Simulated step time of an 8B model when devices and answers grow together."""
-    recipe = load_recipe(PipelineRecipe, "demo").policy
     shape, device = ModelShape.of(LLAMA["8B"]), CATALOGUE["h100-80gb"]
+    recipe = demo_recipe(device.facts).policy
     rows: list[list[Any]] = []
     for staleness in (0, 1):
         for factor in (1, 8, 32, 125):

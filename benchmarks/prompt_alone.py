@@ -17,8 +17,7 @@ from typing import Any
 from actors.calls import get
 from actors.placement import ray_session
 from actors.rollout_pool import RolloutPool
-from benchmarks.common import commit, figures, keep_figures, machine, table, write_section
-from dvpo_ray.config import PipelineRecipe, load_recipe
+from benchmarks.common import commit, demo_recipe, figures, keep_figures, machine, table, write_section
 from dvpo_ray.data import DeadLetters, EncodedPrompt, load_prompts
 from dvpo_ray.data.encode import encode_prompt
 from dvpo_ray.data.formats import Message
@@ -51,7 +50,7 @@ def asked(prompt: str, suffix: tuple[str, str]) -> str:
 
 def answered(requests: Sequence[GenerationRequest], dtype: str) -> dict[str, Answer]:
     """The answers of the demo's model, by row."""
-    recipe = load_recipe(PipelineRecipe, "demo")
+    recipe = demo_recipe()
     rollout = recipe.policy.rollout
     rollout = rollout.model_copy(update={"engine": rollout.engine.model_copy(update={"dtype": dtype})})
     fetch = partial(get, timeout=recipe.cluster.call_timeout_s, who="a rollout actor", doing="handing out an answer")
@@ -71,7 +70,7 @@ def answered(requests: Sequence[GenerationRequest], dtype: str) -> dict[str, Ans
 
 def held_out(tokenizer: Any, limit: int) -> list[EncodedPrompt]:
     """The demo's held-out prompts."""
-    section = load_recipe(PipelineRecipe, "demo").policy.evaluation
+    section = demo_recipe().policy.evaluation
     assert section is not None
     with DeadLetters(None) as letters:
         return load_prompts(section.source, tokenizer, max_prompt_tokens=64, dead_letters=letters, limit=limit)[0]
@@ -80,7 +79,7 @@ def held_out(tokenizer: Any, limit: int) -> list[EncodedPrompt]:
 def measure(names: Sequence[str], limit: int, dtype: str) -> dict[str, dict[str, Any]]:
     """Gold, share cut at the limit and tokens an answer, by suffix."""
     at, where = commit(), machine()
-    tokenizer = base_model(load_recipe(PipelineRecipe, "demo").model).tokenizer
+    tokenizer = base_model(demo_recipe().model).tokenizer
     prompts = held_out(tokenizer, limit)
     requests = [
         GenerationRequest(

@@ -17,11 +17,10 @@ from actors.placement import ray_session
 from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
-from benchmarks.common import table, write_section
+from benchmarks.common import demo_recipe, table, write_section
 from benchmarks.overheads import ATTENTION, CLUSTER, MODEL, answers_of, requests, scored_rows
 from benchmarks.step_time import value_model
 from dvpo_ray.commits import CommitStore
-from dvpo_ray.config import PipelineRecipe, load_recipe
 from dvpo_ray.errors import LearnerLostError
 from dvpo_ray.models.packaged import resolve_model
 
@@ -50,7 +49,7 @@ def commit(learner: PolicyLearner, store: CommitStore, step: int) -> None:
 
 def main() -> None:
     """Kill one part after the other, then commit in every second step."""
-    policy = load_recipe(PipelineRecipe, "demo").policy
+    policy = demo_recipe().policy
     folder, rows, asked = str(resolve_model(MODEL)), scored_rows(), requests()
     with ray_session(CLUSTER), tempfile.TemporaryDirectory(prefix="dvpo-recovery-") as scratch:
         store = CommitStore(Path(scratch), keep_last=1)

@@ -9,8 +9,7 @@ import time
 from actors.placement import ray_session
 from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
-from benchmarks.common import table, write_section
-from dvpo_ray.config import PipelineRecipe, load_recipe
+from benchmarks.common import demo_recipe, table, write_section
 from dvpo_ray.config.sections import ClusterSection, ModelSection
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.packaged import resolve_model
@@ -21,7 +20,7 @@ WAYS = (("shared_memory", 512), ("shared_memory", 64), ("object_store", 64), ("b
 
 def measure(backend: str, bucket_mib: int) -> list[str]:
     """One line of the table."""
-    policy = load_recipe(PipelineRecipe, "demo").policy
+    policy = demo_recipe().policy
     transfer = policy.transfer.model_copy(update={"backend": backend, "bucket_mib": bucket_mib})
     policy = policy.model_copy(update={"transfer": transfer})
     cluster, model, folder = ClusterSection(), ModelSection(attention="eager"), str(resolve_model("smollm2-135m-instruct"))
