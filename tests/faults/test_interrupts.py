@@ -25,7 +25,7 @@ from tests.real import ROLLOUT, files_left, metrics, value_tree
 pytestmark = pytest.mark.integration
 SAID_S, AT_ONCE_S, GONE_S = 1.0, 5.0, 10.0
 PATIENCE = 120
-POLICY_STEPS = 6
+VALUE_STEPS, POLICY_STEPS = 18, 6
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def recipe(tiny_model: Path, pairs: Path, prompts: tuple[Path, Path], tmp_path_f
     return file
 
 
-def test_ctrl_c_at_every_moment(recipe: Path, temporary: Path) -> None:
+def test_ctrl_c_before_the_policy(recipe: Path, temporary: Path) -> None:
     # While Ray and the actors start, and again: at once.
     terminal = Terminal(recipe, temporary)
     terminal.until("phase", "pairs to train on")
@@ -121,13 +121,16 @@ def test_ctrl_c_at_every_moment(recipe: Path, temporary: Path) -> None:
     # In value training, which makes no commits unless it is stopped.
     terminal = Terminal(recipe, temporary)
     steps = terminal.until("step", step=3)["total"]
+    assert steps == VALUE_STEPS
     began, said = terminal.interrupt()
     assert "will be finished and committed (within" in said and "losing all" in said
     assert re.search(rf"stopped after step \d+ of {steps}, as asked: --resume auto", terminal.ends(began, seconds_in(said), 130))
 
+
+@pytest.mark.slow
+def test_ctrl_c_at_every_moment_of_the_policy(recipe: Path, temporary: Path) -> None:
     # In a rollout of policy training, and again: at once.
     terminal = Terminal(recipe, temporary)
-    terminal.until("phase", "going on after step")
     terminal.until("phase", "training for 6 steps")
     terminal.until("stage", "rollout", step=3)
     _, said = terminal.interrupt()
@@ -155,6 +158,6 @@ def test_ctrl_c_at_every_moment(recipe: Path, temporary: Path) -> None:
     terminal.ends(time.monotonic(), PATIENCE, 0)
     run = json.loads((recipe.parent / "value" / "policy" / "result.json").read_text())
     assert run["steps"] == POLICY_STEPS and "gold_after" in run
-    for part, count in (("value", steps), ("policy", POLICY_STEPS)):
+    for part, count in (("value", VALUE_STEPS), ("policy", POLICY_STEPS)):
         lines = [line for line in metrics(recipe.parent / "value" / part) if "seconds/step" in line]
         assert [line["step"] for line in lines] == list(range(count)), "every step once, in order"
