@@ -16,30 +16,29 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
     DataSection,
     EngineSection,
-    LearnerSection,
     ModelSection,
     RolloutSection,
-    ScorerSection,
     TransferSection,
 )
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from dvpo_ray.rows import Adapters, Answer, GenerationRequest, Receivers, WeightBucket
 from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, spec_of, write_bucket
+from tests.decided import learner_section, scorer_section
 
 ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
 MODEL = ModelSection(path="tiny", attention="eager")
 
 
 def settings(**rollout: Any) -> PolicyTraining:
-    engine = EngineSection(dtype="float32", max_model_len=256, max_num_seqs=32)
+    engine = EngineSection(dtype="float32", max_model_len=256, max_num_seqs=32, kv_cache_mib=64)
     return PolicyTraining(
         steps=4,
         value_model="none",
         data=DataSection(source="x", max_prompt_tokens=200),
         rollout=RolloutSection(engine=engine, max_new_tokens=24, **rollout),
-        scorer=ScorerSection(dtype="float32", rows_per_call=4),
-        learner=LearnerSection(dtype="float32", learning_rate=1e-3),
+        scorer=scorer_section(rows_per_call=4),
+        learner=learner_section(learning_rate=1e-3),
     )
 
 

@@ -19,6 +19,7 @@ from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.models.lora import add_adapters, set_dropout
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from dvpo_ray.rows import Ragged, ScoredBatch
+from tests.decided import decided
 from tests.fakes import scored_batch
 
 SEED = 3
@@ -31,7 +32,7 @@ def policy(**changes: Any) -> PolicyTraining:
         "rollout": {"max_new_tokens": 16, "prompts_per_step": 6, "temperature": 0.7},
         "learner": {"dtype": "float32", "token_budget": 40},
     }
-    return build(PolicyRecipe, {"policy": given | changes}).policy
+    return decided(build(PolicyRecipe, {"policy": given | changes})).policy
 
 
 @dataclass

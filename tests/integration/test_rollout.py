@@ -20,13 +20,13 @@ from actors.scorer_pool import ScorerPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
     ClusterSection,
-    ScorerSection,
     TransferSection,
 )
 from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from dvpo_ray.rows import Answer, Ragged, ScoredBatch
+from tests.decided import scorer_section
 from tests.engines import ANSWER_LENGTHS, MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_in, weights_of
 from tests.fakes import scored_batch
 
@@ -347,9 +347,7 @@ def scores_by_row(batches: list[ScoredBatch]) -> dict[str, np.ndarray]:
 
 
 def test_scorers_come_and_go_with_the_work_and_nothing_is_lost(ray: ClusterSection, tiny_model: Path) -> None:
-    config = ScorerSection(
-        dtype="float32", rows_per_call=2, max_actors=2, scale_up_after_s=0.0, scale_down_after_s=0.5, cpu_threads=1
-    )
+    config = scorer_section(rows_per_call=2, max_actors=2, scale_up_after_s=0.0, scale_down_after_s=0.5, cpu_threads=1)
     pool = ScorerPool(str(tiny_model), None, MODEL, config, 1.0, ray)
     pool.wait_ready()
     rows = scored_batch([6] * 40, seed=3)

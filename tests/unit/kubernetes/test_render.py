@@ -130,7 +130,9 @@ def test_a_function_of_ones_own_must_be_in_the_image(tmp_path: Path, monkeypatch
 
 def test_a_small_machine_and_value_training_alone_are_refused() -> None:
     with pytest.raises(UserInputError, match="name a machine with more memory"):
-        render(PipelineRecipe, "demo", [], Request("cpu:2:10", IMAGE))
+        render(PipelineRecipe, "demo", [], Request("cpu:2:10:bf16", IMAGE))
+    with pytest.raises(UserInputError, match="name a machine with more memory"):
+        render(PipelineRecipe, "demo", [], Request("cpu:2:16", IMAGE))
     with pytest.raises(UserInputError, match="a training on pairs alone"):
         render(ValueRecipe, "hh-harmless-value", [], Request("cpu:2:16:bf16", IMAGE))
 

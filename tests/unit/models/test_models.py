@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from actors.scorer import ScorerActor
-from dvpo_ray.config.sections import ModelSection, ScorerSection
+from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import template_hash, tokenizer_hash
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.batching import pad_sequences
@@ -21,6 +21,7 @@ from dvpo_ray.models.folder import check_model_folder, write_manifest, written_a
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import check_fits, load_value_model, new_value_model, read_seal, seal
 from dvpo_ray.rows import Answer
+from tests.decided import scorer_section
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +264,7 @@ def test_a_scorer_gives_the_same_scores_packed(tiny_model: Path) -> None:
     ]
     found = []
     for packing in ("off", "on"):
-        scorer = ScorerActor(str(tiny_model), None, ModelSection(packing=packing), ScorerSection(dtype="float32"), 1.0)
+        scorer = ScorerActor(str(tiny_model), None, ModelSection(attention="sdpa", packing=packing), scorer_section(), 1.0)
         found.append(scorer.score(*answers).ref_log_probs.flat)
         assert scorer._reference.packed is (packing == "on")
     assert found[0] == pytest.approx(found[1], abs=1e-5)

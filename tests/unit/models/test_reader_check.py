@@ -17,13 +17,14 @@ from torch import Tensor
 
 from actors.deepspeed_engine import TrainingEngine
 from actors.scorer import ScorerActor
-from dvpo_ray.config.sections import LearnerSection, ModelSection, ScorerSection
+from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.batching import SequenceBatch, pad_sequences
 from dvpo_ray.models import token_reader
 from dvpo_ray.models.reader_check import check_reader
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, kernel_for, load_policy, no_dropout
 from dvpo_ray.models.value_model import load_value_model, new_value_model
+from tests.decided import learner_section, scorer_section
 
 SIZES = {
     "vocab_size": 320,
@@ -286,11 +287,11 @@ def wrap(folder: Path) -> object:
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, "deepspeed", deepspeed)
         patched.setattr("torch.distributed.get_world_size", lambda: 1)
-        return TrainingEngine(reader, LearnerSection(dtype="float32"), 1)
+        return TrainingEngine(reader, learner_section(), 1)
 
 
 def score(folder: Path) -> object:
-    return ScorerActor(str(folder), None, ModelSection(attention="eager"), ScorerSection(dtype="float32"), 1.0).start()
+    return ScorerActor(str(folder), None, ModelSection(attention="eager"), scorer_section(), 1.0).start()
 
 
 LOADERS: Ways = {"learner": wrap, "scorer": score}

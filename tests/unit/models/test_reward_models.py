@@ -14,7 +14,7 @@ import torch
 
 from actors.scorer import ScorerActor
 from dvpo_ray.config.rewards import FunctionReward, ModelReward, RewardConfig
-from dvpo_ray.config.sections import ModelSection, ScorerSection
+from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import template_hash, tokenizer_hash
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.batching import pad_sequences
@@ -23,6 +23,7 @@ from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import load_value_model, new_value_model, seal
 from dvpo_ray.rows import Answer, ScoredBatch
 from jobs.setup import base_model, fitting_rewards, fitting_value_model
+from tests.decided import scorer_section
 
 PROMPTS = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
 RESPONSES = [np.array([9, 10], np.int32), np.array([11, 12, 13], np.int32)]
@@ -63,7 +64,7 @@ def value_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tok
 
 def scorer_of(base: Path, rewards: dict[str, RewardConfig], value: Path | None = None) -> ScorerActor:
     folder = None if value is None else str(value)
-    return ScorerActor(str(base), folder, SECTION, ScorerSection(dtype="float32"), 1.0, rewards)
+    return ScorerActor(str(base), folder, SECTION, scorer_section(), 1.0, rewards)
 
 
 def scored(scorer: ScorerActor, finished: tuple[str, str] = ("stop", "stop")) -> ScoredBatch:

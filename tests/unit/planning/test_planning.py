@@ -20,10 +20,12 @@ from dvpo_ray.errors import ModelError, UserInputError
 from dvpo_ray.planning import ModelShape, make_plan, parse_devices
 from dvpo_ray.planning.calibration import calibrated, recipe_of
 from dvpo_ray.planning.compare import online_critic
+from dvpo_ray.planning.devices import CATALOGUE
 from dvpo_ray.planning.memory import GB, processes, trained_bytes
 from dvpo_ray.planning.plan import Split, best_split, cluster_of, with_split
 from dvpo_ray.planning.simulate import Cluster, simulate
 from dvpo_ray.planning.times import Efficiency, Workload, stage_seconds, step_seconds
+from tests.decided import decided
 
 LLAMA_8B = {
     "num_hidden_layers": 32,
@@ -46,7 +48,9 @@ SMOLLM2_135M = {
 
 def training(**policy: Any) -> PolicyTraining:
     tree = {"value_model": "g", "data": {"source": "x", "max_prompt_tokens": 512}} | policy
-    return build(PolicyRecipe, {"policy": tree}).policy
+    for role in ("learner", "scorer"):
+        tree[role] = {"token_budget": 4096, "max_padding": 0.05} | tree.get(role, {})
+    return decided(build(PolicyRecipe, {"policy": tree}), CATALOGUE["h100-80gb"].facts).policy
 
 
 def test_reward_models_are_counted_in_the_scorer() -> None:

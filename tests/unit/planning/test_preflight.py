@@ -142,9 +142,3 @@ def test_memory_is_refused_when_models_alone_exceed_it_and_doubted_when_the_esti
     assert maybe == [] and "models and optimizer alone take 3.8 GB, this machine has 3.7" in never[0]
     never, maybe = found(3.8e9, 3e9)
     assert never == [] and "3.0 are free" in maybe[0]
-
-
-def test_memory_of_number_types_that_are_not_decided_counts_the_smallest() -> None:
-    policy = settings()
-    undecided = policy.model_copy(update={"learner": policy.learner.model_copy(update={"dtype": "auto"})})
-    assert too_large(undecided, TINY, 1, "eager", Memory(100e9, 100e9)) == ([], [])
