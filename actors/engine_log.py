@@ -166,7 +166,8 @@ class EngineLog:
         for pid in pids:
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if (name := process.cmdline()[0]).startswith(ENGINE_PROCESS):
+                # A process that has ended, or is about to become another program, has no command line.
+                if (name := "".join(process.cmdline()[:1])).startswith(ENGINE_PROCESS):
                     self._processes.append((process, name.removeprefix(ENGINE_PROCESS).strip()))
 
     def text(self) -> str:

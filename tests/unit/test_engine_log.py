@@ -163,9 +163,11 @@ def test_an_end_without_a_word_names_the_signal_and_the_memory(monkeypatch: pyte
 
 def test_processes_of_an_engine_that_are_gone_are_named() -> None:
     named = f"exec -a {engine_log.ENGINE_PROCESS}Worker sleep 600"
-    with subprocess.Popen(["bash", "-c", named]) as process:
+    process = subprocess.Popen(["bash", "-c", named])
+    try:
         deadline = time.monotonic() + 20
-        while not psutil.Process(process.pid).cmdline()[0].startswith("VLLM") and time.monotonic() < deadline:
+        # Between fork and exec, and within exec, there is no command line.
+        while not "".join(psutil.Process(process.pid).cmdline()).startswith("VLLM") and time.monotonic() < deadline:
             os.sched_yield()
         log = EngineLog()
         log.watch([process.pid, os.getpid()])
@@ -173,6 +175,9 @@ def test_processes_of_an_engine_that_are_gone_are_named() -> None:
         process.send_signal(signal.SIGTERM)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert log.ended() == [f"Worker (pid {process.pid}) was ended by SIGTERM"]
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_what_this_process_met_itself_is_told_and_survives_pickling() -> None:
