@@ -18,6 +18,7 @@ from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.models.folder import write_manifest, written_atomically
 from dvpo_ray.models.lora import merged_state, save_adapters
 from dvpo_ray.models.reader_check import check_reader
+from dvpo_ray.models.token_reader import PolicyReader, ValueReader
 
 SHARED_MEMORY_OPERATOR = "deepspeed_shm_comm"
 
@@ -71,7 +72,9 @@ class TrainingEngine:
         )
         if config.zero_stage == 0:
             self.engine.optimizer = WholeAdam(self.engine.optimizer, config.grad_clip, self.world)
-        check_reader(reader)
+        # Other modules have no model's own forward pass to be compared with.
+        if isinstance(reader, PolicyReader | ValueReader):
+            check_reader(reader)
         self.steps = 0
         self._total_steps = total_steps
 
