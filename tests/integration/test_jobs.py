@@ -26,15 +26,15 @@ pytestmark = pytest.mark.integration
 FirstRun = tuple[dict[str, Any], Path, list[Event]]
 
 
-# Steps after which gold has risen whatever was sampled, and answers to each held-out prompt with which this shows.
-LEARNT, ASKED = 30, 8
+# Steps after which what the frozen value sees has risen by several times its spread between steps, whatever was sampled.
+LEARNT, EVALUATED = 18, 12
 
 
 def long_recipe(policy_recipe: MakePolicyRecipe, folder: Path, name: str) -> PolicyRecipe:
-    """A recipe that trains and asks long enough for its gold to be no matter of luck."""
+    """A recipe that trains long enough for what it learns to be no matter of luck."""
     recipe = policy_recipe(folder, name, steps=LEARNT)
     assert recipe.policy.evaluation is not None
-    section = recipe.policy.evaluation.model_copy(update={"every": 20, "answers_per_prompt": ASKED})
+    section = recipe.policy.evaluation.model_copy(update={"every": EVALUATED})
     return recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"evaluation": section})})
 
 
@@ -82,10 +82,11 @@ def test_policy_training_improves_what_the_frozen_value_sees(first_run: FirstRun
     steps = [line for line in lines if "seconds/step" in line]
     assert len(steps) == LEARNT
     assert [line["weights/version"] for line in steps] == list(range(1, LEARNT + 1))
-    assert result["gold_gain_ci95_low"] > 0, "more than what sampling makes of it"
+    first, last = (sum(line["value/mean"] for line in part) / 4 for part in (steps[:4], steps[-4:]))
+    assert last > first + 0.1
     assert result["gold_after_ci95"][0] <= result["gold_after"] <= result["gold_after_ci95"][1]
     evaluations = [line["step"] for line in lines if "eval/gold" in line]
-    assert evaluations == [0, 20, LEARNT]
+    assert evaluations == [0, EVALUATED, LEARNT]
     assert all(line["gap/abs_log_prob"] <= 1e-3 for line in steps), "engine and learner disagree in float32"
     assert [event.step for event in events if "seconds/step" in event.metrics] == list(range(1, LEARNT + 1))
 
