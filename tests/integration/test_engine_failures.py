@@ -45,6 +45,7 @@ def started(folder: Path, ray: ClusterSection, **engine: Any) -> RolloutPool:
     return RolloutPool(str(folder), MODEL, rollout, ray, seed=0)
 
 
+@pytest.mark.slow
 def test_a_head_size_that_kernels_lack_is_told_when_answers_are_asked_for(ray: ClusterSection, altered: Altered) -> None:
     """vLLM starts with it, and fails at the first token."""
     pool = started(altered(head_dim=20), ray)
@@ -74,6 +75,7 @@ def test_a_cache_too_small_for_one_row_is_told(ray: ClusterSection, altered: Alt
     assert "root cause" not in told
 
 
+@pytest.mark.slow
 def test_broken_weights_are_told(ray: ClusterSection, altered: Altered) -> None:
     folder = altered()
     file = folder / "model.safetensors"
@@ -88,6 +90,7 @@ def test_broken_weights_are_told(ray: ClusterSection, altered: Altered) -> None:
     assert "root cause" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_and_counts_as_a_death(ray: ClusterSection, tiny_model: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     pool = started(tiny_model, ray)
