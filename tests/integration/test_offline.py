@@ -27,6 +27,7 @@ from dvpo_ray.run import Event
 from jobs.pretrain_value import pretrain_value
 from jobs.train_dpo import train_dpo
 from jobs.train_policy import train_policy
+from tests.decided import decided
 from tests.engines import MODEL, weights_in
 from tests.real import ROLLOUT, MakePolicyRecipe, dpo_recipe, metrics, value_tree
 
@@ -146,7 +147,8 @@ def test_sharding_makes_no_difference_to_dpo(
 ) -> None:
     """Two steps, the second of fewer pairs than ranks, whose other rank takes part with nothing to learn from."""
     learner = {"dtype": "float32", "learning_rate": 1e-3, "token_budget": 256, "ranks": ranks, "zero_stage": stage}
-    dpo = dpo_recipe(tiny_model, tmp_path / "none", tmp_path, "x", average_log_probs=True, beta=5.0, learner=learner).dpo
+    recipe = dpo_recipe(tiny_model, tmp_path / "none", tmp_path, "x", average_log_probs=True, beta=5.0, learner=learner)
+    dpo = decided(recipe).dpo
     rng = np.random.default_rng(0)
 
     def ids(count: int) -> tuple[int, ...]:
