@@ -28,6 +28,7 @@ SETTINGS: tuple[tuple[str, dict[str, str], int, int], ...] = (
     ("passive wait, nice 15", {"OMP_WAIT_POLICY": "passive"}, 15, 0),
     ("default wait, nice 0", {}, 0, 0),
     ("passive wait, nice 0", {"OMP_WAIT_POLICY": "passive"}, 0, 0),
+    ("GOMP_SPINCOUNT=10000, nice 0", {"GOMP_SPINCOUNT": "10000"}, 0, 0),
     ("one thread, nice 15", {}, 15, 1),
     ("one thread, nice 0", {}, 0, 1),
 )
