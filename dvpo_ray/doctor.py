@@ -79,7 +79,7 @@ def _cores() -> Check:
         "cores",
         "ok" if cores >= 2 else "warn",
         str(cores),
-        "the demo needs 2 to end in 12 minutes, 25 without bfloat16",
+        "the demo needs 2 to end in 12 minutes, more without bfloat16",
     )
 
 
