@@ -30,8 +30,8 @@ ERROR = re.compile(r"error|fatal|exception| [EC] ", re.IGNORECASE)
 EMBEDDED_FOLDER = "DVPO_EMBEDDED_RAY"
 RAY_LOGS = "/tmp/ray/session_latest/logs/worker-*"
 LATE_SHARE = 0.9
-# How often a thread of OpenMP looks before it sleeps: enough on a quiet machine, where a step of 1.0 s takes as long with it; beside
-# one busy process it takes 4.1 s, with threads that spin at niceness 15 31 s (benchmarks.neighbours).
+# How often a thread of OpenMP looks before it sleeps: enough on a quiet machine, where a step of 1.0 s takes as long with it.
+# Beside one busy process it takes 4.1 s, with threads that spin at niceness 15 31 s (benchmarks.neighbours).
 SPINS = "10000"
 
 
