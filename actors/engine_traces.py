@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ SOCKET_FOLDER = "VLLM_RPC_BASE_PATH"
 SOCKETS = "dvpo-zmq-"
 LONGEST_FOLDER = 107 - len("/") - 36
 PATIENCE_S = 5.0
+TRACKER = "multiprocessing.resource_tracker"
 
 
 def keep_sockets_together() -> None:
@@ -62,6 +64,16 @@ def traces_of(family: Sequence[psutil.Process]) -> EngineTraces:
             if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes:
                 files.append(file.name)
     return EngineTraces(tuple(processes), tuple(sorted(files)))
+
+
+def ending_before_us(traces: EngineTraces) -> EngineTraces:
+    """The same without Python's resource tracker, which ends when this process does, and never before."""
+    found = []
+    for pid, started in traces.processes:
+        with contextlib.suppress(psutil.Error):
+            if not any(TRACKER in word for word in psutil.Process(pid).cmdline()):
+                found.append((pid, started))
+    return replace(traces, processes=tuple(found))
 
 
 def is_ours(folder: str) -> bool:

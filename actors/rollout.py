@@ -16,7 +16,7 @@ import torch
 
 from actors.busy import BusyClock
 from actors.engine_log import EngineLog, engine_errors, start_errors
-from actors.engine_traces import clear, keep_sockets_together, traces_of_children
+from actors.engine_traces import clear, ending_before_us, keep_sockets_together, traces_of_children
 from actors.metrics import busy_counter, count, show
 from actors.node_facts import doubt
 from actors.nodes import this_node
@@ -30,6 +30,8 @@ from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationReq
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
+# How often it is looked whether the engine that owes an answer lives.
+LOOK_S = 5.0
 
 
 class RolloutActor:
@@ -72,7 +74,6 @@ class RolloutActor:
         ``before`` is what an engine that was killed left; what of it is on this node is removed.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         clear(before or EngineTraces())
         if not torch.cuda.is_available():
@@ -84,7 +85,7 @@ class RolloutActor:
         # Meanwhile the actor tells its traces: a process that is killed while it starts cannot any more.
         try:
             with start_errors(self._log):
-                self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+                self._engine = await asyncio.to_thread(start_engine, args)
         except BaseException:
             await asyncio.to_thread(clear, self._known_traces())
             raise
@@ -276,14 +277,14 @@ class RolloutActor:
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
         finally:
-            await asyncio.to_thread(clear, traces)
+            await asyncio.to_thread(clear, ending_before_us(traces))
 
     async def _answer(self, request: GenerationRequest) -> Answer:
         """The answer to one request, or its error.
 
         Rows that wait behind others, in the engine's own queue, are not late: the engine is, once it finishes nothing.
         """
-        limit, clock = self._config.row_timeout_s, asyncio.get_running_loop().time
+        limit, clock, engine = self._config.row_timeout_s, asyncio.get_running_loop().time, self._engine
         asked, task = clock(), asyncio.create_task(self._final(request))
         try:
             while not task.done():
@@ -295,7 +296,12 @@ class RolloutActor:
                         "rollout.row_timeout_s or lower rollout.max_new_tokens",
                         request.row_id,
                     )
-                await asyncio.wait([task], timeout=left)
+                dead = engine.errored
+                await asyncio.wait([task], timeout=min(left, LOOK_S))
+                # vLLM forgets a request that comes just as its core dies.
+                if dead and not task.done():
+                    with engine_errors(self._log):
+                        raise engine.dead_error
             return _to_answer(request, task.result())
         finally:
             task.cancel()
@@ -328,8 +334,11 @@ def engine_arguments(model: str, config: GenerationSection, seed: int, trust_rem
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+    from actors.one_process import ONE_PROCESS
+
     engine = config.engine
     on_cpu = not torch.cuda.is_available()
+    one_process = on_cpu and engine.tensor_parallel == 1
     return AsyncEngineArgs(
         model=model,
         dtype=engine.dtype,
@@ -337,6 +346,7 @@ def engine_arguments(model: str, config: GenerationSection, seed: int, trust_rem
         max_num_seqs=engine.max_num_seqs,
         enforce_eager=engine.enforce_eager,
         tensor_parallel_size=engine.tensor_parallel,
+        distributed_executor_backend=ONE_PROCESS if one_process else None,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         kv_cache_memory_bytes=settled(engine.kv_cache_mib) * 2**20 if on_cpu else None,
         enable_prefix_caching=engine.prefix_caching,
@@ -352,6 +362,16 @@ def engine_arguments(model: str, config: GenerationSection, seed: int, trust_rem
         weight_transfer_config=WeightTransferConfig(backend="dvpo_buckets"),
         disable_log_stats=True,
     )
+
+
+def start_engine(args: Any) -> Any:
+    """vLLM's engine (``AsyncLLM``) with these arguments, in processes of its own."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from actors.one_process import bound_threads
+
+    with bound_threads(args):
+        return AsyncLLM.from_engine_args(args)
 
 
 def stop_ids(model: str, trust_remote_code: bool) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def test_a_head_size_that_kernels_lack_is_told_when_answers_are_asked_for(ray: C
     told = str(raised.value)
     assert "rollout-0" in told
     assert "Unsupported CPU attention configuration: head_dim=20" in told
-    assert "in Worker (pid " in told and "vllm/_custom_ops.py" in told, "the innermost frames"
+    assert "in EngineCore (pid " in told and "vllm/_custom_ops.py" in told, "the innermost frames"
     assert "above" not in told
 
 
@@ -91,20 +91,20 @@ def test_broken_weights_are_told(ray: ClusterSection, altered: Altered) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_named_and_counts_as_a_death(ray: ClusterSection, tiny_model: Path) -> None:
+def test_an_engine_that_is_killed_is_named_and_counts_as_a_death(ray: ClusterSection, tiny_model: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     pool = started(tiny_model, ray)
     try:
         pool.wait_ready()
         ours = set(psutil.Process().children(recursive=True)) - before
-        (worker,) = (process for process in ours if process.cmdline()[:1] == ["VLLM::Worker"])
-        worker.kill()
+        (engine,) = (process for process in ours if process.cmdline()[:1] == ["VLLM::EngineCore"])
+        engine.kill()
         with pytest.raises(ActorDiedError) as raised:
             answers_of(pool, requests(1))
     finally:
         pool.stop()
     told = str(raised.value)
-    assert f"Worker (pid {worker.pid})" in told and "as when they are killed" in told and "GB of memory are free now" in told
+    assert f"EngineCore (pid {engine.pid})" in told and "as when they are killed" in told and "GB of memory are free now" in told
 
 
 def test_a_pipeline_refuses_such_a_model_before_it_trains_anything(

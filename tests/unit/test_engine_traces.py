@@ -28,7 +28,7 @@ def test_sockets_are_kept_together_and_removed(temporary: Path, monkeypatch: pyt
     folder = Path(os.environ[SOCKET_FOLDER])
     assert folder.parent == temporary and traces_of_children().sockets == (str(folder),)
     (folder / "a-socket").touch()
-    clear(traces_of_children())
+    clear(EngineTraces(sockets=traces_of_children().sockets))
     assert list(temporary.iterdir()) == []
     clear(EngineTraces(sockets=(str(folder),)))
 
@@ -41,7 +41,7 @@ def test_a_socket_has_a_path_that_the_system_takes(monkeypatch: pytest.MonkeyPat
     try:
         assert len(str(folder)) <= LONGEST_FOLDER and folder.is_dir()
     finally:
-        clear(traces_of_children())
+        clear(EngineTraces(sockets=traces_of_children().sockets))
     assert not folder.exists()
 
 

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from actors.rollout import RolloutActor
+from actors.rollout import LOOK_S, RolloutActor
 from dvpo_ray.config.sections import RolloutSection
-from dvpo_ray.errors import RowDeadlineError
+from dvpo_ray.errors import ActorDiedError, RowDeadlineError
 from dvpo_ray.rows import GenerationRequest
 
 
@@ -36,6 +37,8 @@ class OneAtATime:
     def __init__(self, seconds: float, answers: int = 10**9) -> None:
         self.seconds = seconds
         self.answers = answers
+        self.errored = False
+        self.dead_error = EngineDeadError()
         self._turn = asyncio.Lock()
 
     async def generate(self, prompt: Any, sampling: Any, row_id: str) -> AsyncIterator[Any]:
@@ -76,3 +79,22 @@ def test_an_engine_that_finishes_nothing_is_late(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RowDeadlineError, match=r"row r\d+: no complete answer within 8\.0 s") as caught:
         rows_of(actor, 30)
     assert int(caught.value.row_id[1:]) >= answers
+
+
+def test_a_row_that_a_dead_engine_forgot_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OneAtATime(seconds=1.0, answers=2)
+    actor = actor_of(monkeypatch, engine, row_timeout_s=300.0)
+
+    async def die() -> None:
+        await asyncio.sleep(30)
+        engine.errored = True
+
+    async def ask() -> None:
+        requests = [GenerationRequest(f"r{i}", (1,), seed=i) for i in range(4)]
+        dying = asyncio.create_task(die())
+        with pytest.raises(ActorDiedError, match="the engine's processes died"):
+            [answer async for answer in actor.generate(requests)]  # type: ignore[attr-defined]
+        assert dying.done() and asyncio.get_running_loop().time() <= 30 + 2 * LOOK_S
+
+    with asyncio.Runner(loop_factory=InstantLoop) as runner:
+        runner.run(ask())

@@ -287,7 +287,7 @@ def wrap(folder: Path) -> object:
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, "deepspeed", deepspeed)
         patched.setattr("torch.distributed.get_world_size", lambda: 1)
-        return TrainingEngine(reader, learner_section(), 1)
+        return TrainingEngine(reader, learner_section(zero_stage=1), 1)
 
 
 def score(folder: Path) -> object:
