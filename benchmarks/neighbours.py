@@ -21,6 +21,7 @@ from benchmarks.common import ROOT, figures, keep_figures, table, write_section
 SECTION = "neighbours"
 ROWS, TOKENS, STEPS = 4, 32, 3
 LOADS = (0, 1, 2)
+PATIENCE_S = 60
 # Name, environment, niceness, threads (0: all cores).
 SETTINGS: tuple[tuple[str, dict[str, str], int, int], ...] = (
     ("spinning, nice 15", {"OMP_WAIT_POLICY": "active"}, 15, 0),
@@ -29,6 +30,7 @@ SETTINGS: tuple[tuple[str, dict[str, str], int, int], ...] = (
     ("default wait, nice 0", {}, 0, 0),
     ("passive wait, nice 0", {"OMP_WAIT_POLICY": "passive"}, 0, 0),
     ("GOMP_SPINCOUNT=10000, nice 0", {"GOMP_SPINCOUNT": "10000"}, 0, 0),
+    ("GOMP_SPINCOUNT=1000, nice 0", {"GOMP_SPINCOUNT": "1000"}, 0, 0),
     ("one thread, nice 15", {}, 15, 1),
     ("one thread, nice 0", {}, 0, 1),
 )
@@ -72,13 +74,24 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def in_a_process(environment: dict[str, str], niceness: int, threads: int) -> list[float]:
-    """``measure`` in a process of its own, with the allocator's settings of learners (docs/performance.md)."""
+    """``measure`` in a process of its own, with the allocator's settings of learners (docs/performance.md); nothing when that took
+    longer than ``PATIENCE_S``."""
     allocator = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
     given = os.environ | allocator | environment | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "benchmarks.neighbours", "--measure", str(threads)]
-    done = subprocess.run(
-        command, env=given, cwd=ROOT, capture_output=True, text=True, check=True, preexec_fn=lambda: os.nice(niceness)
-    )
+    try:
+        done = subprocess.run(
+            command,
+            env=given,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE_S,
+            preexec_fn=lambda: os.nice(niceness),
+        )
+    except subprocess.TimeoutExpired:
+        return []
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -100,7 +113,7 @@ def main() -> None:
                     known[key] = {"seconds": in_a_process(environment, niceness, threads)}
                 keep_figures(SECTION, {key: known[key]})
                 print(key, known[key], flush=True)
-    rows = [[name, *(median(known[f"{name}, {load} busy"]["seconds"]) for load in LOADS)] for name, *_ in SETTINGS]
+    rows = [[name, *(_shown(known[f"{name}, {load} busy"]["seconds"]) for load in LOADS)] for name, *_ in SETTINGS]
     body = (
         f"Seconds of a training step of the demo's value model in float32 ({ROWS} rows of {TOKENS} tokens, median of {STEPS}), "
         "beside processes that compute without a pause.\n\n"
@@ -108,6 +121,10 @@ def main() -> None:
         + "\nRay's default is niceness 15, torch's the default wait of its OpenMP, with a thread a core."
     )
     write_section(SECTION, "Beside busy neighbours", "python -m benchmarks.neighbours", body)
+
+
+def _shown(seconds: list[float]) -> float | str:
+    return median(seconds) if seconds else f"over {PATIENCE_S / (1 + STEPS):.0f}"
 
 
 if __name__ == "__main__":

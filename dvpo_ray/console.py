@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dvpo_ray.logs import log_as_json
@@ -62,8 +62,7 @@ def progress(as_json: bool, run: str) -> Iterator[Listener]:
     if not console.is_terminal:
         yield _print_plain
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[left]}"), console=console, transient=True) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("starting", total=None, left="")
         figures = ""
 
@@ -87,6 +86,22 @@ def progress(as_json: bool, run: str) -> Iterator[Listener]:
                 bar.console.print(f"  after {event.step} steps: {headline(event.metrics)}", markup=False)
 
         yield show
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar whose figures give way where a terminal is narrow, and never the time left."""
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    return Progress(
+        SpinnerColumn(),
+        MofNCompleteColumn(),
+        BarColumn(12),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", table_column=rest),
+        console=console,
+        transient=True,
+        expand=True,
+    )
 
 
 @contextmanager
@@ -133,7 +148,11 @@ def _still(last: Event, seconds: float) -> Event:
 
 def time_left(event: Event) -> str:
     """The time to the end of the job, as people say it; nothing when it is not known."""
-    return "" if event.left is None else f"  about {rounded(event.left)} left"
+    return "" if event.left is None else f"about {rounded(event.left)} left"
+
+
+def _spaced(text: str) -> str:
+    return f"  {text}" if text else ""
 
 
 @contextmanager
@@ -283,12 +302,12 @@ def _print_plain(event: Event) -> None:
     if event.kind in ("phase", "warning", "stopping"):
         text = event.text
     elif event.kind == "alive":
-        text = f"  ... {event.text}{time_left(event)}"
+        text = f"  ... {event.text}{_spaced(time_left(event))}"
     elif event.kind == "stage":
         return
     else:
         where = f"{event.step}/{event.total}" if event.kind == "step" else f"after {event.step} steps:"
-        text = f"  {where}  {headline(event.metrics)}{time_left(event)}"
+        text = f"  {where}  {headline(event.metrics)}{_spaced(time_left(event))}"
     # In one piece: threads tell of signals, and that the job lives.
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
 
 import pytest
+from rich.console import Console
 
-from dvpo_ray.console import alive, headline, job_progress, progress, show_checks, show_replay, show_result, show_rows
+from dvpo_ray.console import alive, headline, job_progress, progress, progress_bar, show_checks, show_replay, show_result, show_rows
 from dvpo_ray.run import Event
 
 
@@ -44,6 +46,17 @@ def test_the_share_of_answers_cut_stands_in_lines_and_tables(capsys: pytest.Capt
     assert "cut 0.125" in headline({"answer/tokens": 30.0, "answer/cut_share": 0.125})
     show_rows([{"run": "a", "cut_share": None}])
     assert capsys.readouterr().out.splitlines()[1].split() == ["a", "-"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_time_left_is_shown_on_any_terminal(width: int) -> None:
+    console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
+    bar = progress_bar(console)
+    bar.add_task("value 0.659  KL/token 0.329  entropy 2.626  tokens 28.156  learn", total=20, completed=7, left="about 12 min left")
+    with console.capture() as captured:
+        console.print(bar.get_renderable())
+    (line,) = captured.get().splitlines()
+    assert "about 12 min left" in line and "7/20" in line and "value 0." in line
 
 
 def test_a_job_that_tells_nothing_for_long_shows_that_it_lives() -> None:
