@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.data.formats import Message, parse_demonstration, parse_pair, parse_prompt, row_id
+from dvpo_ray.data.formats import parse_demonstration, parse_pair, parse_prompt, row_id
+from dvpo_ray.data.messages import Message
 from dvpo_ray.data.reasons import BadRow, Reason
 
 USER = {"role": "user", "content": "Hi"}

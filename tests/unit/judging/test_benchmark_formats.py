@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.data.formats import Message
+from dvpo_ray.data.messages import Message
 from dvpo_ray.errors import ConfigError, DataError
 from dvpo_ray.judging.files import read_answers, read_questions, refuse_to_replace, write_rows
 from dvpo_ray.judging.formats import FORMATS, format_named, markdown_counts
