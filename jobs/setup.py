@@ -161,9 +161,7 @@ def reading_of(section: DataSection) -> Reading:
     return Reading(section.format, section.columns)
 
 
-def read_prompts(
-    section: DataSection, tokenizer: Any, folder: Path, tell: Tell = lambda text: None
-) -> list[EncodedPrompt]:
+def read_prompts(section: DataSection, tokenizer: Any, folder: Path, tell: Tell = lambda text: None) -> list[EncodedPrompt]:
     """Prompts to train on."""
     return _read_rows(load_prompts, section, tokenizer, folder, "prompts", tell)
 

@@ -20,9 +20,7 @@ def table() -> str:
         gives += ["demonstration"] if example.demonstration else []
         gives += ["prompt"] if example.shape != "open_assistant_messages" else []
         gives += [f"no pair: {reason}" for reason, _ in example.rejected]
-        lines.append(
-            f"| {example.name} | `{shape.name}` | {shape.columns} | {len(example.rows)} | {', '.join(gives)} |"
-        )
+        lines.append(f"| {example.name} | `{shape.name}` | {shape.columns} | {len(example.rows)} | {', '.join(gives)} |")
     return "\n".join(lines) + "\n"
 
 

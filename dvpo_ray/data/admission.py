@@ -124,8 +124,9 @@ class Admission(Generic[T]):
                 break
             self._admit(given)
         counts = self._counts
-        counts.made, counts.rejected, counts.shapes, counts.notes = len(self._kept), *map(
-            dict, (self._rejected, self._shapes, self._notes)
+        counts.made, counts.rejected, counts.shapes, counts.notes = (
+            len(self._kept),
+            *map(dict, (self._rejected, self._shapes, self._notes)),
         )
         counts.unread = tuple(name for name in self._there if name not in self._asked)
         counts.check()

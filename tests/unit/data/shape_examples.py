@@ -121,7 +121,13 @@ PAIRS = (
         "pair_beside_talk",
         {"conversations": [human()], "chosen": gpt(GOOD), "rejected": gpt(BAD)},
     ),
-    Example("KTO", "labelled_answer", ({"prompt": ASK, "completion": BAD, "label": False}, {"prompt": ASK, "completion": GOOD, "label": True}), ((GOOD, BAD),), GOOD),
+    Example(
+        "KTO",
+        "labelled_answer",
+        ({"prompt": ASK, "completion": BAD, "label": False}, {"prompt": ASK, "completion": GOOD, "label": True}),
+        ((GOOD, BAD),),
+        GOOD,
+    ),
     Example(
         "HelpSteer2",
         "rated_answer",
@@ -194,7 +200,11 @@ PAIRS = (
             "winner_tie": 0,
         },
     ),
-    pair_of("Two responses and a preference", "two_responses", {"prompt": ASK, "response_a": BAD, "response_b": GOOD, "preference": "B"}),
+    pair_of(
+        "Two responses and a preference",
+        "two_responses",
+        {"prompt": ASK, "response_a": BAD, "response_b": GOOD, "preference": "B"},
+    ),
     pair_of(
         "Summarize from feedback",
         "summarize_from_feedback",

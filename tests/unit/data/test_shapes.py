@@ -90,7 +90,9 @@ def load(folder: Path, rows: Any, tokenizer: Any, **more: Any) -> tuple[list[Any
 
 def test_shared_ids_are_no_row_ids(tmp_path: Path, tokenizer: Any) -> None:
     """Three pairs to each of 20 prompts: 60 rows with 20 ids."""
-    rows = [{"prompt_id": f"p{i // 3}", "prompt": f"ask {i // 3}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(60)]
+    rows = [
+        {"prompt_id": f"p{i // 3}", "prompt": f"ask {i // 3}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(60)
+    ]
     pairs, counts = load(tmp_path, rows, tokenizer)
     assert len(pairs) == counts.kept == 60 and len({pair.row_id for pair in pairs}) == 60
     assert [pair.row_id for pair in pairs[:4]] == ["p0", "p0#2", "p0#3", "p1"]
@@ -105,7 +107,9 @@ def test_empty_ids_are_none(empty: Any, tmp_path: Path, tokenizer: Any) -> None:
 
 def test_answers_without_a_partner_and_ties_are_counted(tmp_path: Path, tokenizer: Any) -> None:
     rated = [("a", "x", 3), ("b", "x", 1), ("a", "y", 1), ("b", "y", 1), ("c", "z", 4)]
-    rows = [{"prompt": prompt, "response": f"{answer}{score}{i}", "score": score} for i, (prompt, answer, score) in enumerate(rated)]
+    rows = [
+        {"prompt": prompt, "response": f"{answer}{score}{i}", "score": score} for i, (prompt, answer, score) in enumerate(rated)
+    ]
     pairs, counts = load(tmp_path, rows, tokenizer)
     assert len(pairs) == 1 and counts.rejected == {"tie": 2, "no_partner": 1} and counts.read == 5
     assert Counter(json.loads(line)["reason"] for line in (tmp_path / "dead").read_text().splitlines()) == counts.rejected
@@ -159,7 +163,9 @@ def test_tools_and_tool_turns_reach_the_template(tmp_path: Path, tokenizer: Any)
     )
     tools = [{"type": "function", "function": {"name": "look"}}]
     with DeadLetters(None) as dead:
-        found, _ = load_prompts(write(tmp_path, [{"messages": turns, "tools": json.dumps(tools)}]), tokenizer, dead_letters=dead, **LIMITS)
+        found, _ = load_prompts(
+            write(tmp_path, [{"messages": turns, "tools": json.dumps(tools)}]), tokenizer, dead_letters=dead, **LIMITS
+        )
     text = tokenizer.decode(found[0].prompt_ids)
     assert '"name": "look"' in text.partition("user:")[0], "the tools offered"
     assert '"at": "eggs"' in text and "tool:7 minuteslook;" in text

@@ -65,6 +65,7 @@ FAMILIES: dict[str, Family] = {
     "an opening alone": (GLM4, ["</s>", "<|user|>", "<|assistant|>"], "</s>", "</s>", "</s>", ["</s>"]),
 }  # fmt: skip
 
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_end_of_a_turn_is_what_the_template_writes(name: str, make: Make) -> None:
     tokenizer, folder = make(FAMILIES[name])
