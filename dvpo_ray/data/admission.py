@@ -182,8 +182,7 @@ class Admission(Generic[T]):
         if not made:
             self._reject(given.raws, left_out[0])
             return
-        for bad in left_out:
-            self._notes[f"prompts of kept rows that were left out, {bad.reason}"] += 1
+        self._notes.update(f"prompts of kept rows that were left out, {one.reason}" for one in left_out)
         self._kept += made
         self._seen.add(given.identity)
         self._counts.read += len(given.raws)

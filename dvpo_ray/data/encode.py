@@ -59,6 +59,8 @@ class ChatEncoder:
         if not self.tokenizer.chat_template:
             return self._plain(messages)
         turns = self._turns(messages)
+        if len(turns) < len(messages):
+            self.notes[FOLDED] += 1
         if any(self._controls(turn["content"]) for turn in turns):
             self.notes[CONTROL] += 1
             return self._encoded_in_parts(turns, tools)
@@ -129,7 +131,6 @@ class ChatEncoder:
     def _turns(self, messages: Messages) -> list[dict[str, Any]]:
         """Messages as the template takes them; one without a system turn gets it before the first question."""
         if len(messages) > 1 and messages[0].role == "system" and self._folds:
-            self.notes[FOLDED] += 1
             first = messages[1]
             joined = Message(first.role, f"{messages[0].content}\n\n{first.content}", first.more)
             messages = (joined, *messages[2:])
@@ -177,7 +178,9 @@ class ChatEncoder:
         if whole[: len(before)] != before:
             return None
         added = whole[len(before) :]
-        last = max((i for i, one in enumerate(added) if one == self._end.end_id), default=len(added))
+        if self._end.end_id not in added:
+            return None
+        last = max(i for i, one in enumerate(added) if one == self._end.end_id)
         # Some templates write a space between an answer and its end.
         while last and not self.tokenizer.decode(added[last - 1 : last]).strip():
             last -= 1

@@ -40,7 +40,8 @@ class Shape:
     """How rows of one shape are read.
 
     ``columns`` says for people what it is recognised by. ``gives`` is "pairs" when answers are compared, else "demonstrations" or
-    "prompts"; what gives more gives less, too. ``gathered``: a row holds one answer of several to its prompt.
+    "prompts"; what gives more gives less, too. ``gathered``: a row holds one answer of several to its prompt. ``own_prompts``:
+    prompts are written in a way of the shape's own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Shape:
     read: Callable[[Row], Iterator[Prompted]]
     gives: Use
     gathered: bool = False
+    own_prompts: bool = False
 
     def rows(self, row: Row) -> list[Prompted]:
         """What a row holds, with the system message and the tools that stand beside it.
@@ -56,7 +58,10 @@ class Shape:
         Raises:
             BadRow: with the reason.
         """
-        found = list(self.read(row))
+        try:
+            found = list(self.read(row))
+        except KeyError as error:
+            raise BadRow(Reason.MISSING_FIELD, f"{error} is missing for a row of the shape '{self.name}'") from error
         tools = tools_of(row)
         return [replace(one, tools=tools) for one in found] if tools else found
 
@@ -75,10 +80,10 @@ SAMPLE = 100
 
 
 def shape(
-    name: str, columns: str, fits: Callable[[Row], bool], gives: Use = "pairs", gathered: bool = False
+    name: str, columns: str, fits: Callable[[Row], bool], gives: Use = "pairs", gathered: bool = False, own_prompts: bool = False
 ) -> Callable[[Reader], Reader]:
     def register(read: Reader) -> Reader:
-        SHAPES[name] = Shape(name, columns, fits, read, gives, gathered)
+        SHAPES[name] = Shape(name, columns, fits, read, gives, gathered, own_prompts)
         return read
 
     return register

@@ -87,6 +87,7 @@ VERDICTS = ("winner", "preference", "preferred", "better", "choice", "label")
     "two_responses",
     "a prompt, `response_a`, `response_b`, and `winner`, `preference`, ..., or `winner_model_a` and its like",
     lambda r: has(r, "response_a", "response_b") and (first_of(r, VERDICTS) is not None or has(r, "winner_model_a")),
+    own_prompts=True,
 )
 def _two_responses(row: Row) -> Iterator[Prompted]:
     name = first_of(row, VERDICTS)
@@ -94,9 +95,8 @@ def _two_responses(row: Row) -> Iterator[Prompted]:
         lead = number(row["winner_model_a"], "winner_model_a") - number(row.get("winner_model_b") or 0, "winner_model_b")
     else:
         lead = _winner(needed(row, *VERDICTS), name or VERDICTS[0])
-    said = [_said_in_turn(row[column]) for column in ("prompt", "response_a", "response_b") if column in row]
-    if len(said) == 3 and all(isinstance(turns, list) for turns in said) and len({len(turns) for turns in said if turns}) == 1:
-        asked, first, second = said
+    asked, first, second = (_said_in_turn(row.get(column)) for column in ("prompt", "response_a", "response_b"))
+    if asked and first and second:
         # Only the first answers have a prompt in common.
         prompt = prompt_of(asked[0], "prompt", row.get("system"))
         yield compared(prompt, first[0], second[0], ("response_a", "response_b"), lead)

@@ -17,7 +17,7 @@ from dvpo_ray.data.shapes.prompts import better_and_worse, read_prompt
     lambda r: has(r, "instruction") and are_texts(r.get("output")) and len(r["output"]) == 2,
 )
 def _best_first(row: Row) -> Iterator[Prompted]:
-    yield better_and_worse(read_prompt(row), *row["output"], ("output[0]", "output[1]"))
+    yield better_and_worse(read_prompt(row), row["output"][0], row["output"][1], ("output[0]", "output[1]"))
 
 
 @shape(

@@ -29,8 +29,9 @@ def _rated_list(row: Row) -> str | None:
     """The column with a list of answers that say themselves how good they are."""
     for name in LISTS:
         value = row.get(name)
-        objects = isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
-        if objects and first_of(value[0], (*SCORES, *RANKS)) is not None:
+        if not isinstance(value, list | tuple) or not value or not all(isinstance(item, Mapping) for item in value):
+            continue
+        if first_of(value[0], (*SCORES, *RANKS)) is not None:
             return name
     return None
 
@@ -90,6 +91,7 @@ def _answers_and_scores(row: Row) -> Iterator[Prompted]:
     "open_assistant_tree",
     "`prompt` with `replies`, and theirs: trees of Open Assistant",
     lambda r: isinstance(r.get("prompt"), Mapping) and isinstance(r["prompt"].get("replies"), list | tuple),
+    own_prompts=True,
 )
 def _tree(row: Row) -> Iterator[Prompted]:
     found = list(_replies(row["prompt"], ()))

@@ -13,7 +13,7 @@ def prompts_in(row: Row, shape: Shape) -> list[Prompted]:
     Raises:
         BadRow: with the reason.
     """
-    if shape.name != "open_assistant_tree" and has_prompt(row):
+    if not shape.own_prompts and has_prompt(row):
         return [Prompted(read_prompt(row), tools=tools_of(row))]
     return shape.rows(row)
 

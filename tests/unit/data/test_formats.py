@@ -79,7 +79,7 @@ def test_prompt_formats(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "Hi", "completion": " Hello!"},
+        {"prompt": "Hi", "completion": "Hello! \n"},
         {"prompt": [USER], "completion": [GOOD]},
         {"question": "Hi", "completion": "Hello!"},
         {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."},

@@ -149,7 +149,7 @@ def test_what_is_said_names_shape_rows_and_columns(tmp_path: Path, tokenizer: An
 
 
 def test_space_before_an_answer_is_kept_and_space_after_it_is_not(tmp_path: Path, tokenizer: Any) -> None:
-    pairs, _ = load(tmp_path, [{"prompt": ASK, "chosen": "    return 1\n\n", "rejected": "return 1"}], tokenizer)
+    pairs, _ = load(tmp_path, [{"prompt": ASK, "chosen": "    return 1\n\n", "rejected": "return 2"}], tokenizer)
     assert tokenizer.decode(pairs[0].chosen_ids, skip_special_tokens=True) == "    return 1"
 
 

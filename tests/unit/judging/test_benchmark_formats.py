@@ -102,7 +102,7 @@ def test_equal_questions_without_ids_are_told_apart_by_their_order(tmp_path: Pat
         ("mt-bench", {"question_id": 1, "turns": "x"}, "'turns' is 'x', expected a list of texts"),
         ("alpaca-eval", {"instruction": " "}, "'instruction' is ' ', expected text"),
         ("arena-hard", QUESTIONS["mt-bench"], "'uid' is missing.*by --format"),
-        ("jsonl", {"text": "x"}, "none of 'prompt', 'question', 'turns'"),
+        ("jsonl", {"said": "x"}, "none of 'prompt', 'question', 'turns'"),
         ("jsonl", 5, "row 1: a JSON int, expected an object"),
     ],
 )
