@@ -20,7 +20,7 @@ from actors.rollout_pool import RolloutPool
 from benchmarks.common import commit, demo_recipe, figures, keep_figures, machine, table, write_section
 from dvpo_ray.data import DeadLetters, EncodedPrompt, load_prompts
 from dvpo_ray.data.encode import encode_prompt
-from dvpo_ray.data.formats import Message
+from dvpo_ray.data.messages import Message
 from dvpo_ray.demo.gold import vader_compound
 from dvpo_ray.maths.statistics import mean_ci95, share_ci95
 from dvpo_ray.rows import Answer, GenerationRequest

@@ -72,7 +72,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
     run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
-        train, held_out, counts = read_pairs(value.data, base.tokenizer, folder)
+        train, held_out, counts = read_pairs(value.data, base.tokenizer, folder, run.phase)
         steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total

@@ -19,6 +19,7 @@ from dvpo_ray.data import (
     EncodedPair,
     EncodedPrompt,
     LoadCounts,
+    Reading,
     disjoint,
     load_demonstrations,
     load_pairs,
@@ -40,6 +41,7 @@ from dvpo_ray.run_folder import DEAD_LETTERS
 
 Row = TypeVar("Row")
 R = TypeVar("R", bound=Recipe)
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -129,18 +131,22 @@ def _check_fits(record: ValueModelSeal, base: BaseModel, folder: Path) -> None:
     check_fits(record, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), folder)
 
 
-def read_pairs(section: PairsSection, tokenizer: Any, folder: Path) -> tuple[list[EncodedPair], list[EncodedPair], LoadCounts]:
-    """Training pairs, held-out pairs on other prompts, and the counts of the training source."""
+def read_pairs(
+    section: PairsSection, tokenizer: Any, folder: Path, tell: Tell = lambda text: None
+) -> tuple[list[EncodedPair], list[EncodedPair], LoadCounts]:
+    """Training pairs, held-out pairs on other prompts, and the counts of the training source; ``tell`` is told what was found."""
     limits: dict[str, Any] = {
         "max_prompt_tokens": section.max_prompt_tokens,
         "max_answer_tokens": section.max_answer_tokens,
         "overlong": section.overlong,
+        "reading": reading_of(section),
     }
     with DeadLetters(folder / DEAD_LETTERS) as letters:
         pairs, counts = load_pairs(
             section.source, tokenizer, split=section.split, dead_letters=letters, limit=section.limit, **limits
         )
         refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
+        tell(f"{section.source}: {counts.said('pairs')}")
         if section.validation_source is None:
             train, held_out = split_by_prompt(pairs, section.validation_share, 0)
             return train, held_out, counts
@@ -150,22 +156,35 @@ def read_pairs(section: PairsSection, tokenizer: Any, folder: Path) -> tuple[lis
     return pairs, held_out, counts
 
 
-def read_prompts(section: DataSection, tokenizer: Any, folder: Path) -> list[EncodedPrompt]:
+def reading_of(section: DataSection) -> Reading:
+    """How a section's rows are read."""
+    return Reading(section.format, section.columns)
+
+
+def read_prompts(section: DataSection, tokenizer: Any, folder: Path, tell: Tell = lambda text: None) -> list[EncodedPrompt]:
     """Prompts to train on."""
-    return _read_rows(load_prompts, section, tokenizer, folder)
+    return _read_rows(load_prompts, section, tokenizer, folder, "prompts", tell)
 
 
-def read_demonstrations(section: PtxSection | None, tokenizer: Any, folder: Path) -> list[EncodedDemonstration]:
+def read_demonstrations(
+    section: PtxSection | None, tokenizer: Any, folder: Path, tell: Tell = lambda text: None
+) -> list[EncodedDemonstration]:
     """Prompts with good answers for the pretraining loss; none without one."""
     if section is None:
         return []
     data = section.data
     limits = {"max_answer_tokens": data.max_answer_tokens, "overlong": data.overlong}
-    return _read_rows(load_demonstrations, data, tokenizer, folder, **limits)
+    return _read_rows(load_demonstrations, data, tokenizer, folder, "demonstrations", tell, **limits)
 
 
 def _read_rows(
-    load: Callable[..., tuple[list[Row], LoadCounts]], section: DataSection, tokenizer: Any, folder: Path, **limits: Any
+    load: Callable[..., tuple[list[Row], LoadCounts]],
+    section: DataSection,
+    tokenizer: Any,
+    folder: Path,
+    what: str,
+    tell: Tell,
+    **limits: Any,
 ) -> list[Row]:
     """All usable rows of a source; those that are not go to the dead letters, and too many of them are refused."""
     with DeadLetters(folder / DEAD_LETTERS) as letters:
@@ -176,9 +195,11 @@ def _read_rows(
             max_prompt_tokens=section.max_prompt_tokens,
             dead_letters=letters,
             limit=section.limit,
+            reading=reading_of(section),
             **limits,
         )
         refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
+        tell(f"{section.source}: {counts.said(what)}")
     return rows
 
 

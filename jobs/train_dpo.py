@@ -101,7 +101,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit), trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
-        train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder)
+        train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder, run.phase)
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total

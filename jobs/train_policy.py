@@ -107,8 +107,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         if commit is not None and run.in_place:
             run.rewind(commit.step)
             store.abandon_after(commit.step)
-        prompts = read_prompts(policy.data, base.tokenizer, run.folder)
-        demonstrations = read_demonstrations(policy.ptx, base.tokenizer, run.folder)
+        prompts = read_prompts(policy.data, base.tokenizer, run.folder, run.phase)
+        demonstrations = read_demonstrations(policy.ptx, base.tokenizer, run.folder, run.phase)
         section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
         data_sha256 = fingerprint(trained_on)
         check_same_data(commit, data_sha256)

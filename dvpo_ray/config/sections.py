@@ -109,6 +109,15 @@ class DataSection(Section):
         description="File (.jsonl, .jsonl.gz, .parquet), folder, `package:NAME/PATH`, or Hugging Face dataset name.",
     )
     split: str | None = Field(None, description="Split of a Hugging Face dataset.")
+    format: str = Field(
+        "auto",
+        min_length=1,
+        description="Shape of the rows, by its name in docs/datasets.md; `auto` recognises it from the columns.",
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description='Columns that stand for those that shapes know: `{prompt = "ask", score = "meta.rating"}`.',
+    )
     max_prompt_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens; longer rows are dead letters.")
     limit: int | None = Field(None, ge=1, description="Use at most this many good rows.")
     max_bad_share: float = Field(
@@ -380,6 +389,15 @@ class EvaluationSection(Section):
 
     source: str = Field(min_length=1, description="Prompts to answer; disjoint from those trained on.")
     split: str | None = Field(None, description="Split of a Hugging Face dataset.")
+    format: str = Field(
+        "auto",
+        min_length=1,
+        description="Shape of the rows, by its name in docs/datasets.md; `auto` recognises it from the columns.",
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description='Columns that stand for those that shapes know: `{prompt = "ask", score = "meta.rating"}`.',
+    )
     max_prompts: int = Field(64, ge=1, description="Use at most this many prompts.")
     answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
     gold: EntryPoint | None = Field(

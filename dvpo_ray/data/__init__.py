@@ -1,12 +1,12 @@
 """Datasets: reading, checking, encoding and splitting. Imports no torch, Ray, vLLM or DeepSpeed."""
 
+from dvpo_ray.data.admission import LoadCounts, Reading
 from dvpo_ray.data.dead_letters import DeadLetters
-from dvpo_ray.data.encode import encode_answer, encode_prompt, template_hash, tokenizer_hash
+from dvpo_ray.data.encode import ChatEncoder, encode_prompt, template_hash, tokenizer_hash
 from dvpo_ray.data.loading import (
     EncodedDemonstration,
     EncodedPair,
     EncodedPrompt,
-    LoadCounts,
     load_demonstrations,
     load_pairs,
     load_prompts,
@@ -16,14 +16,15 @@ from dvpo_ray.data.splits import disjoint, fingerprint, split_by_prompt
 from dvpo_ray.data.turn_end import TurnEnd, turn_end
 
 __all__ = [
+    "ChatEncoder",
     "DeadLetters",
     "EncodedDemonstration",
     "EncodedPair",
     "EncodedPrompt",
     "LoadCounts",
+    "Reading",
     "TurnEnd",
     "disjoint",
-    "encode_answer",
     "encode_prompt",
     "fingerprint",
     "load_demonstrations",

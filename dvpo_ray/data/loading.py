@@ -1,25 +1,25 @@
-"""Admission: from a source to token ids. Every row read is either kept or a dead letter, and the counts reconcile."""
+"""From a source to token ids: preference pairs, demonstrations and prompts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from dvpo_ray.data.admission import Admission, LoadCounts, Reading, check_text
 from dvpo_ray.data.dead_letters import DeadLetters
-from dvpo_ray.data.encode import encode_answer, encode_prompt
-from dvpo_ray.data.formats import Messages, parse_demonstration, parse_pair, parse_prompt, row_group, row_id
+from dvpo_ray.data.encode import ChatEncoder
+from dvpo_ray.data.formats import row_group
 from dvpo_ray.data.reasons import BadRow, Reason
+from dvpo_ray.data.shapes import Prompted, Row, best_answer, pairs_in
 from dvpo_ray.data.sources import iter_raw_rows
-from dvpo_ray.data.turn_end import turn_end
 from dvpo_ray.errors import DataError
 
 T = TypeVar("T")
 Overlong = Literal["reject", "truncate_answer"]
+AS_FOUND = Reading()
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,6 @@ class EncodedDemonstration(EncodedPrompt):
     answer_ids: tuple[int, ...]
 
 
-@dataclass
-class LoadCounts:
-    """Rows read, kept and rejected by reason."""
-
-    read: int = 0
-    kept: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def bad_share(self) -> float:
-        """Share of rows that were rejected."""
-        return sum(self.rejected.values()) / self.read if self.read else 0.0
-
-    def check(self) -> None:
-        """The books balance."""
-        assert self.read == self.kept + sum(self.rejected.values()), f"rows do not reconcile: {self}"
-
-
 def load_pairs(
     source: str,
     tokenizer: Any,
@@ -84,28 +66,32 @@ def load_pairs(
     overlong: Overlong = "reject",
     split: str | None = None,
     limit: int | None = None,
+    reading: Reading = AS_FOUND,
 ) -> tuple[list[EncodedPair], LoadCounts]:
-    """Preference pairs of a source; ``limit`` stops after so many good rows.
+    """Preference pairs of a source; ``limit`` stops after so many.
 
     Raises:
         DataError: the source cannot be read at all.
         ModelError: as ``turn_end``.
     """
-    end_id = turn_end(tokenizer).end_id
+    chat = ChatEncoder(tokenizer)
 
-    def build(identity: str, row: Mapping[str, Any]) -> EncodedPair:
-        prompt, chosen, rejected = parse_pair(row)
-        _check_text(chosen, rejected)
-        answers = [
-            _fit_answer(encode_answer(tokenizer, text, end_id), max_answer_tokens, overlong, name)
-            for name, text in (("chosen", chosen), ("rejected", rejected))
-        ]
-        if answers[0] == answers[1]:
-            raise BadRow(Reason.EQUAL_ANSWERS, f"the answers are the same in their first {max_answer_tokens} tokens")
-        base = _encode(identity, row, prompt, tokenizer, max_prompt_tokens)
-        return EncodedPair(**vars(base), chosen_ids=answers[0], rejected_ids=answers[1])
+    def build(identity: str, row: Row, found: Prompted) -> list[EncodedPair]:
+        pairs = pairs_in(found)
+        made = []
+        for n, texts in enumerate(pairs):
+            check_text(*texts)
+            answers = [
+                _fit_answer(chat.answer(text, found), max_answer_tokens, overlong, name)
+                for name, text in zip(("chosen", "rejected"), texts, strict=True)
+            ]
+            if answers[0] == answers[1]:
+                raise BadRow(Reason.EQUAL_ANSWERS, f"the answers are the same in their first {max_answer_tokens} tokens")
+            base = _encode(identity if len(pairs) == 1 else f"{identity}/{n}", row, found, chat, max_prompt_tokens)
+            made.append(EncodedPair(**vars(base), chosen_ids=answers[0], rejected_ids=answers[1]))
+        return made
 
-    return _load(source, split, limit, dead_letters, build)
+    return _counted(chat, Admission("pairs", dead_letters, reading, build).run(iter_raw_rows(source, split), limit))
 
 
 def load_demonstrations(
@@ -118,22 +104,23 @@ def load_demonstrations(
     overlong: Overlong = "reject",
     split: str | None = None,
     limit: int | None = None,
+    reading: Reading = AS_FOUND,
 ) -> tuple[list[EncodedDemonstration], LoadCounts]:
-    """Prompts with good answers, of a source; ``limit`` stops after so many good rows.
+    """Prompts with good answers, of a source; ``limit`` stops after so many.
 
     Raises:
         DataError: the source cannot be read at all.
         ModelError: as ``turn_end``.
     """
-    end_id = turn_end(tokenizer).end_id
+    chat = ChatEncoder(tokenizer)
 
-    def build(identity: str, row: Mapping[str, Any]) -> EncodedDemonstration:
-        prompt, text = parse_demonstration(row)
-        _check_text(text)
-        answer = _fit_answer(encode_answer(tokenizer, text, end_id), max_answer_tokens, overlong, "answer")
-        return EncodedDemonstration(**vars(_encode(identity, row, prompt, tokenizer, max_prompt_tokens)), answer_ids=answer)
+    def build(identity: str, row: Row, found: Prompted) -> list[EncodedDemonstration]:
+        text = best_answer(found)
+        check_text(text)
+        answer = _fit_answer(chat.answer(text, found), max_answer_tokens, overlong, "answer")
+        return [EncodedDemonstration(**vars(_encode(identity, row, found, chat, max_prompt_tokens)), answer_ids=answer)]
 
-    return _load(source, split, limit, dead_letters, build)
+    return _counted(chat, Admission("demonstrations", dead_letters, reading, build).run(iter_raw_rows(source, split), limit))
 
 
 def load_prompts(
@@ -144,17 +131,26 @@ def load_prompts(
     dead_letters: DeadLetters,
     split: str | None = None,
     limit: int | None = None,
+    reading: Reading = AS_FOUND,
 ) -> tuple[list[EncodedPrompt], LoadCounts]:
-    """Prompts of a source; ``limit`` stops after so many good rows.
+    """Prompts of a source; ``limit`` stops after so many.
 
     Raises:
         DataError: the source cannot be read at all.
+        ModelError: the chat template cannot be used.
     """
+    chat = ChatEncoder(tokenizer)
 
-    def build(identity: str, row: Mapping[str, Any]) -> EncodedPrompt:
-        return _encode(identity, row, parse_prompt(row), tokenizer, max_prompt_tokens)
+    def build(identity: str, row: Row, found: Prompted) -> list[EncodedPrompt]:
+        return [_encode(identity, row, found, chat, max_prompt_tokens)]
 
-    return _load(source, split, limit, dead_letters, build)
+    return _counted(chat, Admission("prompts", dead_letters, reading, build).run(iter_raw_rows(source, split), limit))
+
+
+def _counted(chat: ChatEncoder, read: tuple[list[T], LoadCounts]) -> tuple[list[T], LoadCounts]:
+    """With what the encoder did to rows in the books."""
+    read[1].notes.update({note: count for note, count in chat.notes.items() if count})
+    return read
 
 
 def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str, dead_letter_path: Path) -> None:
@@ -176,55 +172,17 @@ def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str, dea
         )
 
 
-def _load(
-    source: str, split: str | None, limit: int | None, dead_letters: DeadLetters, build: Callable[[str, Mapping[str, Any]], T]
-) -> tuple[list[T], LoadCounts]:
-    kept: list[T] = []
-    counts = LoadCounts()
-    rejected: Counter[str] = Counter()
-    seen: set[str] = set()
-    for raw in iter_raw_rows(source, split):
-        if limit is not None and len(kept) >= limit:
-            break
-        counts.read += 1
-        identity = f"{Path(raw.file).name}:{raw.line}"
-        try:
-            if raw.row is None:
-                raise BadRow(raw.problem or Reason.NOT_AN_OBJECT, raw.detail)
-            identity = row_id(raw.row, identity)
-            _check_text(identity)
-            if identity in seen:
-                raise BadRow(Reason.DUPLICATE_ID, f"an earlier row has the id '{identity}'")
-            kept.append(build(identity, raw.row))
-            seen.add(identity)
-        except BadRow as bad:
-            rejected[bad.reason] += 1
-            dead_letters.add(raw, identity, bad.reason, bad.detail)
-    counts.kept = len(kept)
-    counts.rejected = dict(rejected)
-    counts.check()
-    return kept, counts
-
-
-def _encode(identity: str, row: Mapping[str, Any], prompt: Messages, tokenizer: Any, max_prompt_tokens: int) -> EncodedPrompt:
-    group = row_group(row)
-    _check_text(*(text for message in prompt for text in (message.role, message.content)), group or "")
-    ids = encode_prompt(tokenizer, prompt)
+def _encode(identity: str, row: Row, found: Prompted, chat: ChatEncoder, max_prompt_tokens: int) -> EncodedPrompt:
+    group, prompt = row_group(row), found.prompt
+    check_text(*(text for message in prompt for text in (message.role, message.content)), group or "")
+    ids = chat.prompt(prompt, found.tools)
     if len(ids) > max_prompt_tokens:
         raise BadRow(Reason.TOO_LONG, f"the prompt has {len(ids)} tokens, the limit is {max_prompt_tokens}")
-    if not ids or min(ids) < 0 or max(ids) >= len(tokenizer):
-        raise BadRow(Reason.UNKNOWN_TOKEN, f"token ids must be in [0, {len(tokenizer)})")
-    key = hashlib.sha256(json.dumps([[m.role, m.content.strip()] for m in prompt]).encode()).hexdigest()
+    if not ids or min(ids) < 0 or max(ids) >= len(chat.tokenizer):
+        raise BadRow(Reason.UNKNOWN_TOKEN, f"token ids must be in [0, {len(chat.tokenizer)})")
+    turns: list[Any] = [[m.role, m.content.strip(), *([m.more] if m.more else [])] for m in prompt]
+    key = hashlib.sha256(json.dumps([*turns, found.tools] if found.tools else turns).encode()).hexdigest()
     return EncodedPrompt(identity, prompt[-1].content, tuple(ids), key, group=group)
-
-
-def _check_text(*texts: str) -> None:
-    """Refuse lone surrogates, which JSON can spell and nothing can encode."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadRow(Reason.BAD_UTF8, f"character {error.start} is {text[error.start]!a}: {error.reason}") from error
 
 
 def _fit_answer(ids: list[int], limit: int, overlong: Overlong, name: str) -> tuple[int, ...]:

@@ -100,7 +100,7 @@ def _after_answer(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     """What the template writes after the assistant's words; nothing when it refuses the conversation, or leaves them out."""
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError:
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError):
         return ""
     return text.rpartition(ANSWER)[2] if ANSWER in text else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.data.encode import encode_prompt
-from dvpo_ray.data.formats import Message
+from dvpo_ray.data.messages import Message
 from dvpo_ray.data.reasons import BadRow
 from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
 from dvpo_ray.judging.answer_file import AnswerFile, GivenAnswer

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dvpo_ray.data.formats import Message, Messages, parse_prompt, row_id
+from dvpo_ray.data.formats import parse_prompt, row_id
+from dvpo_ray.data.messages import Message, Messages
 from dvpo_ray.data.reasons import BadRow
 from dvpo_ray.errors import ConfigError, DataError
 

@@ -25,7 +25,7 @@ from actors.rank import free_port
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.data.formats import Message
+from dvpo_ray.data.messages import Message
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.judging.answer_file import AnswerFile
 from dvpo_ray.judging.conversation import Conversation, Interviewer

@@ -209,7 +209,7 @@ def test_a_secret_is_in_no_file_of_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("DVPO_COMMIT_KEY", SECRET)
     recipe = build(PolicyRecipe, tree(run={"output_dir": str(tmp_path)}, tracking={"wandb_api_key": SECRET}))
     run = Run(recipe, 1)
-    run.log(0, {"loss/policy": 1.0})
+    run.log(0, {"loss/policy": 1.0, "seconds/step": 1.0})
     run.write_json("result.json", {"seed": 0})
     run.close()
     store = CommitStore(run.folder / "commits")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.data.formats import Message, parse_demonstration, parse_pair, parse_prompt, row_id
+from dvpo_ray.data.formats import parse_demonstration, parse_pair, parse_prompt, row_id
+from dvpo_ray.data.messages import Message
 from dvpo_ray.data.reasons import BadRow, Reason
 
 USER = {"role": "user", "content": "Hi"}
@@ -78,7 +79,7 @@ def test_prompt_formats(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "Hi", "completion": " Hello!"},
+        {"prompt": "Hi", "completion": "Hello! \n"},
         {"prompt": [USER], "completion": [GOOD]},
         {"question": "Hi", "completion": "Hello!"},
         {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from dvpo_ray.config.sections import ModelSection, RolloutSection
 from dvpo_ray.data import DeadLetters, TurnEnd, load_demonstrations, load_pairs, turn_end
 from dvpo_ray.errors import ModelError
 from jobs.setup import base_model
+from tests.unit.data.conftest import Family, Make
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -43,8 +43,6 @@ LLAMA2 = (
 )
 PLAIN = "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n\n{% endfor %}### assistant:\n"
 
-# The template, the special tokens (ids from 0 on), the tokenizer's end of sequence, what configs name, the end, all that stop.
-Family = tuple[str, list[str], str | None, list[str] | str | None, str, list[str]]
 FAMILIES: dict[str, Family] = {
     "chatml": (CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", ["<|im_end|>", "<|endoftext|>"],
                "<|im_end|>", ["<|endoftext|>", "<|im_end|>"]),
@@ -66,35 +64,6 @@ FAMILIES: dict[str, Family] = {
     # An opening that no config stops at ends nothing.
     "an opening alone": (GLM4, ["</s>", "<|user|>", "<|assistant|>"], "</s>", "</s>", "</s>", ["</s>"]),
 }  # fmt: skip
-
-Make = Callable[[Family], tuple[Any, Path]]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """A tokenizer of a family, loaded from a folder with a generation config."""
-
-    def made(family: Family) -> tuple[Any, Path]:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        template, special, eos, configured, *_ = family
-        raw = Tokenizer(models.BPE())
-        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        raw.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        raw.train_from_iterator([], trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet))
-        fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=eos, bos_token="<bos>" if "<bos>" in special else None)
-        fast.chat_template = template or None
-        fast.save_pretrained(tmp_path)
-        if configured is not None:
-            ids = [special.index(one) for one in configured] if isinstance(configured, list) else special.index(configured)
-            (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-        # A config's default, that engines do not read beside a generation config.
-        (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 200} if configured is not None else {}))
-        return AutoTokenizer.from_pretrained(tmp_path, config=None), tmp_path
-
-    return made
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -119,8 +88,10 @@ def test_encoded_answers_end_with_it_and_with_nothing_after_it(name: str, make: 
     with DeadLetters(None) as letters:
         pairs, _ = load_pairs(str(source), tokenizer, dead_letters=letters, **limits)
         demonstrations, _ = load_demonstrations(str(source), tokenizer, dead_letters=letters, **limits)
-    assert tokenizer.convert_ids_to_tokens(list(pairs[0].chosen_ids)) == ["g", "o", "o", "d", end]
-    assert tokenizer.convert_ids_to_tokens(list(pairs[0].rejected_ids)) == ["b", "a", "d", end]
+    # Llama 2's template has a space before an answer, which the model is to write.
+    begins = ["Ġ"] if FAMILIES[name][0] == LLAMA2 else []
+    assert tokenizer.convert_ids_to_tokens(list(pairs[0].chosen_ids)) == [*begins, "g", "o", "o", "d", end]
+    assert tokenizer.convert_ids_to_tokens(list(pairs[0].rejected_ids)) == [*begins, "b", "a", "d", end]
     assert demonstrations[0].answer_ids == pairs[0].chosen_ids
 
 

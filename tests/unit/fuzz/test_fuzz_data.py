@@ -107,10 +107,10 @@ def test_rows_at_the_limit_of_the_stack_are_dead_letters(tokenizer: Any) -> None
 
 def test_a_conversation_that_the_chat_template_refuses_is_a_dead_letter(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", STRICT)
-    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    turns = [{"role": "narrator", "content": "s"}, {"role": "user", "content": "u"}]
     counts, (letter,) = load_lines([json.dumps({"prompt": turns}), json.dumps({"prompt": "p"})], tokenizer, "prompts")
     assert (counts.kept, letter["reason"]) == (1, "bad_conversation")
-    assert "role system" in letter["detail"]
+    assert "role narrator" in letter["detail"]
 
 
 def test_a_line_too_long_to_be_held_is_a_dead_letter_and_the_next_is_read(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.data.formats import Message
+from dvpo_ray.data.messages import Message
 from dvpo_ray.errors import ConfigError, DataError
 from dvpo_ray.judging.files import read_answers, read_questions, refuse_to_replace, write_rows
 from dvpo_ray.judging.formats import FORMATS, format_named, markdown_counts
@@ -102,7 +102,7 @@ def test_equal_questions_without_ids_are_told_apart_by_their_order(tmp_path: Pat
         ("mt-bench", {"question_id": 1, "turns": "x"}, "'turns' is 'x', expected a list of texts"),
         ("alpaca-eval", {"instruction": " "}, "'instruction' is ' ', expected text"),
         ("arena-hard", QUESTIONS["mt-bench"], "'uid' is missing.*by --format"),
-        ("jsonl", {"text": "x"}, "none of 'prompt', 'question', 'turns'"),
+        ("jsonl", {"said": "x"}, "none of 'prompt', 'question', 'turns'"),
         ("jsonl", 5, "row 1: a JSON int, expected an object"),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dvpo_ray.config.sections import EngineSection, RolloutSection
-from dvpo_ray.data.formats import Message
+from dvpo_ray.data.messages import Message
 from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
 from dvpo_ray.judging.answer_file import AnswerFile
 from dvpo_ray.judging.conversation import Interviewer
