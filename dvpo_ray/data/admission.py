@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dvpo_ray.data.dead_letters import DeadLetters
-from dvpo_ray.data.formats import own_id, row_id
+from dvpo_ray.data.formats import GROUP, ID_FIELDS, SHARED_ID_FIELDS, own_id, row_id
 from dvpo_ray.data.messages import Messages
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes import SAMPLE, Prompted, Row, Shape, Use, prompts_in, recognise, renamed, shape_named, shape_of
@@ -105,7 +105,7 @@ class Admission(Generic[T]):
         self._notes: Counter[str] = Counter()
         self._seen: set[str] = set()
         self._there: dict[str, None] = {}
-        self._asked: set[str] = set()
+        self._asked: set[str] = {*ID_FIELDS, *SHARED_ID_FIELDS, GROUP}
         self._gathered: dict[tuple[Messages, str], _Given] = {}
 
     def run(self, rows: Iterable[RawRow], limit: int | None = None) -> tuple[list[T], LoadCounts]:

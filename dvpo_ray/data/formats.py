@@ -12,6 +12,7 @@ from dvpo_ray.data.shapes import best_answer, pairs_in, prompts_in, recognise
 # A row's own id, and ids that rows of one prompt or conversation share.
 ID_FIELDS = ("id", "row_id", "uid")
 SHARED_ID_FIELDS = ("prompt_id", "question_id", "conversation_id", "message_tree_id")
+GROUP = "group"
 
 
 def own_id(row: Mapping[str, Any]) -> str | None:
@@ -49,7 +50,7 @@ def row_group(row: Mapping[str, Any]) -> str | None:
     Raises:
         BadRow: it is a list or an object.
     """
-    return _id(row, ("group",))
+    return _id(row, (GROUP,))
 
 
 def parse_pair(row: Mapping[str, Any]) -> tuple[Messages, str, str]:

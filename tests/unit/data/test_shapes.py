@@ -144,7 +144,7 @@ def test_rows_of_several_shapes_are_each_read_by_their_own(tmp_path: Path, token
 
 
 def test_what_is_said_names_shape_rows_and_columns(tmp_path: Path, tokenizer: Any) -> None:
-    rows = [{"prompt": f"ask {i}", "source": "web"} | BOTH for i in range(3)]
+    rows = [{"id": i, "prompt": f"ask {i}", "source": "web", "group": "g"} | BOTH for i in range(3)]
     assert load(tmp_path, rows, tokenizer)[1].said("pairs") == "pair: 3 rows, 3 pairs; columns not read: source"
 
 
