@@ -393,11 +393,16 @@ def sampling_params(config: GenerationSection, seed: int, stop_ids: Sequence[int
     return SamplingParams(
         temperature=config.temperature,
         top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        stop=config.stop,
         max_tokens=config.max_new_tokens,
         stop_token_ids=list(stop_ids),
         seed=seed,
         logprobs=0,
-        detokenize=False,
+        # Texts are looked for in text.
+        detokenize=bool(config.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

@@ -74,8 +74,8 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def in_a_process(environment: dict[str, str], niceness: int, threads: int) -> list[float]:
-    """``measure`` in a process of its own, with the allocator's settings of learners (docs/performance.md); nothing when that took
-    longer than ``PATIENCE_S``."""
+    """``measure`` in a process of its own, with the allocator's settings of learners (docs/performance.md); nothing when that
+    took longer than ``PATIENCE_S``."""
     allocator = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
     given = os.environ | allocator | environment | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "benchmarks.neighbours", "--measure", str(threads)]

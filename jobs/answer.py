@@ -89,5 +89,6 @@ def answer_questions(
 
 def identity(model_folder: Path, rollout: RolloutSection) -> dict[str, Any]:
     """Which model answers and how: what an answer depends on, besides the prompt and the seed."""
-    sampling = rollout.model_dump(include={"temperature", "top_p", "max_new_tokens"}) | {"dtype": rollout.engine.dtype}
+    named = {"temperature", "top_p", "max_new_tokens", *rollout.filters, *(["stop"] if rollout.stop else [])}
+    sampling = rollout.model_dump(include=named) | {"dtype": rollout.engine.dtype}
     return {"model": hash_files(model_folder), **sampling}

@@ -277,10 +277,12 @@ class PolicyTraining(Section):
                 )
             if found := [what for is_so, what in wrong if is_so]:
                 raise ValueError(f"advantage.type = 'p3o' takes pairs of whole answers, but {' and '.join(found)}")
-        if self.off_policy.max_staleness and rollout.top_p < 1 and self.off_policy.correction != "none":
+        corrects = self.off_policy.max_staleness and self.off_policy.correction != "none"
+        if rollout.filters and (corrects or self.ppo.old_log_probs == "engine"):
+            remedy = "off_policy.correction = 'none'" if corrects else "ppo.old_log_probs = 'learner'"
             raise ValueError(
-                "rollout.top_p below 1 makes the sampling probabilities those of the nucleus, which importance weights would "
-                "take for a difference of the weights: take rollout.top_p = 1 or off_policy.correction = 'none'"
+                f"rollout.{rollout.filters[0]} makes the engine's probabilities those of what it leaves, which ratios to the "
+                f"learner's would take for a difference of the weights: leave it out, or take {remedy}"
             )
         if self.off_policy.max_staleness and self.ppo.old_log_probs == "engine" and self.off_policy.correction != "none":
             raise ValueError(

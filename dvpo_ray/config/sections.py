@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from dvpo_ray.config.base import EntryPoint, PathField, Secret, Section
 
@@ -179,6 +179,16 @@ class GenerationSection(Section):
         le=1,
         description="Nucleus sampling mass. Below 1, KL to the reference counts what the nucleus leaves out as well.",
     )
+    top_k: int = Field(0, ge=0, description="Sample from so many of the likeliest tokens; 0 takes all.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Leave out tokens that are less likely than this share of the likeliest one."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=2, description="Divides the logits of tokens that prompt or answer have already; 1 leaves them alone."
+    )
+    stop: list[Annotated[str, StringConstraints(min_length=1)]] = Field(
+        default_factory=list, description="Texts that end an answer, which holds them; besides the model's own ends of turn."
+    )
     row_timeout_s: float = Field(
         300.0,
         gt=0,
@@ -195,6 +205,12 @@ class GenerationSection(Section):
         None, gt=0, le=1, description="GPU that an engine on one GPU reserves; none is `engine.gpu_memory_utilization`."
     )
     engine: EngineSection = Field(default_factory=lambda: EngineSection(), description="The vLLM engine.")
+
+    @property
+    def filters(self) -> list[str]:
+        """The settings that make an engine sample from another distribution than the model's at its temperature."""
+        neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        return [name for name, value in neutral.items() if getattr(self, name) != value]
 
 
 class RolloutSection(GenerationSection):

@@ -10,7 +10,17 @@ import threading
 import pytest
 from rich.console import Console
 
-from dvpo_ray.console import alive, headline, job_progress, progress, progress_bar, show_checks, show_replay, show_result, show_rows
+from dvpo_ray.console import (
+    alive,
+    headline,
+    job_progress,
+    progress,
+    progress_bar,
+    show_checks,
+    show_replay,
+    show_result,
+    show_rows,
+)
 from dvpo_ray.run import Event
 
 
@@ -52,7 +62,9 @@ def test_the_share_of_answers_cut_stands_in_lines_and_tables(capsys: pytest.Capt
 def test_the_time_left_is_shown_on_any_terminal(width: int) -> None:
     console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
     bar = progress_bar(console)
-    bar.add_task("value 0.659  KL/token 0.329  entropy 2.626  tokens 28.156  learn", total=20, completed=7, left="about 12 min left")
+    bar.add_task(
+        "value 0.659  KL/token 0.329  entropy 2.626  tokens 28.156  learn", total=20, completed=7, left="about 12 min left"
+    )
     with console.capture() as captured:
         console.print(bar.get_renderable())
     (line,) = captured.get().splitlines()

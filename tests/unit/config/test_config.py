@@ -244,3 +244,33 @@ def test_a_broadcast_needs_gpus_of_their_own(recipe: Path) -> None:
     with pytest.raises(ConfigError, match=r"set learner.gpu_share to 1"):
         load_recipe(PolicyRecipe, recipe, [*broadcast, "policy.rollout.engine.tensor_parallel=2"])
     load_recipe(PolicyRecipe, recipe, [*broadcast, "policy.rollout.gpu_share=1", "policy.learner.gpu_share=1"])
+
+
+@pytest.mark.parametrize("filtered", ["top_p = 0.9", "top_k = 40", "min_p = 0.05", "repetition_penalty = 1.1"])
+@pytest.mark.parametrize(
+    ("ratio", "remedy"),
+    [
+        ('ppo.old_log_probs = "engine"', "ppo.old_log_probs = 'learner'"),
+        ("off_policy.max_staleness = 1", "off_policy.correction = 'none'"),
+    ],
+)
+def test_filtered_sampling_and_ratios_to_the_engine_do_not_go_together(
+    filtered: str, ratio: str, remedy: str, tmp_path: Path
+) -> None:
+    """An engine's log-probs are those of what the filter leaves."""
+    path = tmp_path / "r.toml"
+    path.write_text(MINIMAL + f"[policy.rollout]\n{filtered}\n")
+    assert load_recipe(PolicyRecipe, path).policy.rollout.filters == [filtered.split()[0]]
+    key, _, value = ratio.partition(" = ")
+    with pytest.raises(ConfigError, match=f"rollout.{filtered.split()[0]} makes the engine's probabilities .*{remedy}"):
+        load_recipe(PolicyRecipe, path, [f"policy.{key}={value}"])
+
+
+def test_texts_that_stop_an_answer_filter_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(MINIMAL + '[policy.rollout]\nstop = ["\\n\\n", "###"]\n')
+    rollout = load_recipe(PolicyRecipe, path, ["policy.ppo.old_log_probs=engine"]).policy.rollout
+    assert rollout.stop == ["\n\n", "###"] and not rollout.filters
+    path.write_text(MINIMAL + '[policy.rollout]\nstop = [""]\n')
+    with pytest.raises(ConfigError, match="rollout.stop"):
+        load_recipe(PolicyRecipe, path)

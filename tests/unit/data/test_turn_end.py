@@ -133,3 +133,11 @@ def test_a_template_that_refuses_such_conversations_leaves_the_end_of_sequence(m
     refuses = "{{ raise_exception('one turn only') }}"
     tokenizer, folder = make((refuses, ["</s>"], "</s>", None, "", []))
     assert turn_end(tokenizer, folder) == TurnEnd(0, (0,))
+
+
+def test_all_that_shapes_sampling_reaches_the_engine() -> None:
+    config = RolloutSection(top_p=0.9, top_k=40, min_p=0.1, repetition_penalty=1.2, stop=["###"])
+    asked = sampling_params(config, 3, (7,))
+    assert (asked.top_p, asked.top_k, asked.min_p, asked.repetition_penalty) == (0.9, 40, 0.1, 1.2)
+    assert (asked.stop, asked.detokenize, asked.seed, asked.stop_token_ids) == (["###"], True, 3, [7])
+    assert not sampling_params(RolloutSection(), 0).detokenize
