@@ -86,7 +86,7 @@ def test_layers_served_side_by_side_are_merged_when_only_one_has_an_adapter(
         check_serving(rollouts, gang, 2, tiny_model, tmp_path / "policy")
         train(gang, 2)
         half = {name: tensor for name, tensor in weights_in(gang).items() if name != HALF}
-        with pytest.raises(ActorFailedError, match=r"(?s)rollout-0: the engine failed: .*came with one"):
+        with pytest.raises(ActorFailedError, match=r"(?s)rollout-0 failed while loading bucket 0 .*came with one"):
             rollouts.sync(Sent(3, half, adapters=Adapters(lora.scale, weights_sha256(tiny_model))))
         with pytest.raises(WeightSyncError, match="fenced: an update to version 3 did not complete"):
             answers_of(rollouts, requests(1, seed=3))
