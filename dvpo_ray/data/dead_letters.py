@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import IO
 
 from dvpo_ray.data.reasons import Reason
-from dvpo_ray.data.sources import RawRow
+from dvpo_ray.data.raw_rows import RawRow
 
 EXCERPT = 200
 

@@ -14,7 +14,8 @@ from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.encode import encode_answer, encode_prompt
 from dvpo_ray.data.formats import Messages, parse_demonstration, parse_pair, parse_prompt, row_group, row_id
 from dvpo_ray.data.reasons import BadRow, Reason
-from dvpo_ray.data.sources import iter_raw_rows
+from dvpo_ray.data.sources import Source, iter_raw_rows
+from dvpo_ray.data.text_limits import cut_to_fit, refuse_what_cannot_fit
 from dvpo_ray.data.turn_end import turn_end
 from dvpo_ray.errors import DataError
 
@@ -75,14 +76,13 @@ class LoadCounts:
 
 
 def load_pairs(
-    source: str,
+    source: str | Source,
     tokenizer: Any,
     *,
     max_prompt_tokens: int,
     max_answer_tokens: int,
     dead_letters: DeadLetters,
     overlong: Overlong = "reject",
-    split: str | None = None,
     limit: int | None = None,
 ) -> tuple[list[EncodedPair], LoadCounts]:
     """Preference pairs of a source; ``limit`` stops after so many good rows.
@@ -97,7 +97,7 @@ def load_pairs(
         prompt, chosen, rejected = parse_pair(row)
         _check_text(chosen, rejected)
         answers = [
-            _fit_answer(encode_answer(tokenizer, text, end_id), max_answer_tokens, overlong, name)
+            _answer_ids(tokenizer, text, end_id, max_answer_tokens, overlong, name)
             for name, text in (("chosen", chosen), ("rejected", rejected))
         ]
         if answers[0] == answers[1]:
@@ -105,18 +105,17 @@ def load_pairs(
         base = _encode(identity, row, prompt, tokenizer, max_prompt_tokens)
         return EncodedPair(**vars(base), chosen_ids=answers[0], rejected_ids=answers[1])
 
-    return _load(source, split, limit, dead_letters, build)
+    return _load(source, limit, dead_letters, build)
 
 
 def load_demonstrations(
-    source: str,
+    source: str | Source,
     tokenizer: Any,
     *,
     max_prompt_tokens: int,
     max_answer_tokens: int,
     dead_letters: DeadLetters,
     overlong: Overlong = "reject",
-    split: str | None = None,
     limit: int | None = None,
 ) -> tuple[list[EncodedDemonstration], LoadCounts]:
     """Prompts with good answers, of a source; ``limit`` stops after so many good rows.
@@ -130,19 +129,18 @@ def load_demonstrations(
     def build(identity: str, row: Mapping[str, Any]) -> EncodedDemonstration:
         prompt, text = parse_demonstration(row)
         _check_text(text)
-        answer = _fit_answer(encode_answer(tokenizer, text, end_id), max_answer_tokens, overlong, "answer")
+        answer = _answer_ids(tokenizer, text, end_id, max_answer_tokens, overlong, "answer")
         return EncodedDemonstration(**vars(_encode(identity, row, prompt, tokenizer, max_prompt_tokens)), answer_ids=answer)
 
-    return _load(source, split, limit, dead_letters, build)
+    return _load(source, limit, dead_letters, build)
 
 
 def load_prompts(
-    source: str,
+    source: str | Source,
     tokenizer: Any,
     *,
     max_prompt_tokens: int,
     dead_letters: DeadLetters,
-    split: str | None = None,
     limit: int | None = None,
 ) -> tuple[list[EncodedPrompt], LoadCounts]:
     """Prompts of a source; ``limit`` stops after so many good rows.
@@ -154,40 +152,41 @@ def load_prompts(
     def build(identity: str, row: Mapping[str, Any]) -> EncodedPrompt:
         return _encode(identity, row, parse_prompt(row), tokenizer, max_prompt_tokens)
 
-    return _load(source, split, limit, dead_letters, build)
+    return _load(source, limit, dead_letters, build)
 
 
-def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str, dead_letter_path: Path) -> None:
-    """Stop before anything starts when too many rows were lost, or none is left.
+def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str | Source, dead_letter_path: Path | None) -> None:
+    """Stop before anything starts when too many rows were lost, or none is left; None when no file holds the dead letters.
 
     Raises:
         DataError: with the counts and where the dead letters lie.
     """
+    listed = "the rows" if dead_letter_path is None else f"the rows listed in {dead_letter_path}"
     reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.rejected.items()))
     if counts.kept == 0:
         raise DataError(
-            f"'{source}': none of {counts.read} rows can be used ({reasons or 'it is empty'}); see {dead_letter_path}"
+            f"'{source}': none of {counts.read} rows can be used ({reasons or 'it is empty'}); mend {listed}"
         )
     if counts.bad_share > max_bad_share:
         raise DataError(
             f"'{source}': {counts.read - counts.kept} of {counts.read} rows ({counts.bad_share:.1%}) cannot be used, more than "
-            f"max_bad_share = {max_bad_share:.1%} allows ({reasons}); mend the rows listed in {dead_letter_path}, raise a length "
+            f"max_bad_share = {max_bad_share:.1%} allows ({reasons}); mend {listed}, raise a length "
             "limit, or raise max_bad_share"
         )
 
 
 def _load(
-    source: str, split: str | None, limit: int | None, dead_letters: DeadLetters, build: Callable[[str, Mapping[str, Any]], T]
+    source: str | Source, limit: int | None, dead_letters: DeadLetters, build: Callable[[str, Mapping[str, Any]], T]
 ) -> tuple[list[T], LoadCounts]:
     kept: list[T] = []
     counts = LoadCounts()
     rejected: Counter[str] = Counter()
     seen: set[str] = set()
-    for raw in iter_raw_rows(source, split):
+    for raw in iter_raw_rows(source):
         if limit is not None and len(kept) >= limit:
             break
         counts.read += 1
-        identity = f"{Path(raw.file).name}:{raw.line}"
+        identity = raw.place
         try:
             if raw.row is None:
                 raise BadRow(raw.problem or Reason.NOT_AN_OBJECT, raw.detail)
@@ -209,6 +208,9 @@ def _load(
 def _encode(identity: str, row: Mapping[str, Any], prompt: Messages, tokenizer: Any, max_prompt_tokens: int) -> EncodedPrompt:
     group = row_group(row)
     _check_text(*(text for message in prompt for text in (message.role, message.content)), group or "")
+    # Templates leave out parts of earlier answers.
+    said = [message.content for message in prompt if message.role != "assistant"]
+    refuse_what_cannot_fit(tokenizer, said, max_prompt_tokens, "the prompt")
     ids = encode_prompt(tokenizer, prompt)
     if len(ids) > max_prompt_tokens:
         raise BadRow(Reason.TOO_LONG, f"the prompt has {len(ids)} tokens, the limit is {max_prompt_tokens}")
@@ -227,7 +229,13 @@ def _check_text(*texts: str) -> None:
             raise BadRow(Reason.BAD_UTF8, f"character {error.start} is {text[error.start]!a}: {error.reason}") from error
 
 
-def _fit_answer(ids: list[int], limit: int, overlong: Overlong, name: str) -> tuple[int, ...]:
+def _answer_ids(tokenizer: Any, text: str, end_id: int, limit: int, overlong: Overlong, name: str) -> tuple[int, ...]:
+    if overlong == "reject":
+        refuse_what_cannot_fit(tokenizer, [text], limit, f"'{name}'")
+    beginning = cut_to_fit(tokenizer, text, limit)
+    if beginning is not None:
+        return tuple(encode_answer(tokenizer, beginning, end_id)[:-1][:limit])
+    ids = encode_answer(tokenizer, text, end_id)
     if len(ids) <= limit:
         return tuple(ids)
     if overlong == "truncate_answer":
