@@ -180,7 +180,9 @@ def _of_split(path: Path, files: list[Path], split: str | None) -> list[Path]:
 
 def _explain_nothing(path: Path, here: list[Path]) -> None:
     """Refuse a folder without a file of a known kind, and say where to look."""
-    below = sorted({file.parent for file in _files_below([entry for entry in here if entry.is_dir()])})
+    folders = [entry for entry in here if entry.is_dir()]
+    further = [entry for folder in folders for entry in _visible(folder) if entry.is_dir()]
+    below = sorted(folder for folder in (*folders, *further) if any(map(_holds_data, _visible(folder))))
     if below:
         names = ", ".join(f"'{folder.relative_to(path).as_posix()}'" for folder in below[:SHOWN])
         more = " and more" if len(below) > SHOWN else ""
