@@ -168,10 +168,10 @@ def _on_the_cluster(tree: dict[str, Any], recipe: Recipe, here: bool) -> Iterato
     for key, said, text in filled_in(tree, recipe):
         if not here:
             raise ConfigError(
-                f"{key} = '{said}' is '{text}' on this machine, and the cluster is elsewhere: name what all its machines see by its "
-                f"absolute path: --set {key}=/..."
+                f"{key} = '{said}' is '{text}' on this machine, and the cluster is elsewhere: name what all its machines see by "
+                f"its absolute path: --set {key}=/..."
             )
-        if key in data_sources(recipe) and not Path(text).exists():
+        if key in data_sources(recipe) and names_a_path(text) and not Path(text).exists():
             raise ConfigError(f"{key} = '{said}' does not exist: it is '{text}' here; correct it")
         yield f"{key}={toml_value(text)}"
     for key, scheme, path in _lasting(recipe):

@@ -64,9 +64,7 @@ def evaluate_value(
         ModelError: the model is not sealed, or altered.
     """
     read_seal(folder)
-    return rank_pairs(
-        folder, data, max_prompt_tokens, max_answer_tokens, max_bad_share=max_bad_share, dead_letters=dead_letters
-    )
+    return rank_pairs(folder, data, max_prompt_tokens, max_answer_tokens, max_bad_share=max_bad_share, dead_letters=dead_letters)
 
 
 def rank_pairs(

@@ -105,14 +105,16 @@ class SourceSection(Section):
     """Where rows come from."""
 
     source: Place = Field(
-        description="File (JSON lines, JSON, CSV, TSV or Parquet; text also as .gz), folder, `package:NAME/PATH`, or Hugging Face "
-        "dataset name.",
+        description="File (JSON lines, JSON, CSV, TSV or Parquet; text also as .gz), folder, `package:NAME/PATH`, or Hugging "
+        "Face dataset name.",
     )
     split: str | None = Field(
-        None, min_length=1, description="Split of a Hugging Face dataset, or of a folder whose files are named after splits."
+        None, min_length=1, description="Split of a Hugging Face dataset, or of a folder of files named after splits."
     )
     subset: str | None = Field(
-        None, min_length=1, description="Subset (configuration) of a Hugging Face dataset; of a folder, the one of that name in it."
+        None,
+        min_length=1,
+        description="Subset (configuration) of a Hugging Face dataset; of a folder, the one in it of that name.",
     )
     data_dir: str | None = Field(None, min_length=1, description="Folder within the dataset or folder that holds what is meant.")
     revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a Hugging Face dataset.")

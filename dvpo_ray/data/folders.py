@@ -106,7 +106,7 @@ def _data_files(path: Path) -> list[Path]:
         if below and _files_below(below):
             raise DataError(
                 f"folder '{path}' holds data in files of its own and in '{DATA}': name what is meant, as in "
-                f"`data_dir = \"{DATA}\"`, or give one file"
+                f'`data_dir = "{DATA}"`, or give one file'
             )
         return _checked(path, direct)
     below = below or [folder for folder in here if folder.is_dir() and word_of(folder.name)]

@@ -39,5 +39,5 @@ def _remedy(name: str, error: Exception) -> str:
         return "It is gated: accept its terms on the Hub and set HF_TOKEN to your token"
     return (
         f"Check the spelling; where the Hub cannot be reached, run `hf download --repo-type dataset {name} --local-dir DIR` on "
-        "a machine that reaches it, copy DIR here, and give `source = \"DIR\"`"
+        'a machine that reaches it, copy DIR here, and give `source = "DIR"`'
     )

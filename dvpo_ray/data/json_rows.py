@@ -92,7 +92,9 @@ def _whole(path: Path) -> str:
     with opened(path) as stream:
         data = stream.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
-        raise DataError(f"{path}: one JSON value of more than {MAX_DOCUMENT >> 30} GiB, which would be held as a whole: {AS_LINES}")
+        raise DataError(
+            f"{path}: one JSON value of more than {MAX_DOCUMENT >> 30} GiB, which would be held as a whole: {AS_LINES}"
+        )
     # Bytes that are not UTF-8 stay in the row that holds them, which is refused for them.
     return data.decode("utf-8", "surrogateescape")
 
@@ -160,7 +162,9 @@ def _object_rows(path: Path, found: dict[str, Any]) -> Iterator[RawRow]:
     if wrapped is None and columns and all(_holds_objects(column) for column in columns):
         wrapped = next(iter(found))
     if wrapped is not None:
-        raise DataError(f"{path}: its rows lie under the key '{wrapped}': write them out by `jq -c '.{wrapped}[]' FILE > FILE.jsonl`")
+        raise DataError(
+            f"{path}: its rows lie under the key '{wrapped}': write them out by `jq -c '.{wrapped}[]' FILE > FILE.jsonl`"
+        )
     if not columns or not all(isinstance(column, list) for column in columns) or any(map(_is_conversation, columns)):
         yield RawRow(str(path), 1, found)
         return

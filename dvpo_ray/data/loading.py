@@ -164,9 +164,7 @@ def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str | So
     listed = "the rows" if dead_letter_path is None else f"the rows listed in {dead_letter_path}"
     reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.rejected.items()))
     if counts.kept == 0:
-        raise DataError(
-            f"'{source}': none of {counts.read} rows can be used ({reasons or 'it is empty'}); mend {listed}"
-        )
+        raise DataError(f"'{source}': none of {counts.read} rows can be used ({reasons or 'it is empty'}); mend {listed}")
     if counts.bad_share > max_bad_share:
         raise DataError(
             f"'{source}': {counts.read - counts.kept} of {counts.read} rows ({counts.bad_share:.1%}) cannot be used, more than "

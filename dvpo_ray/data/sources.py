@@ -107,7 +107,9 @@ def _folder_within(path: Path, source: Source) -> Path:
             continue
         inner = path / name
         if ".." in Path(name).parts or Path(name).is_absolute():
-            raise DataError(f"'{name}' leads out of folder '{path}': give that folder itself as the source, and leave `{key}` out")
+            raise DataError(
+                f"'{name}' leads out of folder '{path}': give that folder itself as the source, and leave `{key}` out"
+            )
         if not inner.is_dir():
             there = ", ".join(f"'{one.name}'" for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith("."))
             raise DataError(f"folder '{path}' has no folder '{name}' ({key}), only {there or 'files'}: name one that is there")

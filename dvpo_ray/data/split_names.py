@@ -50,7 +50,7 @@ def says(name: str, split: str) -> bool:
 
 
 def chosen(splits: Iterable[str], split: str | None, source: str, by_word: bool = False) -> str:
-    """The one of several splits that is meant by ``split``, or the only one; ``by_word``, one whose name has it as a word will do.
+    """The one of several splits that is meant by ``split``, or the only one; ``by_word`` takes one that has it as a word.
 
     Raises:
         DataError: naming those that are there.
@@ -66,5 +66,5 @@ def chosen(splits: Iterable[str], split: str | None, source: str, by_word: bool 
             return same[0]
     told = f"'{source}' has the splits {', '.join(sorted(there))}"
     if split is None:
-        raise DataError(f"{told}: name one of them, as in `split = \"{'train' if 'train' in there else there[0]}\"`")
+        raise DataError(f'{told}: name one of them, as in `split = "{"train" if "train" in there else there[0]}"`')
     raise DataError(f"{told}, and none or several are meant by split = '{split}': name one of them as it is written there")

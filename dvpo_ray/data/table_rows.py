@@ -61,7 +61,9 @@ def _rejoined(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 def _row_of_fields(file: str, line: int, names: list[str], fields: list[str]) -> RawRow:
     if len(fields) != len(names):
-        return RawRow(file, line, None, Reason.NOT_AN_OBJECT, f"{len(fields)} fields, and the first row names {len(names)} columns")
+        return RawRow(
+            file, line, None, Reason.NOT_AN_OBJECT, f"{len(fields)} fields, and the first row names {len(names)} columns"
+        )
     row: dict[str, Any] = {}
     for name, field in zip(names, fields, strict=True):
         try:

@@ -225,7 +225,9 @@ def _refuse_local_paths(tree: Mapping[str, Any], recipe: Recipe) -> None:
     """What pods read must be in the image, on the volume, or on a hub; what they write, on the volume or away."""
     for key, said, text in filled_in(tree, recipe):
         if key != "run.output_dir":
-            raise UserInputError(f"{key} = '{said}' is '{text}' on this machine, pods see the image and the volume: name it as {RUNS}/...")
+            raise UserInputError(
+                f"{key} = '{said}' is '{text}' on this machine, pods see the image and the volume: name it as {RUNS}/..."
+            )
     read = ((key, text, text) for key, text in (models(recipe) | data_sources(recipe)).items() if _is_local(key, text))
     written = ((key, f"{scheme}{path}", path) for key, scheme, path in places(recipe) if not path.startswith(f"{RUNS}/"))
     for key, text, path in (*read, *written):

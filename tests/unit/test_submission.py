@@ -171,7 +171,9 @@ def test_names_with_variables_are_filled_in_for_a_cluster_on_this_machine(folder
     named = ("value.data.source=$PLACE/pairs.jsonl", "model.path=${PLACE}/model")
     found = settings(packed(folder, HERE, *named))
     assert found["value"]["data"]["source"] == str(folder / "pairs.jsonl") and found["model"]["path"] == str(folder / "model")
-    with pytest.raises(ConfigError, match=r"value\.data\.source = '\$PLACE/pairs\.jsonl' is '/.* on this machine, and the cluster"):
+    with pytest.raises(
+        ConfigError, match=r"value\.data\.source = '\$PLACE/pairs\.jsonl' is '/.* on this machine, and the cluster"
+    ):
         packed(folder, AWAY, "run.output_dir=/runs", *named)
 
 

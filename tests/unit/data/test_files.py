@@ -20,7 +20,7 @@ from dvpo_ray.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = [
-    {"prompt": "What is a caf\u00e9?", "chosen": "A place,\nwith \"coffee\".", "rejected": "\u4e0d"},
+    {"prompt": "What is a caf\u00e9?", "chosen": 'A place,\nwith "coffee".', "rejected": "\u4e0d"},
     {"prompt": "And tea; a\tleaf?", "chosen": "Yes.", "rejected": "No."},
 ]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -92,11 +92,13 @@ KINDS = (
     Kind("`.json.gz`: an array of objects", "a.json.gz", gzip.compress(as_json(ROWS))),
     Kind("`.json`: an object of columns, lists of one length", "a.json", as_json(COLUMNS)),
     Kind("`.json`: columns by the rows' numbers (`DataFrame.to_json()`)", "a.json", as_json(BY_NUMBER)),
-    Kind("`.json`: rows by a key (`to_json(orient=\"index\")`)", "a.json", as_json(dict(zip("xy", ROWS, strict=True)), 1)),
+    Kind('`.json`: rows by a key (`to_json(orient="index")`)', "a.json", as_json(dict(zip("xy", ROWS, strict=True)), 1)),
     Kind("indented objects, one after the other (`jq .`)", "a.json", b"\n".join(as_json(row, 2) for row in ROWS)),
     Kind("an array of objects that is called `.jsonl`", "a.jsonl", as_json(ROWS, 2)),
     Kind("`.csv` with a first row of names", "a.csv", table().encode()),
-    Kind("`.csv` with semicolons and a byte-order mark, as spreadsheets write it", "a.csv", codecs.BOM_UTF8 + table(";").encode()),
+    Kind(
+        "`.csv` with semicolons and a byte-order mark, as spreadsheets write it", "a.csv", codecs.BOM_UTF8 + table(";").encode()
+    ),
     Kind("`.csv.gz`", "a.csv.gz", gzip.compress(table().encode())),
     Kind("`.tsv`", "a.tsv", table("\t").encode()),
     Kind("`.tsv` in UTF-16 with a byte-order mark", "a.tsv", codecs.BOM_UTF16_LE + table("\t").encode("utf-16-le")),
@@ -120,7 +122,9 @@ KINDS = (
     Kind("`.xlsx`", "a.xlsx", b"PK\x03\x04", "save its sheet as .csv"),
     Kind("`.pkl`", "a.pkl", b"\x80\x04", "save it as .jsonl or .parquet; pickles are not loaded, for they can run any code"),
     Kind("`.txt`", "a.txt", TEXT, "write one JSON object a line, as .jsonl"),
-    Kind("any other ending", "a.dat", TEXT, "use .jsonl, .ndjson, .jsonlines, .json, .csv, .tsv (each also with .gz) or .parquet"),
+    Kind(
+        "any other ending", "a.dat", TEXT, "use .jsonl, .ndjson, .jsonlines, .json, .csv, .tsv (each also with .gz) or .parquet"
+    ),
     Kind("a web page that shows the data", "a.jsonl", b"\n<!DOCTYPE html><html>", "download the file itself"),
     Kind("an array that is cut short", "a.json", as_json(ROWS)[:-20], "mend it there, or write the file again"),
     Kind("an array without its closing bracket", "a.json", as_json(ROWS)[:-1], "mend it there, or write the file again"),
@@ -163,12 +167,30 @@ def test_the_documentation_lists_these_kinds() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "line", "reason", "detail"),
     [
-        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n', 2, Reason.INVALID_JSON, "the key 'prompt' is there twice"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n',
+            2,
+            Reason.INVALID_JSON,
+            "the key 'prompt' is there twice",
+        ),
         ("a.jsonl", b'{"prompt": "a"}\n{"meta": {"k": 1, "k": 2}}\n', 2, Reason.INVALID_JSON, "the key 'k' is there twice"),
-        ("a.json", b'[{"prompt": "a"}, {"prompt": "a", "prompt": "b"}]', 2, Reason.INVALID_JSON, "the key 'prompt' is there twice"),
+        (
+            "a.json",
+            b'[{"prompt": "a"}, {"prompt": "a", "prompt": "b"}]',
+            2,
+            Reason.INVALID_JSON,
+            "the key 'prompt' is there twice",
+        ),
         ("a.json", b'[{"prompt": "a"}, 7]', 2, Reason.NOT_AN_OBJECT, "a JSON int, expected an object"),
         ("a.json", b'{"prompt": "a"}\n{"prompt"\n', 2, Reason.INVALID_JSON, "delimiter"),
-        ("a.jsonl", codecs.BOM_UTF16_LE + '{"prompt": "a"}\n{"b": "\ud800"}'.encode("utf-16-le", "surrogatepass"), 2, Reason.BAD_UTF8, "byte 7"),
+        (
+            "a.jsonl",
+            codecs.BOM_UTF16_LE + '{"prompt": "a"}\n{"b": "\ud800"}'.encode("utf-16-le", "surrogatepass"),
+            2,
+            Reason.BAD_UTF8,
+            "byte 7",
+        ),
         ("a.csv", b"prompt,chosen\na,b\n\nc,d,e\n", 4, Reason.NOT_AN_OBJECT, "3 fields, and the first row names 2 columns"),
         ("a.csv", b"prompt,chosen\na,b\nc,\xff\n", 3, Reason.BAD_UTF8, "'chosen': character 0"),
         ("a.csv", b"prompt\na\n\"[{'role': 'user'}]\"\n", 3, Reason.WRONG_TYPE, "'prompt' is a list as Python prints it"),

@@ -1,4 +1,4 @@
-"""Folders, splits, subsets, names, and datasets of the Hub: what is meant is read, what is not clear is refused with the remedy."""
+"""Folders, splits, names and datasets of the Hub: what is meant is read, what is not clear is refused with the remedy."""
 
 from __future__ import annotations
 
@@ -88,7 +88,11 @@ def test_the_name_of_a_file_says_its_split(name: str, split: str | None) -> None
         (("train/a.jsonl", "test/a.jsonl"), "test", ["test/a.jsonl"]),
         (("data/train/a.jsonl", "data/test/a.jsonl"), "train", ["data/train/a.jsonl"]),
         (("data/en/0.jsonl", "data/fr/0.jsonl"), None, ["data/en/0.jsonl", "data/fr/0.jsonl"]),
-        (("part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"), None, ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"]),
+        (
+            ("part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"),
+            None,
+            ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"],
+        ),
         (("mine_train-00000-of-00001.jsonl", "mine_test-00000-of-00001.jsonl"), "test", ["mine_test-00000-of-00001.jsonl"]),
         (("a.jsonl", "b.JSONL", "notes.md"), None, ["a.jsonl", "b.JSONL"]),
     ],
@@ -102,12 +106,16 @@ def test_files_of_a_folder(names: tuple[str, ...], split: str | None, found: lis
     ("names", "split", "message"),
     [
         (("a.jsonl",), "train", "no name of a file says a split; leave `split` out"),
-        (("train_sft-00000-of-00001.jsonl", "train_prefs-00000-of-00001.jsonl"), "train", "has the splits train_prefs, train_sft, and"),
+        (
+            ("train_sft-00000-of-00001.jsonl", "train_prefs-00000-of-00001.jsonl"),
+            "train",
+            "has the splits train_prefs, train_sft, and",
+        ),
         (("a.jsonl", "b.jsonl.zst"), None, "holds 'b.jsonl.zst', which is of no known kind: unpack it by `zstd -d`"),
         (("data/a.jsonl.zst",), None, "holds 'a.jsonl.zst', which is of no known kind: unpack it by `zstd -d`"),
         (("a.jsonl", "a.jsonl.gz"), None, "holds 'a.jsonl' and 'a.jsonl.gz', likely the same rows twice"),
         (("a.csv", "a.parquet"), None, "holds 'a.csv' and 'a.parquet', likely the same rows twice"),
-        (("a.jsonl", "data/b.jsonl"), None, 'in files of its own and in \'data\': name what is meant, as in `data_dir = "data"`'),
+        (("a.jsonl", "data/b.jsonl"), None, "in files of its own and in 'data': name what is meant, as in `data_dir = \"data\"`"),
         (("one/train.jsonl", "two/train.jsonl"), None, "in its folders 'one', 'two': name one of them as `data_dir`"),
         (("a.txt",), None, "no file of a known kind, but 'a.txt': write one JSON object a line"),
         (("README.md",), None, "no saved dataset and no file of a known kind: .jsonl"),

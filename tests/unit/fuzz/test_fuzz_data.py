@@ -268,7 +268,7 @@ def test_any_name_of_a_source_is_found_or_refused(source: str, tokenizer: Any) -
     name=st.sampled_from(("a.json", "a.jsonl", "a.csv", "a.tsv", "a.json.gz")),
     content=damaged(json.dumps(ROWS[:3]).encode())
     | damaged(json.dumps({"prompt": ["a", "b"], "chosen": ["c", "d"]}, indent=1).encode())
-    | damaged(b"prompt,chosen,rejected\na,b,c\n\"d\ne\",f,g\n")
+    | damaged(b'prompt,chosen,rejected\na,b,c\n"d\ne",f,g\n')
     | st.binary(max_size=60),
 )
 def test_files_of_any_content_and_name_are_read_or_refused_by_name(name: str, content: bytes, tokenizer: Any) -> None:
