@@ -26,6 +26,7 @@ from dvpo_ray.config import (
     dump_resolved,
     load_recipe,
 )
+from dvpo_ray.config.sections import MAX_BAD_SHARE
 from dvpo_ray.errors import DvpoError, UserInputError
 from dvpo_ray.eval_commands import eval_app
 
@@ -107,15 +108,20 @@ def value_train(
 def value_eval(
     folder: Annotated[Path, typer.Argument(help="A sealed value model.")],
     data: Annotated[str, typer.Option(help="Preference pairs to measure it on.")],
+    split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longest prompt, in tokens.")] = 512,
     max_answer_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    max_bad_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of rows that may be unusable.")] = MAX_BAD_SHARE,
+    dead_letters: Annotated[Path | None, typer.Option(help="File for the rows that cannot be used.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pair accuracy of a value model on preference pairs."""
 
     def work() -> dict[str, Any]:
+        source = importlib.import_module("dvpo_ray.data").Source(data, split)
         evaluate = importlib.import_module("jobs.evaluate").evaluate_value
-        return evaluate(folder, data, max_prompt_tokens, max_answer_tokens)
+        found = evaluate(folder, source, max_prompt_tokens, max_answer_tokens, max_bad_share, dead_letters)
+        return found if as_json else _accuracies(found)
 
     guard(work, as_json)
 
@@ -288,6 +294,17 @@ def config_check(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption
 def config_schema(kind: KindArg = "demo") -> None:
     """Print the JSON schema of a recipe."""
     guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
+
+
+def _accuracies(found: dict[str, Any]) -> dict[str, Any]:
+    """What people see of a value model's pair accuracies: each with its interval, where there is one."""
+    shown = {"value model": found["value_model"], "pairs": found["pairs"], "rows read": found["rows"]["read"]}
+    shown |= {f"rows left out, {reason}": count for reason, count in found["rows"]["rejected"].items()}
+    for how, share in found["accuracy"].items():
+        shown[f"pair accuracy, {how} value"] = share
+        if f"accuracy_{how}_ci95" in found:
+            shown[f"pair accuracy, {how} value, 95% interval"] = found[f"accuracy_{how}_ci95"]
+    return shown
 
 
 def _kind(name: str) -> type[Recipe]:

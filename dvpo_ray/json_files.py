@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,33 @@ from dvpo_ray.errors import DataError
 REMEDY = "copy the file again from where it was whole, or start the run anew"
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object.
+class DuplicateKeyError(ValueError):
+    """A JSON object holds a key twice."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that pairs of keys and values make, for ``object_pairs_hook``.
+
+    Raises:
+        DuplicateKeyError: naming a key that is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise DuplicateKeyError(f"the key {twice[:80]!r} is there twice")
+    return found
+
+
+def parse_object(data: bytes, unique: bool = False) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice the last counts, or with ``unique`` none does.
 
     Raises:
         UnicodeDecodeError: not UTF-8.
-        ValueError: not JSON, nested too deeply, or with a number of too many digits.
+        ValueError: not JSON, nested too deeply, with a number of too many digits, or as ``unique_keys``.
         TypeError: JSON, but no object.
     """
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys if unique else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):

@@ -112,9 +112,10 @@ def check_same_run(recipe: Recipe, saved: Path, fixed: Sequence[str]) -> None:
 
 
 def _at(tree: Any, path: str) -> Any:
+    """What a setting is; of a section, those settings that are not none, which runs of earlier versions do not know."""
     for part in path.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
+    return {name: value for name, value in tree.items() if value is not None} if isinstance(tree, dict) else tree
 
 
 def _died_early(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, Recipe, Rew
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.loading import build, recipe_tree, to_toml, toml_value
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
-from dvpo_ray.config.references import CODE, data_sources, functions, left_behind, models, places, secrets, settings_at
+from dvpo_ray.config.references import CODE, data_sources, filled_in, functions, left_behind, models, places, secrets, settings_at
 from dvpo_ray.config.sections import GenerationSection
 from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
 from dvpo_ray.errors import ConfigError
@@ -106,7 +106,8 @@ def pack(asked: Asked, options: Options, package: Path) -> Submission:
         ConfigError: the job would not find what the recipe names, or the package is larger than the cluster takes.
     """
     module, command = COMMANDS[asked.kind]
-    tree, origin = recipe_tree(asked.name, [*asked.overrides, *_on_the_cluster(asked.recipe, options.here)])
+    said, _ = recipe_tree(asked.name, asked.overrides)
+    tree, origin = recipe_tree(asked.name, [*asked.overrides, *_on_the_cluster(said, asked.recipe, options.here)])
     recipe = build(asked.kind, tree, f"{origin}, for the cluster")
     included = [*_data(recipe), *map(_inside, map(str, options.include))]
     _check_functions(recipe, included)
@@ -161,9 +162,18 @@ def _kind_of(tree: dict[str, Any], origin: str) -> type[Recipe]:
     return kinds[found]
 
 
-def _on_the_cluster(recipe: Recipe, here: bool) -> Iterator[str]:
+def _on_the_cluster(tree: dict[str, Any], recipe: Recipe, here: bool) -> Iterator[str]:
     """Overrides for a process that starts in a folder of its own, which goes with the job."""
     yield "cluster.address=auto"
+    for key, said, text in filled_in(tree, recipe):
+        if not here:
+            raise ConfigError(
+                f"{key} = '{said}' is '{text}' on this machine, and the cluster is elsewhere: name what all its machines see by "
+                f"its absolute path: --set {key}=/..."
+            )
+        if key in data_sources(recipe) and names_a_path(text) and not Path(text).exists():
+            raise ConfigError(f"{key} = '{said}' does not exist: it is '{text}' here; correct it")
+        yield f"{key}={toml_value(text)}"
     for key, scheme, path in _lasting(recipe):
         if Path(path).is_absolute():
             continue

@@ -17,7 +17,8 @@ from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.config import PolicyRecipe, dump_resolved
-from dvpo_ray.data import DeadLetters, load_pairs
+from dvpo_ray.config.sections import MAX_BAD_SHARE
+from dvpo_ray.data import DeadLetters, Source, load_pairs, refuse_if_too_bad
 from dvpo_ray.data.loading import Overlong
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluation, Evaluator
@@ -47,14 +48,34 @@ from jobs.setup import (
 TOKEN_BUDGET = 8192
 
 
-def evaluate_value(folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int) -> dict[str, Any]:
-    """Pair accuracy of a sealed value model by every aggregate, with 95% intervals for mean and last value."""
+def evaluate_value(
+    folder: Path,
+    data: str | Source,
+    max_prompt_tokens: int,
+    max_answer_tokens: int,
+    max_bad_share: float = MAX_BAD_SHARE,
+    dead_letters: Path | None = None,
+) -> dict[str, Any]:
+    """Pair accuracy of a sealed value model by every aggregate, with 95% intervals for mean and last value. Rows that cannot
+    be used go to the file ``dead_letters``.
+
+    Raises:
+        DataError: more than ``max_bad_share`` of the rows cannot be used.
+        ModelError: the model is not sealed, or altered.
+    """
     read_seal(folder)
-    return rank_pairs(folder, data, max_prompt_tokens, max_answer_tokens)
+    return rank_pairs(folder, data, max_prompt_tokens, max_answer_tokens, max_bad_share=max_bad_share, dead_letters=dead_letters)
 
 
 def rank_pairs(
-    folder: Path, data: str, max_prompt_tokens: int, max_answer_tokens: int, overlong: Overlong = "reject", critic: bool = False
+    folder: Path,
+    data: str | Source,
+    max_prompt_tokens: int,
+    max_answer_tokens: int,
+    overlong: Overlong = "reject",
+    critic: bool = False,
+    max_bad_share: float = 1.0,
+    dead_letters: Path | None = None,
 ) -> dict[str, Any]:
     """As ``evaluate_value``, of any model that gives tokens values.
 
@@ -64,7 +85,7 @@ def rank_pairs(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    with DeadLetters(None) as letters:
+    with DeadLetters(dead_letters) as letters:
         pairs, counts = load_pairs(
             data,
             tokenizer,
@@ -73,8 +94,7 @@ def rank_pairs(
             dead_letters=letters,
             overlong=overlong,
         )
-    if not pairs:
-        raise ConfigError(f"'{data}': none of {counts.read} rows can be used: {counts.rejected}")
+    refuse_if_too_bad(counts, max_bad_share, data, dead_letters)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if measure_node().multiplies_bfloat16 else torch.float32
     reader = frozen_reader(ValueReader(load_value_model(folder, dtype, "sdpa")), device)

@@ -19,7 +19,9 @@ from dvpo_ray.stopping import Stop, heeding
 
 # What decides which rows come and which numbers the optimizer's state belongs to: it must not change.
 _FIXED = ("run.seed", "model.path")
-_EVALUATION = ("evaluation.source", "evaluation.max_prompts", "evaluation.answers_per_prompt")
+_EVALUATION = tuple(
+    f"evaluation.{name}" for name in ("source", "split", "subset", "data_dir", "revision", "max_prompts", "answers_per_prompt")
+)
 _ADAPTERS = ("lora.rank", "lora.alpha", "lora.rslora", "lora.target_modules")
 POLICY_FIXED = (
     *_FIXED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,15 @@ from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
-from dvpo_ray.config.sections import DataSection, EvaluationSection, ModelSection, NumberType, PairsSection, PtxSection
+from dvpo_ray.config.sections import (
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    NumberType,
+    PairsSection,
+    PtxSection,
+    SourceSection,
+)
 from dvpo_ray.data import (
     DeadLetters,
     EncodedDemonstration,
@@ -20,6 +28,7 @@ from dvpo_ray.data import (
     EncodedPrompt,
     LoadCounts,
     Reading,
+    Source,
     disjoint,
     load_demonstrations,
     load_pairs,
@@ -141,24 +150,35 @@ def read_pairs(
         "overlong": section.overlong,
         "reading": reading_of(section),
     }
+    source, apart = source_of(section), _held_out_source(section)
     with DeadLetters(folder / DEAD_LETTERS) as letters:
-        pairs, counts = load_pairs(
-            section.source, tokenizer, split=section.split, dead_letters=letters, limit=section.limit, **limits
-        )
-        refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
+        pairs, counts = load_pairs(source, tokenizer, dead_letters=letters, limit=section.limit, **limits)
+        refuse_if_too_bad(counts, section.max_bad_share, source, folder / DEAD_LETTERS)
         tell(f"{section.source}: {counts.said('pairs')}")
-        if section.validation_source is None:
+        if apart is None:
             train, held_out = split_by_prompt(pairs, section.validation_share, 0)
             return train, held_out, counts
-        held_out, held_counts = load_pairs(section.validation_source, tokenizer, dead_letters=letters, **limits)
-        refuse_if_too_bad(held_counts, section.max_bad_share, section.validation_source, folder / DEAD_LETTERS)
+        held_out, held_counts = load_pairs(apart, tokenizer, dead_letters=letters, **limits)
+        refuse_if_too_bad(held_counts, section.max_bad_share, apart, folder / DEAD_LETTERS)
     disjoint(pairs, held_out)
     return pairs, held_out, counts
 
 
-def reading_of(section: DataSection) -> Reading:
+def reading_of(section: SourceSection) -> Reading:
     """How a section's rows are read."""
     return Reading(section.format, section.columns)
+
+
+def source_of(section: SourceSection) -> Source:
+    """What a section says of where its rows come from."""
+    return Source(section.source, section.split, section.subset, section.data_dir, section.revision)
+
+
+def _held_out_source(section: PairsSection) -> Source | None:
+    """Where held-out pairs come from; None when a share of the others is held out."""
+    if section.validation_source is not None:
+        return Source(section.validation_source, section.validation_split)
+    return None if section.validation_split is None else replace(source_of(section), split=section.validation_split)
 
 
 def read_prompts(section: DataSection, tokenizer: Any, folder: Path, tell: Tell = lambda text: None) -> list[EncodedPrompt]:
@@ -187,18 +207,18 @@ def _read_rows(
     **limits: Any,
 ) -> list[Row]:
     """All usable rows of a source; those that are not go to the dead letters, and too many of them are refused."""
+    source = source_of(section)
     with DeadLetters(folder / DEAD_LETTERS) as letters:
         rows, counts = load(
-            section.source,
+            source,
             tokenizer,
-            split=section.split,
             max_prompt_tokens=section.max_prompt_tokens,
             dead_letters=letters,
             limit=section.limit,
             reading=reading_of(section),
             **limits,
         )
-        refuse_if_too_bad(counts, section.max_bad_share, section.source, folder / DEAD_LETTERS)
+        refuse_if_too_bad(counts, section.max_bad_share, source, folder / DEAD_LETTERS)
         tell(f"{section.source}: {counts.said(what)}")
     return rows
 
@@ -207,7 +227,7 @@ def read_evaluation_prompts(
     section: EvaluationSection, data: DataSection, tokenizer: Any, folder: Path, trained_on: Sequence[EncodedPrompt]
 ) -> list[EncodedPrompt]:
     """Held-out prompts, refused when any is among those trained on."""
-    source = data.model_copy(update={"source": section.source, "split": section.split, "limit": section.max_prompts})
-    prompts = read_prompts(source, tokenizer, folder)
+    place = {name: getattr(section, name) for name in SourceSection.model_fields}
+    prompts = read_prompts(data.model_copy(update=place | {"limit": section.max_prompts}), tokenizer, folder)
     disjoint(trained_on, prompts)
     return prompts

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dvpo_ray.config.base import Section
+from dvpo_ray.config.base import Place, Section
 
 
 def kind_of(default: str) -> Discriminator:
@@ -132,7 +132,7 @@ class P3o(_AmongAnswers):
 class CriticSection(Section):
     """The online critic: a second model, trained on every step's returns. Its ranks are laid out as those of `learner`."""
 
-    initial: str | None = Field(
+    initial: Place | None = Field(
         None, description="Folder of a value model or reward model to start from; none grows the critic from the model itself."
     )
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")

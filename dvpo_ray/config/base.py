@@ -7,8 +7,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
+from dvpo_ray.paths import expanded
+
 # TOML knows neither paths nor tuples: these two read a string or a list where everything else stays strict.
-PathField = Annotated[Path, Field(strict=False)]
+PathField = Annotated[Path, Field(strict=False), AfterValidator(lambda path: Path(expanded(str(path))))]
 Secret = Annotated[SecretStr, Field(strict=False)]
 
 
@@ -19,6 +21,8 @@ def _is_entry_point(value: str) -> str:
     return value
 
 
+# The name of a file, a folder, or something that has no path; `~` and `$VAR` are filled in.
+Place = Annotated[str, Field(min_length=1), AfterValidator(expanded)]
 EntryPoint = Annotated[str, AfterValidator(_is_entry_point)]
 
 

@@ -123,7 +123,7 @@ def _read(path: str | Path) -> tuple[Path, str]:
             if str(path) not in known:
                 raise ConfigError(f"no recipe '{path}': give a .toml file or one of: {', '.join(known)}")
             file = Path(str(_recipe_folder() / f"{path}.toml"))
-        return file, file.read_text(encoding="utf-8")
+        return file, file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the recipe: {error.strerror}") from error
     except UnicodeDecodeError as error:

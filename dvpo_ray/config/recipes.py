@@ -18,7 +18,7 @@ from dvpo_ray.config.algorithms import (
     TargetConfig,
     TdTarget,
 )
-from dvpo_ray.config.base import Section
+from dvpo_ray.config.base import Place, Section
 from dvpo_ray.config.rewards import HttpReward, RewardConfig, RewardName
 from dvpo_ray.config.sections import (
     ClusterSection,
@@ -119,7 +119,7 @@ class PolicyTraining(Section):
     """The sections of policy training."""
 
     steps: int = Field(100, ge=1, description="Training steps: each generates, scores, learns and syncs once.")
-    value_model: str | None = Field(None, description="Folder of the frozen value model (holds `gvm.json`).")
+    value_model: Place | None = Field(None, description="Folder of the frozen value model (holds `gvm.json`).")
     data: DataSection = Field(description="Prompts to train on.")
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Generation.")
     scorer: ScorerSection = Field(default_factory=lambda: ScorerSection(), description="Frozen value and reference models.")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, SecretStr
 
 from dvpo_ray.config.recipes import Recipe
 from dvpo_ray.config.rewards import FunctionReward, model_rewards
+from dvpo_ray.paths import expanded
 
 # The packages of this project, whose modules are wherever it runs.
 CODE = ("dvpo_ray", "actors", "jobs")
@@ -44,6 +45,16 @@ def models(recipe: Recipe) -> dict[str, str]:
     if policy is not None:
         found |= {f"policy.rewards.{name}.folder": reward.folder for name, reward in model_rewards(policy.rewards).items()}
     return found
+
+
+def filled_in(tree: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """(dotted path, what the recipe says, what that is on this machine) of names with `~` or `$VAR`."""
+    for key, text in (data_sources(recipe) | models(recipe) | settings_at(recipe, ("run.output_dir",))).items():
+        said: Any = tree
+        for part in key.split("."):
+            said = said.get(part) if isinstance(said, Mapping) else None
+        if isinstance(said, str) and expanded(said) != said:
+            yield key, said, text
 
 
 def functions(recipe: Recipe) -> dict[str, str]:

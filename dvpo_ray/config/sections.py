@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, model_validator
 
-from dvpo_ray.config.base import EntryPoint, PathField, Secret, Section
+from dvpo_ray.config.base import EntryPoint, PathField, Place, Secret, Section
 
 Auto = Literal["auto"]
 NumberType = Literal["bfloat16", "float32"]
@@ -19,6 +19,7 @@ TokenBudget = Annotated[int, Field(ge=16)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+MAX_BAD_SHARE = 0.05
 
 
 def settled(value: T | Auto) -> T:
@@ -72,9 +73,8 @@ class ClusterSection(Section):
 class ModelSection(Section):
     """The language model that is aligned, and from which the value model is grown."""
 
-    path: str = Field(
+    path: Place = Field(
         "smollm2-135m-instruct",
-        min_length=1,
         description="Folder with safetensors, config and tokenizer; `smollm2-135m-instruct` is the packaged demo model.",
     )
     attention: Attention = Field(
@@ -101,14 +101,23 @@ class ModelSection(Section):
         return self.packing == "on" or (self.packing == "auto" and self.attention == "flash_attention_2")
 
 
-class DataSection(Section):
-    """A dataset and what happens to rows that cannot be used."""
+class SourceSection(Section):
+    """Where rows come from."""
 
-    source: str = Field(
-        min_length=1,
-        description="File (.jsonl, .jsonl.gz, .parquet), folder, `package:NAME/PATH`, or Hugging Face dataset name.",
+    source: Place = Field(
+        description="File (JSON lines, JSON, CSV, TSV or Parquet; text also as .gz), folder, `package:NAME/PATH`, or Hugging "
+        "Face dataset name.",
     )
-    split: str | None = Field(None, description="Split of a Hugging Face dataset.")
+    split: str | None = Field(
+        None, min_length=1, description="Split of a Hugging Face dataset, or of a folder of files named after splits."
+    )
+    subset: str | None = Field(
+        None,
+        min_length=1,
+        description="Subset (configuration) of a Hugging Face dataset; of a folder, the one in it of that name.",
+    )
+    data_dir: str | None = Field(None, min_length=1, description="Folder within the dataset or folder that holds what is meant.")
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a Hugging Face dataset.")
     format: str = Field(
         "auto",
         min_length=1,
@@ -118,10 +127,15 @@ class DataSection(Section):
         default_factory=dict,
         description='Columns that stand for those that shapes know: `{prompt = "ask", score = "meta.rating"}`.',
     )
+
+
+class DataSection(SourceSection):
+    """A dataset and what happens to rows that cannot be used."""
+
     max_prompt_tokens: int = Field(512, ge=1, description="Longest prompt, in tokens; longer rows are dead letters.")
     limit: int | None = Field(None, ge=1, description="Use at most this many good rows.")
     max_bad_share: float = Field(
-        0.05, ge=0, le=1, description="Share of rows that may be dead letters before the run refuses to start."
+        MAX_BAD_SHARE, ge=0, le=1, description="Share of rows that may be dead letters before the run refuses to start."
     )
 
 
@@ -142,12 +156,28 @@ class AnswersSection(DataSection):
 class PairsSection(AnswersSection):
     """Preference pairs for value pretraining."""
 
-    validation_source: str | None = Field(
-        None, description="Held-out pairs; none holds out `validation_share` of the prompts of `source`."
+    validation_source: Place | None = Field(
+        None, description="Held-out pairs; without it they are taken from `source`, by `validation_split` or `validation_share`."
+    )
+    validation_split: str | None = Field(
+        None,
+        min_length=1,
+        description="Split of `validation_source`; without that, another split of `source`, which is held out.",
     )
     validation_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of prompts held out when there is no `validation_source`."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of prompts held out when there is neither a `validation_source` nor a `validation_split`.",
     )
+
+    @model_validator(mode="after")
+    def _validate_split(self) -> Self:
+        if self.validation_source is None and self.validation_split is not None and self.validation_split == self.split:
+            raise ValueError(
+                f"validation_split and split are both '{self.split}': name another split of source, or give a validation_source"
+            )
+        return self
 
 
 class EngineSection(Section):
@@ -400,20 +430,10 @@ class TransferSection(Section):
             )
 
 
-class EvaluationSection(Section):
+class EvaluationSection(SourceSection):
     """Held-out evaluation of a policy."""
 
-    source: str = Field(min_length=1, description="Prompts to answer; disjoint from those trained on.")
-    split: str | None = Field(None, description="Split of a Hugging Face dataset.")
-    format: str = Field(
-        "auto",
-        min_length=1,
-        description="Shape of the rows, by its name in docs/datasets.md; `auto` recognises it from the columns.",
-    )
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description='Columns that stand for those that shapes know: `{prompt = "ask", score = "meta.rating"}`.',
-    )
+    source: Place = Field(description="Prompts to answer, disjoint from those trained on: any source that data may have.")
     max_prompts: int = Field(64, ge=1, description="Use at most this many prompts.")
     answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
     gold: EntryPoint | None = Field(

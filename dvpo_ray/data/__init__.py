@@ -12,6 +12,7 @@ from dvpo_ray.data.loading import (
     load_prompts,
     refuse_if_too_bad,
 )
+from dvpo_ray.data.sources import Source
 from dvpo_ray.data.splits import disjoint, fingerprint, split_by_prompt
 from dvpo_ray.data.turn_end import TurnEnd, turn_end
 
@@ -23,6 +24,7 @@ __all__ = [
     "EncodedPrompt",
     "LoadCounts",
     "Reading",
+    "Source",
     "TurnEnd",
     "disjoint",
     "encode_prompt",

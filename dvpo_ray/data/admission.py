@@ -6,7 +6,6 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dvpo_ray.data.dead_letters import DeadLetters
@@ -134,7 +133,7 @@ class Admission(Generic[T]):
 
     def _take(self, raw: RawRow, main: Shape, auto: bool) -> None:
         """Admit what a row gives, or put it with that of other rows of its prompt."""
-        identity = f"{Path(raw.file).name}:{raw.line}"
+        identity = raw.place
         try:
             if raw.row is None:
                 raise BadRow(raw.problem or Reason.NOT_AN_OBJECT, raw.detail)

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from dvpo_ray.data.raw_rows import RawRow
 from dvpo_ray.data.reasons import Reason
-from dvpo_ray.data.sources import RawRow
 
 EXCERPT = 200
 

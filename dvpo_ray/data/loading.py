@@ -14,7 +14,8 @@ from dvpo_ray.data.encode import ChatEncoder
 from dvpo_ray.data.formats import row_group
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes import Prompted, Row, best_answer, pairs_in
-from dvpo_ray.data.sources import iter_raw_rows
+from dvpo_ray.data.sources import Source, iter_raw_rows
+from dvpo_ray.data.text_limits import cut_to_fit, refuse_what_cannot_fit
 from dvpo_ray.errors import DataError
 
 T = TypeVar("T")
@@ -57,14 +58,13 @@ class EncodedDemonstration(EncodedPrompt):
 
 
 def load_pairs(
-    source: str,
+    source: str | Source,
     tokenizer: Any,
     *,
     max_prompt_tokens: int,
     max_answer_tokens: int,
     dead_letters: DeadLetters,
     overlong: Overlong = "reject",
-    split: str | None = None,
     limit: int | None = None,
     reading: Reading = AS_FOUND,
 ) -> tuple[list[EncodedPair], LoadCounts]:
@@ -82,7 +82,7 @@ def load_pairs(
         for n, texts in enumerate(pairs):
             check_text(*texts)
             answers = [
-                _fit_answer(chat.answer(text, found), max_answer_tokens, overlong, name)
+                _fit_answer(chat, text, found, max_answer_tokens, overlong, name)
                 for name, text in zip(("chosen", "rejected"), texts, strict=True)
             ]
             if answers[0] == answers[1]:
@@ -91,18 +91,17 @@ def load_pairs(
             made.append(EncodedPair(**vars(base), chosen_ids=answers[0], rejected_ids=answers[1]))
         return made
 
-    return _counted(chat, Admission("pairs", dead_letters, reading, build).run(iter_raw_rows(source, split), limit))
+    return _counted(chat, Admission("pairs", dead_letters, reading, build).run(iter_raw_rows(source), limit))
 
 
 def load_demonstrations(
-    source: str,
+    source: str | Source,
     tokenizer: Any,
     *,
     max_prompt_tokens: int,
     max_answer_tokens: int,
     dead_letters: DeadLetters,
     overlong: Overlong = "reject",
-    split: str | None = None,
     limit: int | None = None,
     reading: Reading = AS_FOUND,
 ) -> tuple[list[EncodedDemonstration], LoadCounts]:
@@ -117,19 +116,18 @@ def load_demonstrations(
     def build(identity: str, row: Row, found: Prompted) -> list[EncodedDemonstration]:
         text = best_answer(found)
         check_text(text)
-        answer = _fit_answer(chat.answer(text, found), max_answer_tokens, overlong, "answer")
+        answer = _fit_answer(chat, text, found, max_answer_tokens, overlong, "answer")
         return [EncodedDemonstration(**vars(_encode(identity, row, found, chat, max_prompt_tokens)), answer_ids=answer)]
 
-    return _counted(chat, Admission("demonstrations", dead_letters, reading, build).run(iter_raw_rows(source, split), limit))
+    return _counted(chat, Admission("demonstrations", dead_letters, reading, build).run(iter_raw_rows(source), limit))
 
 
 def load_prompts(
-    source: str,
+    source: str | Source,
     tokenizer: Any,
     *,
     max_prompt_tokens: int,
     dead_letters: DeadLetters,
-    split: str | None = None,
     limit: int | None = None,
     reading: Reading = AS_FOUND,
 ) -> tuple[list[EncodedPrompt], LoadCounts]:
@@ -144,7 +142,7 @@ def load_prompts(
     def build(identity: str, row: Row, found: Prompted) -> list[EncodedPrompt]:
         return [_encode(identity, row, found, chat, max_prompt_tokens)]
 
-    return _counted(chat, Admission("prompts", dead_letters, reading, build).run(iter_raw_rows(source, split), limit))
+    return _counted(chat, Admission("prompts", dead_letters, reading, build).run(iter_raw_rows(source), limit))
 
 
 def _counted(chat: ChatEncoder, read: tuple[list[T], LoadCounts]) -> tuple[list[T], LoadCounts]:
@@ -153,21 +151,20 @@ def _counted(chat: ChatEncoder, read: tuple[list[T], LoadCounts]) -> tuple[list[
     return read
 
 
-def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str, dead_letter_path: Path) -> None:
-    """Stop before anything starts when too many rows were lost, or none is left.
+def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str | Source, dead_letter_path: Path | None) -> None:
+    """Stop before anything starts when too many rows were lost, or none is left; None when no file holds the dead letters.
 
     Raises:
         DataError: with the counts and where the dead letters lie.
     """
+    listed = "the rows" if dead_letter_path is None else f"the rows listed in {dead_letter_path}"
     reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.rejected.items()))
     if counts.kept == 0:
-        raise DataError(
-            f"'{source}': none of {counts.read} rows can be used ({reasons or 'it is empty'}); see {dead_letter_path}"
-        )
+        raise DataError(f"'{source}': none of {counts.read} rows can be used ({reasons or 'it is empty'}); mend {listed}")
     if counts.bad_share > max_bad_share:
         raise DataError(
             f"'{source}': {counts.read - counts.kept} of {counts.read} rows ({counts.bad_share:.1%}) cannot be used, more than "
-            f"max_bad_share = {max_bad_share:.1%} allows ({reasons}); mend the rows listed in {dead_letter_path}, raise a length "
+            f"max_bad_share = {max_bad_share:.1%} allows ({reasons}); mend {listed}, raise a length "
             "limit, or raise max_bad_share"
         )
 
@@ -175,6 +172,9 @@ def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str, dea
 def _encode(identity: str, row: Row, found: Prompted, chat: ChatEncoder, max_prompt_tokens: int) -> EncodedPrompt:
     group, prompt = row_group(row), found.prompt
     check_text(*(text for message in prompt for text in (message.role, message.content)), group or "")
+    # Templates leave out parts of earlier answers.
+    said = [message.content for message in prompt if message.role != "assistant"]
+    refuse_what_cannot_fit(chat.tokenizer, said, max_prompt_tokens, "the prompt")
     ids = chat.prompt(prompt, found.tools)
     if len(ids) > max_prompt_tokens:
         raise BadRow(Reason.TOO_LONG, f"the prompt has {len(ids)} tokens, the limit is {max_prompt_tokens}")
@@ -185,7 +185,13 @@ def _encode(identity: str, row: Row, found: Prompted, chat: ChatEncoder, max_pro
     return EncodedPrompt(identity, prompt[-1].content, tuple(ids), key, group=group)
 
 
-def _fit_answer(ids: list[int], limit: int, overlong: Overlong, name: str) -> tuple[int, ...]:
+def _fit_answer(chat: ChatEncoder, text: str, found: Prompted, limit: int, overlong: Overlong, name: str) -> tuple[int, ...]:
+    if overlong == "reject":
+        refuse_what_cannot_fit(chat.tokenizer, [text], limit, f"'{name}'")
+    beginning = cut_to_fit(chat.tokenizer, text, limit)
+    if beginning is not None:
+        return tuple(chat.answer(beginning, found)[:-1][:limit])
+    ids = chat.answer(text, found)
     if len(ids) <= limit:
         return tuple(ids)
     if overlong == "truncate_answer":

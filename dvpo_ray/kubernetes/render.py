@@ -13,7 +13,8 @@ import yaml
 
 from dvpo_ray.config import PipelineRecipe, Recipe
 from dvpo_ray.config.loading import build, recipe_tree, to_toml
-from dvpo_ray.config.references import data_sources, functions, left_behind, models, places, secrets
+from dvpo_ray.config.references import data_sources, filled_in, functions, left_behind, models, places, secrets
+from dvpo_ray.data.sources import names_a_path
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.kubernetes.manifests import ROLE, Tree, ray_object
 from dvpo_ray.kubernetes.operator_rules import QUEUE, name_is_a_short_label
@@ -34,7 +35,6 @@ from dvpo_ray.models.packaged import SMOLLM2
 
 RETRIES = 3
 KEPT_AFTER_S = 600
-DATA_FILES = (".jsonl", ".gz", ".parquet")
 
 
 class Flavour(StrEnum):
@@ -92,7 +92,7 @@ def render(kind: type[Recipe], path: str, overrides: list[str], request: Request
     recipe = build(kind, tree, origin)
     groups = groups_of(recipe, request.devices, request.gpus_per_node, request.model)
     _refuse_secrets(recipe)
-    _refuse_local_paths(recipe)
+    _refuse_local_paths(tree, recipe)
     _refuse_another_start(recipe)
     settings = _for_cluster(tree, recipe, groups)
     if request.flavour is Flavour.KUEUE:
@@ -221,8 +221,13 @@ def _refuse_secrets(recipe: Recipe) -> None:
         )
 
 
-def _refuse_local_paths(recipe: Recipe) -> None:
+def _refuse_local_paths(tree: Mapping[str, Any], recipe: Recipe) -> None:
     """What pods read must be in the image, on the volume, or on a hub; what they write, on the volume or away."""
+    for key, said, text in filled_in(tree, recipe):
+        if key != "run.output_dir":
+            raise UserInputError(
+                f"{key} = '{said}' is '{text}' on this machine, pods see the image and the volume: name it as {RUNS}/..."
+            )
     read = ((key, text, text) for key, text in (models(recipe) | data_sources(recipe)).items() if _is_local(key, text))
     written = ((key, f"{scheme}{path}", path) for key, scheme, path in places(recipe) if not path.startswith(f"{RUNS}/"))
     for key, text, path in (*read, *written):
@@ -252,7 +257,7 @@ def _is_local(key: str, text: str) -> bool:
     if text.startswith((f"{RUNS}/", "package:")) or text == SMOLLM2:
         return False
     is_folder = key in ("model.path", "policy.value_model") or key.endswith((".folder", ".initial"))
-    return is_folder or text.endswith(DATA_FILES) or text.startswith(("/", ".", "~")) or Path(text).exists()
+    return is_folder or names_a_path(text) or Path(text).exists()
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -149,6 +149,7 @@ def test_a_file_beyond_what_a_plain_entry_holds_goes_along(folder: Path, monkeyp
         ("value.data.source=../package.zip", r"value\.data\.source = '\.\./package\.zip' is not below "),
         ("value.data.source=a/../../package.zip", r"is not below |does not exist"),
         ("value.data.validation_source=~/x", r"validation_source = '~/x' does not exist"),
+        ("value.data.source=$HOME/nothing/x.jsonl", r"source = '\$HOME/nothing/x\.jsonl' does not exist: it is '/"),
     ],
 )
 def test_data_that_would_not_be_there_is_refused(folder: Path, override: str, message: str) -> None:
@@ -163,6 +164,17 @@ def test_data_of_the_cluster_stays_where_it_is(folder: Path) -> None:
     assert "pairs.jsonl" not in names(submission)
     assert settings(submission)["value"]["data"] == {"source": "/data/pairs.jsonl"}
     assert submission.run_folder == "/runs/mine"
+
+
+def test_names_with_variables_are_filled_in_for_a_cluster_on_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", str(folder))
+    named = ("value.data.source=$PLACE/pairs.jsonl", "model.path=${PLACE}/model")
+    found = settings(packed(folder, HERE, *named))
+    assert found["value"]["data"]["source"] == str(folder / "pairs.jsonl") and found["model"]["path"] == str(folder / "model")
+    with pytest.raises(
+        ConfigError, match=r"value\.data\.source = '\$PLACE/pairs\.jsonl' is '/.* on this machine, and the cluster"
+    ):
+        packed(folder, AWAY, "run.output_dir=/runs", *named)
 
 
 def test_what_a_run_keeps_or_reads_in_a_folder_is_named_for_the_cluster(folder: Path) -> None:

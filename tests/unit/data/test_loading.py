@@ -95,7 +95,11 @@ def test_any_bytes_are_either_kept_or_dead_letters(content: bytes, tokenizer: An
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "noise.jsonl"
         path.write_bytes(content)
-        _, counts = load(str(path), tokenizer, Path(folder) / "dead.jsonl")
+        try:
+            _, counts = load(str(path), tokenizer, Path(folder) / "dead.jsonl")
+        except DataError as error:  # its first bytes are those of another kind of file
+            assert str(path) in str(error)
+            return
         assert counts.read == sum(1 for line in content.split(b"\n") if line.strip())
         assert counts.read == counts.kept + sum(counts.rejected.values())
 

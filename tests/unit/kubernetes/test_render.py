@@ -105,6 +105,8 @@ def test_flavours() -> None:
         (["tracking.wandb_project=p", "tracking.wandb_api_key=k"], EIGHT_B, r"wandb_api_key would be readable.*--secret"),
         (["policy.data.source=prompts.jsonl"], EIGHT_B, r"policy\.data\.source = 'prompts\.jsonl'.*on this machine"),
         (["policy.value_model=runs/value"], EIGHT_B, r"policy\.value_model"),
+        (["policy.data.source=~/prompts"], EIGHT_B, r"policy\.data\.source = '~/prompts' is '/.* on this machine, pods"),
+        (["policy.data.source=prompts.CSV"], EIGHT_B, r"policy\.data\.source = 'prompts\.CSV'.*on this machine"),
         (["policy.rewards={x={type='model', folder='runs/reward'}}"], EIGHT_B, r"policy\.rewards\.x\.folder"),
         (["run.name=My.run"], EIGHT_B, r"'My\.run'.*--name"),
         (["run.resume=/runs/x/commits/step-00000001"], EIGHT_B, r"run\.resume = .* goes on from the last commit"),
