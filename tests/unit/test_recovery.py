@@ -287,6 +287,11 @@ def test_only_settings_that_may_change_can_change(tmp_path: Path) -> None:
         check_same_run(recipe(tmp_path, every=3, rollout={"prompts_per_step": 8}), saved, POLICY_FIXED)
     with pytest.raises(ConfigError, match="policy.ptx.data was None, this recipe says {'source': 'x'"):
         check_same_run(recipe(tmp_path, every=3, ptx={"data": {"source": "x"}}), saved, POLICY_FIXED)
+    earlier = json.loads(saved.read_text())
+    for name in ("subset", "data_dir", "revision"):  # which earlier versions did not have
+        del earlier["policy"]["data"][name]
+    saved.write_text(json.dumps(earlier))
+    check_same_run(recipe(tmp_path, every=3), saved, POLICY_FIXED)
 
 
 def test_a_list_of_engines_that_was_cut_short_does_not_stop_the_next_driver(tmp_path: Path) -> None:
