@@ -75,6 +75,10 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{json.dumps(choice)}`" for choice in arguments)
     if origin is typing.Annotated:
         return _type(arguments[0])
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "table of " + " to ".join(map(_type, arguments))
     if origin is tuple and arguments[-1] is ...:
         return f"list of {_type(arguments[0])}"
     if origin is tuple:

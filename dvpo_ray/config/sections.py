@@ -124,7 +124,7 @@ class SourceSection(Section):
         description="Shape of the rows, by its name in docs/datasets.md; `auto` recognises it from the columns.",
     )
     columns: dict[str, str] = Field(
-        default_factory=dict,
+        {},
         description='Columns that stand for those that shapes know: `{prompt = "ask", score = "meta.rating"}`.',
     )
 
@@ -217,7 +217,7 @@ class GenerationSection(Section):
         1.0, gt=0, le=2, description="Divides the logits of tokens that prompt or answer have already; 1 leaves them alone."
     )
     stop: list[Annotated[str, StringConstraints(min_length=1)]] = Field(
-        default_factory=list, description="Texts that end an answer, which holds them; besides the model's own ends of turn."
+        [], description="Texts that end an answer, which holds them; besides the model's own ends of turn."
     )
     row_timeout_s: float = Field(
         300.0,

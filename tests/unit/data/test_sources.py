@@ -18,7 +18,8 @@ from dvpo_ray.cli import app
 from dvpo_ray.config.loading import build, load_recipe
 from dvpo_ray.config.recipes import PolicyRecipe, ValueRecipe
 from dvpo_ray.config.sections import EvaluationSection, PairsSection
-from dvpo_ray.data import DeadLetters, Source, load_pairs, load_prompts, loading
+from dvpo_ray.data import ChatEncoder, DeadLetters, Source, load_pairs, load_prompts
+from dvpo_ray.data.shapes import Prompted
 from dvpo_ray.data.sources import iter_raw_rows, names_a_path
 from dvpo_ray.data.split_names import split_of
 from dvpo_ray.data.text_limits import longest_token
@@ -305,13 +306,13 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_made_tokens(
     limits: dict[str, Any] = {"max_prompt_tokens": 10, "max_answer_tokens": 10}
     longest = 0
 
-    def spied(tokenizer: Any, text: str, end_id: int) -> list[int]:
+    def spied(chat: ChatEncoder, text: str, asked: Prompted) -> list[int]:
         nonlocal longest
         longest = max(longest, len(text))
-        return [*tokenizer(text, add_special_tokens=False)["input_ids"], end_id]
+        return [*chat.tokenizer(text, add_special_tokens=False)["input_ids"], 1]
 
-    monkeypatch.setattr(loading, "encode_answer", spied)
-    monkeypatch.setattr(loading, "encode_prompt", lambda tokenizer, prompt: pytest.fail("it was made tokens"))
+    monkeypatch.setattr(ChatEncoder, "answer", spied)
+    monkeypatch.setattr(ChatEncoder, "prompt", lambda *given: pytest.fail("it was made tokens"))
     with DeadLetters(tmp_path / "dead.jsonl") as letters:
         _, counts = load_pairs(source, tokenizer, dead_letters=letters, **limits)
     assert counts.rejected == {"too_long": 2} and longest == 1
