@@ -30,10 +30,12 @@ from dvpo_ray.data import (
     turn_end,
 )
 from dvpo_ray.errors import ModelError
+from dvpo_ray.models.loading import check_tensors, model_config
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
 from dvpo_ray.planning.device_defaults import Choices, settle
+from dvpo_ray.planning.preflight import parameters_in
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.run import NUMBER_TYPES
 from dvpo_ray.run_folder import DEAD_LETTERS
@@ -53,20 +55,22 @@ class BaseModel:
     @property
     def commit_bytes(self) -> float:
         """What a commit of all its parameters takes, at least: float32 weights and two moments of each."""
-        return 12 * ModelShape.from_folder(self.folder).parameters
+        return 12 * parameters_in(self.folder)
 
 
 def base_model(section: ModelSection) -> BaseModel:
     """Find, verify and (once) convert the model that a recipe names.
 
     Raises:
-        ModelError: the folder cannot be used, or does not say how the model ends its turns.
+        ModelError: the folder cannot be used or is not whole, or does not say how the model ends its turns.
     """
     from transformers import AutoTokenizer
 
     folder = resolve_model(section.path).resolve()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
     turn_end(tokenizer, folder)
+    config = model_config(folder, section.trust_remote_code)
+    check_tensors(folder, config)
     return BaseModel(section.path, folder, tokenizer)
 
 

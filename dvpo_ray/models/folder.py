@@ -19,6 +19,7 @@ from dvpo_ray.json_files import read_object
 
 MANIFEST = "manifest.json"
 ADAPTER = "adapter_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def sha256_file(path: Path) -> str:
@@ -47,10 +48,23 @@ def weights_sha256(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a model is loaded from; a folder may have the same weights in another form beside them.
+
+    Raises:
+        ModelError: the index cannot be read.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return sorted({folder / shard for shard in _weight_map(folder / INDEX).values()})
+    return sorted(folder.glob("*.safetensors"))
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
     """Which safetensors file of a folder holds which tensor."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             found |= dict.fromkeys(file.keys(), path)
     return found
@@ -84,12 +98,10 @@ def check_weights(folder: Path) -> None:
     if (folder / ADAPTER).exists():
         raise ModelError(f"'{folder}' holds {ADAPTER}, which changes the model or names another one: merge the adapters first")
     for index in sorted(folder.glob("*.index.json")):
-        try:
-            shards = read_object(index).get("weight_map")
-        except DataError as error:
-            raise ModelError(str(error)) from error
-        if not isinstance(shards, dict) or not all(isinstance(name, str) and _is_plain(name) for name in shards.values()):
-            raise ModelError(f"{index}: weight_map points outside the folder or names no files; it is not trusted")
+        shards = set(_weight_map(index).values())
+        absent = sorted(name for name in shards if name.endswith(".safetensors") and not (folder / name).is_file())
+        if absent:
+            raise ModelError(f"{folder / absent[0]} is missing although {index.name} names it; copy the whole folder again")
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy"):
@@ -98,6 +110,17 @@ def check_weights(folder: Path) -> None:
             raise ModelError(
                 f"{file} is no safetensors file ({error}): it was not loaded; save it with save_pretrained"
             ) from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor, as an index says."""
+    try:
+        shards = read_object(index).get("weight_map")
+    except DataError as error:
+        raise ModelError(str(error)) from error
+    if not isinstance(shards, dict) or not all(isinstance(name, str) and _is_plain(name) for name in shards.values()):
+        raise ModelError(f"{index}: weight_map points outside the folder or names no files; it is not trusted")
+    return shards
 
 
 def _is_plain(name: str) -> bool:
