@@ -30,6 +30,7 @@ from dvpo_ray.data import (
     turn_end,
 )
 from dvpo_ray.errors import ModelError
+from dvpo_ray.models.limits import Limits
 from dvpo_ray.models.loading import check_tensors, model_config
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.models.reward_model import read_reward_seal
@@ -46,11 +47,12 @@ R = TypeVar("R", bound=Recipe)
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A verified model folder and its tokenizer."""
+    """A verified model folder, its tokenizer, and what the model can read."""
 
     name: str
     folder: Path
     tokenizer: Any
+    limits: Limits
 
     @property
     def commit_bytes(self) -> float:
@@ -62,7 +64,8 @@ def base_model(section: ModelSection) -> BaseModel:
     """Find, verify and (once) convert the model that a recipe names.
 
     Raises:
-        ModelError: the folder cannot be used or is not whole, or does not say how the model ends its turns.
+        ModelError: the folder cannot be used, is not whole, its tokenizer is not the model's, or it does not say
+            how the model ends its turns.
     """
     from transformers import AutoTokenizer
 
@@ -70,8 +73,10 @@ def base_model(section: ModelSection) -> BaseModel:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
     turn_end(tokenizer, folder)
     config = model_config(folder, section.trust_remote_code)
+    limits = Limits.of(config)
+    limits.check_tokenizer(tokenizer, folder)
     check_tensors(folder, config)
-    return BaseModel(section.path, folder, tokenizer)
+    return BaseModel(section.path, folder, tokenizer, limits)
 
 
 def settle_devices(recipe: R, base: BaseModel, commit: Commit | None = None) -> tuple[R, Choices]:
