@@ -30,6 +30,7 @@ from dvpo_ray.data import (
     turn_end,
 )
 from dvpo_ray.errors import ModelError
+from dvpo_ray.models.folder import check_savable
 from dvpo_ray.models.limits import Limits
 from dvpo_ray.models.loading import check_tensors, model_config
 from dvpo_ray.models.packaged import resolve_model
@@ -64,8 +65,8 @@ def base_model(section: ModelSection) -> BaseModel:
     """Find, verify and (once) convert the model that a recipe names.
 
     Raises:
-        ModelError: the folder cannot be used, is not whole, its tokenizer is not the model's, or it does not say
-            how the model ends its turns.
+        ModelError: the folder cannot be used, is not whole or could not be saved again, its tokenizer is not the model's, or it
+            does not say how the model ends its turns.
     """
     from transformers import AutoTokenizer
 
@@ -76,6 +77,10 @@ def base_model(section: ModelSection) -> BaseModel:
     limits = Limits.of(config)
     limits.check_tokenizer(tokenizer, folder)
     check_tensors(folder, config)
+    check_savable(folder, config, tokenizer)
+    if isinstance(tokenizer.chat_template, dict):
+        # Named templates: conversations are encoded with this one.
+        tokenizer.chat_template = tokenizer.get_chat_template()
     return BaseModel(section.path, folder, tokenizer, limits)
 
 
