@@ -115,7 +115,7 @@ class CriticRank(Rank):
 
     @watched
     def save(self, folder: str) -> None:
-        """Write the critic as a Hugging Face token classifier, without a seal: it was trained on what one policy wrote."""
+        """Write the critic as a value model, without a seal: it was trained on what one policy wrote."""
         self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code)
 
     def stop(self) -> None:

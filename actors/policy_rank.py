@@ -28,9 +28,10 @@ from dvpo_ray.errors import WeightSyncError
 from dvpo_ray.learning.batching import SequenceBatch
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.lora import ADAPTERS, add_adapters, set_dropout
+from dvpo_ray.models.stored_names import StoredNames
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from dvpo_ray.rows import Adapters, Receivers, TensorSpec, WeightBucket
-from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, spec_of, write_bucket
+from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, write_bucket
 
 
 class PolicyRank(Rank):
@@ -54,6 +55,7 @@ class PolicyRank(Rank):
         self._memory = SharedBuffer()
         self._patience_s = transfer.broadcast_timeout_s
         self._sender: Sender | None = None
+        self._names: StoredNames
         self._buckets: list[tuple[TensorSpec, ...]] = []
         self._adapters: Adapters | None = None
 
@@ -70,8 +72,8 @@ class PolicyRank(Rank):
         self.engine = TrainingEngine(reader, self.config, updates)
         # Gradient checkpointing has put the whole model into training mode.
         set_dropout(model, False)
-        specs = [spec_of(name, tensor) for name, tensor in self.engine.weights().items()]
-        self._buckets = plan_buckets(specs, self._bucket_bytes)
+        self._names = StoredNames(model, self.engine.weights(), adapters=self.lora is not None)
+        self._buckets = plan_buckets(self._names.specs, self._bucket_bytes)
         return pid
 
     @watched
@@ -92,12 +94,13 @@ class PolicyRank(Rank):
         if held != self.version:
             raise WeightSyncError(f"weights of step {held} were asked for, the learner has gone on to {self.version}")
         specs, weights = self._buckets[index], self.engine.weights()
-        with self.engine.whole([weights[spec.name] for spec in specs]):
+        sources = {name: weights[name] for name in self._names.sources(specs)}
+        with self.engine.whole(list(sources.values())):
             if self.rank != 0:
                 return None, True
             size = layout(specs)[1]
             memory = self._room(way, size, receivers)
-            digest = write_bucket(memory, specs, weights)
+            digest = write_bucket(memory, specs, self._names.stored(sources))
         bucket = WeightBucket(version, index, len(self._buckets), specs, size, digest, adapters=self._adapters)
         return replace(bucket, **self._where(way, memory)), True
 

@@ -74,7 +74,7 @@ class ValueLearnerRank(Rank):
 
     @watched
     def save(self, folder: str) -> None:
-        """Write the value model as an ordinary Hugging Face token classifier."""
+        """Write the value model's folder, to be sealed."""
         self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code)
 
     def stop(self) -> None:

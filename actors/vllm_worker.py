@@ -176,10 +176,16 @@ def packed_answers(model: Any) -> Iterator[tuple[str, Tensor]]:
     """(name, product with a fixed vector) of every layer that multiplies by a packed copy of its weight."""
     for name, layer in model.named_modules():
         if hasattr(layer, "cpu_linear"):
-            width = layer.embedding_dim if hasattr(layer, "embedding_dim") else layer.input_size_per_partition
+            width = _width(layer)
             dtype = next(layer.parameters()).dtype
             probe = torch.randn(1, width, generator=torch.Generator().manual_seed(width)).to(dtype)
             yield f"{name}.packed", layer.quant_method.apply(layer, probe)
+
+
+def _width(layer: Any) -> int:
+    """Numbers that a layer multiplies at a time, whatever it calls them: routers of experts are not cut over workers."""
+    names = ("embedding_dim", "input_size_per_partition", "input_size")
+    return int(next(getattr(layer, name) for name in names if hasattr(layer, name)))
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import ray
 import torch
-from transformers import AutoConfig
 
 from actors.engine_tables import architectures, cpu_head_sizes
 from actors.placement import cluster_has_gpus, ray_session
 from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.errors import ConfigError, ModelError
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.models.loading import model_config
 from dvpo_ray.planning.preflight import Engines, Memory, parameters_in, too_large, unservable
 from dvpo_ray.run import Event, Listener
 
@@ -35,10 +35,7 @@ def check_engines(
         ("dpo.rollout", recipe.dpo.rollout) if isinstance(recipe, DpoRecipe) else ("policy.rollout", recipe.policy.rollout)
     )
     on_cpu = engines_on_cpu(recipe.cluster)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"'{folder}': config.json is not of a model that can be used here: {error}") from error
+    config = model_config(folder, recipe.model.trust_remote_code)
     text = config.get_text_config().to_dict()
     long_allowed = os.environ.get(LONG_ALLOWED, "0") == "1"
     problems = list(unservable(text, Engines(field, section, on_cpu), cpu_head_sizes(), long_allowed))

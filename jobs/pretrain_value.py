@@ -73,6 +73,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
     run.phase(chosen.text)
     try:
         train, held_out, counts = read_pairs(value.data, base.tokenizer, folder, run.phase)
+        base.limits.check_rows([*train, *held_out], value.data.source)
         steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total

@@ -40,10 +40,14 @@ from dvpo_ray.data import (
     turn_end,
 )
 from dvpo_ray.errors import ModelError
+from dvpo_ray.models.folder import check_savable
+from dvpo_ray.models.limits import Limits
+from dvpo_ray.models.loading import check_tensors, model_config
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
 from dvpo_ray.planning.device_defaults import Choices, settle
+from dvpo_ray.planning.preflight import parameters_in
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.run import NUMBER_TYPES
 from dvpo_ray.run_folder import DEAD_LETTERS
@@ -55,30 +59,40 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A verified model folder and its tokenizer."""
+    """A verified model folder, its tokenizer, and what the model can read."""
 
     name: str
     folder: Path
     tokenizer: Any
+    limits: Limits
 
     @property
     def commit_bytes(self) -> float:
         """What a commit of all its parameters takes, at least: float32 weights and two moments of each."""
-        return 12 * ModelShape.from_folder(self.folder).parameters
+        return 12 * parameters_in(self.folder)
 
 
 def base_model(section: ModelSection) -> BaseModel:
     """Find, verify and (once) convert the model that a recipe names.
 
     Raises:
-        ModelError: the folder cannot be used, or does not say how the model ends its turns.
+        ModelError: the folder cannot be used, is not whole or could not be saved again, its tokenizer is not the model's, or it
+            does not say how the model ends its turns.
     """
     from transformers import AutoTokenizer
 
     folder = resolve_model(section.path).resolve()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
     turn_end(tokenizer, folder)
-    return BaseModel(section.path, folder, tokenizer)
+    config = model_config(folder, section.trust_remote_code)
+    limits = Limits.of(config)
+    limits.check_tokenizer(tokenizer, folder)
+    check_tensors(folder, config)
+    check_savable(folder, config, tokenizer)
+    if isinstance(tokenizer.chat_template, dict):
+        # Named templates: conversations are encoded with this one.
+        tokenizer.chat_template = tokenizer.get_chat_template()
+    return BaseModel(section.path, folder, tokenizer, limits)
 
 
 def settle_devices(recipe: R, base: BaseModel, commit: Commit | None = None) -> tuple[R, Choices]:

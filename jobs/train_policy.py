@@ -110,6 +110,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         prompts = read_prompts(policy.data, base.tokenizer, run.folder, run.phase)
         demonstrations = read_demonstrations(policy.ptx, base.tokenizer, run.folder, run.phase)
         section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
+        base.limits.check_rows(trained_on, policy.data.source)
         data_sha256 = fingerprint(trained_on)
         check_same_data(commit, data_sha256)
         evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)

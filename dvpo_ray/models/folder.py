@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +20,10 @@ from dvpo_ray.json_files import read_object
 
 MANIFEST = "manifest.json"
 ADAPTER = "adapter_config.json"
+GENERATION = "generation_config.json"
+# Where tokenizers with several chat templates keep all but the default.
+TEMPLATES = "additional_chat_templates"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def sha256_file(path: Path) -> str:
@@ -34,8 +39,9 @@ def flush_file(path: Path) -> None:
 
 
 def hash_files(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, str]:
-    """sha256 of every file directly in ``folder``, by name."""
-    return {f.name: sha256_file(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name not in exclude}
+    """sha256 of every file directly in ``folder``, by name, and of chat templates in their own sub-folder, by their path."""
+    files = {path.relative_to(folder).as_posix(): path for path in (*folder.iterdir(), *folder.glob(f"{TEMPLATES}/*"))}
+    return {name: sha256_file(path) for name, path in sorted(files.items()) if path.is_file() and name not in exclude}
 
 
 def weights_sha256(folder: Path) -> str:
@@ -47,10 +53,23 @@ def weights_sha256(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a model is loaded from; a folder may have the same weights in another form beside them.
+
+    Raises:
+        ModelError: the index cannot be read.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return sorted({folder / shard for shard in _weight_map(folder / INDEX).values()})
+    return sorted(folder.glob("*.safetensors"))
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
     """Which safetensors file of a folder holds which tensor."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             found |= dict.fromkeys(file.keys(), path)
     return found
@@ -63,7 +82,7 @@ def check_files(folder: Path, expected: dict[str, str], manifest: str) -> None:
         ModelError: naming the first file that is missing, altered, or outside the folder.
     """
     for name, digest in expected.items():
-        if not _is_plain(name):
+        if not all(map(_is_plain, name.split("/"))):
             raise ModelError(f"{folder / manifest}: '{name}' points outside the folder or names no file; it is not trusted")
         file = folder / name
         if not file.is_file():
@@ -84,12 +103,10 @@ def check_weights(folder: Path) -> None:
     if (folder / ADAPTER).exists():
         raise ModelError(f"'{folder}' holds {ADAPTER}, which changes the model or names another one: merge the adapters first")
     for index in sorted(folder.glob("*.index.json")):
-        try:
-            shards = read_object(index).get("weight_map")
-        except DataError as error:
-            raise ModelError(str(error)) from error
-        if not isinstance(shards, dict) or not all(isinstance(name, str) and _is_plain(name) for name in shards.values()):
-            raise ModelError(f"{index}: weight_map points outside the folder or names no files; it is not trusted")
+        shards = set(_weight_map(index).values())
+        absent = sorted(name for name in shards if name.endswith(".safetensors") and not (folder / name).is_file())
+        if absent:
+            raise ModelError(f"{folder / absent[0]} is missing although {index.name} names it; copy the whole folder again")
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy"):
@@ -98,6 +115,17 @@ def check_weights(folder: Path) -> None:
             raise ModelError(
                 f"{file} is no safetensors file ({error}): it was not loaded; save it with save_pretrained"
             ) from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor, as an index says."""
+    try:
+        shards = read_object(index).get("weight_map")
+    except DataError as error:
+        raise ModelError(str(error)) from error
+    if not isinstance(shards, dict) or not all(isinstance(name, str) and _is_plain(name) for name in shards.values()):
+        raise ModelError(f"{index}: weight_map points outside the folder or names no files; it is not trusted")
+    return shards
 
 
 def _is_plain(name: str) -> bool:
@@ -115,8 +143,9 @@ def written_atomically(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
-        for file in temporary.iterdir():
-            flush_file(file)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                flush_file(file)
         temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -124,6 +153,27 @@ def written_atomically(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_savable(folder: Path, config: Any, tokenizer: Any) -> None:
+    """Try what could fail when a model that was trained from ``folder`` is saved: its tokenizer and its configurations.
+
+    Raises:
+        ModelError: with what transformers says.
+    """
+    from transformers import GenerationConfig
+
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            tokenizer.save_pretrained(temporary)
+            config.save_pretrained(temporary)
+            if (folder / GENERATION).is_file():
+                GenerationConfig.from_pretrained(folder).save_pretrained(temporary)
+        except Exception as error:
+            raise ModelError(
+                f"model folder '{folder}' could be trained but not saved again ({type(error).__name__}: {error}); nothing was "
+                "started; mend its tokenizer_config.json, config.json or generation_config.json"
+            ) from error
 
 
 def write_manifest(folder: Path, content: dict[str, object]) -> None:

@@ -32,7 +32,8 @@ def add_adapters(model: Any, config: LoraSection, folder: Path) -> None:
     """Freeze a model loaded from ``folder`` and put adapters into it, in place. B is 0: the model is what it was.
 
     Raises:
-        ModelError: a target is no linear layer of the model, or the folder has no weight of its name for engines to add to.
+        ModelError: the model has no linear layers, a target is none of them, or the folder has no weight of its name for
+            engines to add to.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -60,6 +61,12 @@ def _targets(model: Any, wanted: str | Sequence[str]) -> list[str]:
     """Full names of the linear layers that get adapters; the output head, often the embedding as well, is none of them."""
     head = model.get_output_embeddings()
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+    if not linear:
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in model.modules() if hasattr(layer, "weight")}))
+        raise ModelError(
+            f"model type '{model.config.model_type}' has no linear layers (torch.nn.Linear) that can have adapters, only {kinds} "
+            "(the Conv1D of GPT-2 keeps its weight transposed): train without policy.lora"
+        )
     if isinstance(wanted, str):
         return linear
     chosen = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}

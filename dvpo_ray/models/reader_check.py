@@ -216,7 +216,7 @@ def _own_policy(reader: PolicyReader, ids: Tensor) -> Tensor:
 
 
 def _own_values(reader: ValueReader, ids: Tensor) -> Tensor:
-    """The same values by the classifier's own forward pass, with a random head in float32: a new one is 0, and tells nothing."""
+    """The same values by the value model's own forward pass, with a random head in float32: a new one is 0, and tells nothing."""
 
     def replace(_: nn.Module, given: tuple[Tensor], __: Tensor) -> Tensor:
         return _probe_head(given[0])[..., None]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dvpo_ray.models.loading import check_causal, load_whole, model_config
 from dvpo_ray.models.own_head import own_logits
 
 HEAD_CHUNK = 256
@@ -138,7 +139,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
 
 
 class ValueReader(nn.Module):
-    """A one-label token classifier that returns values at chosen positions."""
+    """A value model that returns values at chosen positions."""
 
     def __init__(self, model: Any, share_prefix: bool = True, packed: bool = False) -> None:
         super().__init__()
@@ -206,14 +207,18 @@ def shared_prefix(input_ids: Tensor, positions: Tensor) -> int:
 
 def load_policy(folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool = False) -> Any:
     """A causal language model from a folder of safetensors, in evaluation mode, and without dropout in training mode as well:
-    gradient checkpointing needs that mode, and log-probs that are compared must not depend on chance."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    gradient checkpointing needs that mode, and log-probs that are compared must not depend on chance.
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    Raises:
+        ModelError: as ``model_config``, ``check_causal`` and ``load_whole``.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(folder, trust_remote_code)
+    check_causal(config, folder)
     no_dropout(config)
     options = {"dtype": dtype, "attn_implementation": kernel_for(config, attention), "trust_remote_code": trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, use_safetensors=True, **options)
-    return model.eval()
+    return load_whole(AutoModelForCausalLM, folder, config, **options).eval()
 
 
 def kernel_for(config: Any, attention: str) -> str:
@@ -235,9 +240,11 @@ def kernel_for(config: Any, attention: str) -> str:
 def no_dropout(config: Any) -> None:
     """Set every rate of dropout, and of noise in routers, that a model's configuration has to 0, whatever its architecture
     calls it."""
-    for name, rate in vars(config).items():
-        if isinstance(rate, float) and name.endswith(CHANCE):
-            setattr(config, name, 0.0)
+    # A multimodal model's language model has a configuration of its own.
+    for part in {id(one): one for one in (config, config.get_text_config())}.values():
+        for name, rate in vars(part).items():
+            if isinstance(rate, float) and name.endswith(CHANCE):
+                setattr(part, name, 0.0)
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -1,20 +1,29 @@
-"""The Global Value Model on disk: an ordinary token classifier with one label, and ``gvm.json`` that seals it."""
+"""The Global Value Model: a language model's backbone with one output, its folder, and ``gvm.json`` that seals it.
+
+The folder is one of Hugging Face: the backbone as ``AutoModel`` opens it, and beside its weights those of the head,
+``score.weight`` [1, H] and ``score.bias`` [1]. Where transformers has a token classifier of the family,
+``AutoModelForTokenClassification`` opens it as well, and folders that one saved are read here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from dvpo_ray.errors import ModelError
-from dvpo_ray.models.folder import check_files, check_weights, hash_files
-from dvpo_ray.models.token_reader import kernel_for, no_dropout
+from dvpo_ray.models.folder import check_files, check_weights, hash_files, tensor_files
+from dvpo_ray.models.loading import load_whole, model_config
+from dvpo_ray.models.token_reader import kernel_for, load_policy, no_dropout
 
 SEAL = "gvm.json"
+WEIGHT, BIAS = "score.weight", "score.bias"
 
 
 class ValueModelSeal(BaseModel):
@@ -42,25 +51,91 @@ class ValueModelSeal(BaseModel):
         return self.target.get("type") == "reward"
 
 
-def new_value_model(base: Path, attention: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """A token classifier grown from a language model: zero-initialised head, all dropout 0.
+class TokenValues(NamedTuple):
+    """What a value model's ``forward`` gives: ``logits`` [B, L, 1]."""
+
+    logits: Tensor
+
+
+class ValueModel(nn.Module):
+    """The backbone of a causal language model, of any family, and a linear head of one output."""
+
+    # A module that transformers made, with its configuration.
+    model: Any
+
+    def __init__(self, backbone: Any, score: nn.Linear) -> None:
+        super().__init__()
+        self.model = backbone
+        self.score = score
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type of the weights."""
+        return self.score.weight.dtype
+
+    @property
+    def base_model(self) -> Any:
+        """The backbone, by the name that language models have for theirs."""
+        return self.model
+
+    def gradient_checkpointing_enable(self, options: dict[str, Any]) -> None:
+        """Compute activations again in the backward pass; ``options`` of torch's checkpoint."""
+        self.model.gradient_checkpointing_enable(options)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False) -> TokenValues:
+        """A value after every token of ``input_ids`` [B, L]."""
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+        return TokenValues(self.score(output.last_hidden_state))
+
+    def save_pretrained(self, folder: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write the folder that ``load_value_model`` reads."""
+        state = self.state_dict() if state_dict is None else state_dict
+        self.config.num_labels = 1
+        self.model.save_pretrained(folder, state_dict={name.removeprefix("model."): tensor for name, tensor in state.items()})
+
+
+def new_value_model(base: Path, attention: str, dtype: torch.dtype, trust_remote_code: bool = False) -> ValueModel:
+    """A value model grown from a language model: zero-initialised head, all dropout 0.
 
     A zero head makes the first values exactly 0, so the first targets are exactly the discounted label.
-    """
-    from transformers import AutoConfig, AutoModelForTokenClassification
 
-    config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
-    no_dropout(config)
-    # Architectures that are not told have a rate of their own for the head.
-    config.classifier_dropout = 0.0
-    config.num_labels = 1
-    options = {"dtype": dtype, "attn_implementation": kernel_for(config, attention), "trust_remote_code": trust_remote_code}
-    model = AutoModelForTokenClassification.from_pretrained(base, config=config, use_safetensors=True, **options)
-    _head(model, base)
-    nn.init.zeros_(model.score.weight)
-    if model.score.bias is not None:
-        nn.init.zeros_(model.score.bias)
-    return model
+    Raises:
+        ModelError: as ``load_policy``, or the backbone cannot be told from the rest of the model.
+    """
+    policy = load_policy(base, dtype, attention, trust_remote_code)
+    backbone = policy.base_model
+    _take_code_along(backbone)
+    if not _opens_again(backbone):
+        raise ModelError(
+            f"'{base}': AutoModel does not open the backbone of model type '{policy.config.model_type}' by itself, so a value "
+            "model could be saved but not loaded; use a model of another family"
+        )
+    # Some families project the last hidden states to another width.
+    output = policy.get_output_embeddings()
+    width = policy.config.get_text_config().hidden_size if output is None else output.weight.shape[-1]
+    score = nn.Linear(width, 1, dtype=dtype)
+    nn.init.zeros_(score.weight)
+    nn.init.zeros_(score.bias)
+    return ValueModel(backbone, score)
+
+
+def _opens_again(backbone: Any) -> bool:
+    """Whether ``AutoModel`` makes a backbone's class of its configuration."""
+    from transformers import MODEL_MAPPING
+
+    return backbone.is_remote_code() or MODEL_MAPPING.get(type(backbone.config), None) is type(backbone)
+
+
+def _take_code_along(backbone: Any) -> None:
+    """Let a backbone of code of its own be saved with that code, when the folder names it for ``AutoModel``."""
+    named = "AutoModel" in (getattr(backbone.config, "auto_map", None) or {})
+    if named and not type(backbone).__module__.startswith("transformers."):
+        type(backbone).register_for_auto_class("AutoModel")
 
 
 def seal(folder: Path, **facts: Any) -> ValueModelSeal:
@@ -113,19 +188,36 @@ def refuse_reward_model(record: ValueModelSeal, field: str, folder: str | Path, 
         )
 
 
-def load_value_model(folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool = False) -> Any:
-    """A sealed value model's network; call ``read_seal`` first."""
-    from transformers import AutoConfig, AutoModelForTokenClassification
+def load_value_model(folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool = False) -> ValueModel:
+    """A sealed value model's network; call ``read_seal`` first.
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    Raises:
+        ModelError: the folder has no head of one output, or is not whole.
+    """
+    from transformers import AutoModel
+
+    score = _stored_head(folder)
+    config = model_config(folder, trust_remote_code)
+    no_dropout(config)
     options = {"dtype": dtype, "attn_implementation": kernel_for(config, attention), "trust_remote_code": trust_remote_code}
-    model = AutoModelForTokenClassification.from_pretrained(folder, config=config, use_safetensors=True, **options)
-    _head(model, folder)
-    return model
+    backbone = load_whole(AutoModel, folder, config, beside=(WEIGHT, BIAS), **options)
+    return ValueModel(backbone, score.to(dtype)).eval()
 
 
-def _head(model: Any, folder: Path) -> nn.Module:
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1:
-        raise ModelError(f"'{folder}': its token classifier has no one-label linear head named `score`; use another model family")
+def _stored_head(folder: Path) -> nn.Linear:
+    stored = tensor_files(folder)
+    found = {}
+    for name in (WEIGHT, BIAS):
+        if name in stored:
+            with safe_open(stored[name], framework="pt") as file:
+                found[name.removeprefix("score.")] = file.get_tensor(name)
+    weight = found.get("weight")
+    if weight is None or weight.dim() != 2 or weight.shape[0] != 1:
+        shape = "none" if weight is None else f"one of shape {list(weight.shape)}"
+        raise ModelError(
+            f"'{folder}': a value model has a tensor '{WEIGHT}' of shape [1, hidden size], here is {shape}; make one with "
+            "`dvpo value train` or `dvpo reward train`"
+        )
+    head = nn.Linear(weight.shape[1], 1, bias="bias" in found)
+    head.load_state_dict(found)
     return head

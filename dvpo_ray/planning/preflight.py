@@ -14,6 +14,7 @@ from safetensors import safe_open
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import GenerationSection, settled
 from dvpo_ray.errors import ModelError
+from dvpo_ray.models.folder import weight_files
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.memory import GB, element_size, processes
 from dvpo_ray.planning.shapes import ModelShape
@@ -147,7 +148,7 @@ def cache_bytes(config: Mapping[str, Any], section: GenerationSection) -> float:
 def parameters_in(folder: Path) -> int:
     """Numbers in a folder's safetensors files, from their headers."""
     count = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="numpy") as file:
             count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return count

@@ -65,7 +65,7 @@ def decode_step(
 ) -> float:
     """Seconds in which an engine adds one token to each of ``active`` answers: memory or arithmetic, whichever is slower."""
     size, shards = element_size(engine.dtype), engine.tensor_parallel
-    moved = (size * shape.parameters + shape.kv_bytes(active * context, size)) / shards
+    moved = (size * shape.read_parameters(active) + shape.kv_bytes(active * context, size)) / shards
     operations = shape.forward_flops(active, context, logits=active) / shards
     memory = moved / (device.bandwidth * efficiency.bandwidth)
     return max(memory, operations / (device.speed(engine.dtype) * efficiency.forward)) + efficiency.step_overhead

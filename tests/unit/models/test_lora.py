@@ -14,6 +14,7 @@ from dvpo_ray.errors import ModelError, WeightSyncError
 from dvpo_ray.models.folder import tensor_files, weights_sha256
 from dvpo_ray.models.lora import add_adapters, merged, merged_state, merged_tensors, save_adapters, set_dropout
 from dvpo_ray.models.token_reader import load_policy
+from scripts.model_table import made
 
 FUSED = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
 INPUT = torch.tensor([[5, 9, 200, 31, 7]])
@@ -140,3 +141,11 @@ def test_the_digest_of_a_folder_is_that_of_its_weights(tiny_model: Path, tmp_pat
     other.save_pretrained(tmp_path / "other")
     assert weights_sha256(tmp_path / "other") != weights_sha256(tiny_model)
     assert tensor_files(tiny_model)["model.norm.weight"] == tiny_model / "model.safetensors"
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("c_attn",)])
+def test_layers_that_keep_their_weights_transposed_are_refused_by_name(targets: Any, tmp_path: Path) -> None:
+    made("GPT2").save_pretrained(tmp_path)
+    model = load_policy(tmp_path, torch.float32, "eager")
+    with pytest.raises(ModelError, match=r"model type 'gpt2' has no linear layers .* Conv1D, .* train without policy\.lora"):
+        add_adapters(model, LoraSection(target_modules=targets), tmp_path)
