@@ -5,6 +5,7 @@ The lines of the table in docs/models.md are what these models say of themselves
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from dvpo_ray.models.stored_names import StoredNames
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, new_value_model
 from scripts.model_table import FAMILIES, HEADER, PAGE, made, row_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads of so small models would wait for one another, the longer the busier the machine is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def rows() -> SequenceBatch:
