@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from actors.family import children, end_family
-from actors.placement import nodes_for, ray_session
+from actors.placement import EMBEDDED_FOLDER, nodes_for, ray_session
 from actors.rollout import thread_binding
 from dvpo_ray.config.sections import ClusterSection, EngineSection, RolloutSection
 from dvpo_ray.errors import RunError
@@ -33,6 +33,16 @@ def test_actors_are_kept_on_nodes_of_their_role_only_when_the_recipe_names_the_l
     assert nodes_for("scorer", ClusterSection(role_label="dvpo-ray/role")) == {"label_selector": {"dvpo-ray/role": "scorer"}}
 
 
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Ray runs, as far as this project knows; the one that other tests use goes on."""
+    monkeypatch.setattr("actors.placement.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("actors.placement.ray.shutdown", lambda: None)
+    monkeypatch.setattr("actors.placement.make_token", lambda: None)
+    monkeypatch.delenv(EMBEDDED_FOLDER, raising=False)
+
+
+@pytest.mark.usefixtures("no_ray")
 def test_a_ray_that_does_not_start_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
@@ -82,6 +92,7 @@ def test_a_family_is_ended_with_all_that_it_leaves(monkeypatch: pytest.MonkeyPat
     other.wait()
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_ray_does_not_take_the_signals_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("actors.placement.ray.init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -114,7 +114,8 @@ def test_every_auto_of_every_shipped_recipe_is_decided() -> None:
         recipe, _ = settle(demo(), everywhere(node), SMOLLM2)
         left = autos(recipe.model_dump(mode="json"))
         # These are about data and about which nodes actors are on, not about devices.
-        assert set(left) == {".model.packing", ".value.target.lam", ".policy.transfer.backend"}
+        formats = {f".{section}.format" for section in ("value.data", "policy.data", "policy.evaluation")}
+        assert set(left) == {".model.packing", ".value.target.lam", ".policy.transfer.backend"} | formats
 
 
 def test_what_is_not_decided_is_not_used() -> None:
