@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from actors.engine_traces import TRACKER
 from actors.placement import ray_session
 from dvpo_ray.config import DpoRecipe, PolicyRecipe, ValueRecipe
 from dvpo_ray.config.loading import build
@@ -43,7 +44,9 @@ def ray() -> Iterator[ClusterSection]:
     before = files_left()
     with ray_session(cluster):
         yield cluster
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+    # Python's resource tracker, once a test has started processes by multiprocessing, ends with this one.
+    started = [one for one in psutil.Process().children(recursive=True) if not any(TRACKER in word for word in one.cmdline())]
+    _, alive = psutil.wait_procs(started, timeout=20)
     assert not alive, f"processes left behind: {alive}"
     left = files_left() - before
     assert not left, f"files left behind: {left}"
