@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -44,12 +45,18 @@ def ray() -> Iterator[ClusterSection]:
     before = files_left()
     with ray_session(cluster):
         yield cluster
-    # Python's resource tracker, once a test has started processes by multiprocessing, ends with this one.
-    started = [one for one in psutil.Process().children(recursive=True) if not any(TRACKER in word for word in one.cmdline())]
+    started = [one for one in psutil.Process().children(recursive=True) if not ends_with_us(one)]
     _, alive = psutil.wait_procs(started, timeout=20)
     assert not alive, f"processes left behind: {alive}"
     left = files_left() - before
     assert not left, f"files left behind: {left}"
+
+
+def ends_with_us(process: psutil.Process) -> bool:
+    """Whether it is Python's resource tracker, which a test that starts processes by multiprocessing starts once and for all."""
+    with contextlib.suppress(psutil.Error):
+        return any(TRACKER in word for word in process.cmdline())
+    return False
 
 
 def files_left() -> set[Path]:
