@@ -102,8 +102,8 @@ def untrainable(config: Mapping[str, Any], on_cpu: bool) -> Iterator[str]:
     """
     if on_cpu and Experts.of(config) is not None:
         yield (
-            f"model.path: a mixture of experts ('{config.get('model_type')}') is served by CPU engines with other weights than they "
-            "are sent, so it cannot be trained with them: use GPUs for the engines, or a model without experts"
+            f"model.path: a mixture of experts ('{config.get('model_type')}') is served by CPU engines with other weights than "
+            "they are sent, so it cannot be trained with them: use GPUs for the engines, or a model without experts"
         )
 
 
