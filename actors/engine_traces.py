@@ -66,12 +66,19 @@ def traces_of(family: Sequence[psutil.Process]) -> EngineTraces:
     return EngineTraces(tuple(processes), tuple(sorted(files)))
 
 
+def is_tracker(process: psutil.Process) -> bool:
+    """Whether a process is Python's resource tracker, which ends when the process that started it does, and never before."""
+    with contextlib.suppress(psutil.Error):
+        return any(TRACKER in word for word in process.cmdline())
+    return False
+
+
 def ending_before_us(traces: EngineTraces) -> EngineTraces:
-    """The same without Python's resource tracker, which ends when this process does, and never before."""
+    """The same without this process's resource tracker, and without what has ended."""
     found = []
     for pid, started in traces.processes:
-        with contextlib.suppress(psutil.Error):
-            if not any(TRACKER in word for word in psutil.Process(pid).cmdline()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not is_tracker(psutil.Process(pid)):
                 found.append((pid, started))
     return replace(traces, processes=tuple(found))
 

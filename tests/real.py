@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from actors.engine_traces import TRACKER
+from actors.engine_traces import is_tracker
 from actors.placement import ray_session
 from dvpo_ray.config import DpoRecipe, PolicyRecipe, ValueRecipe
 from dvpo_ray.config.loading import build
@@ -45,18 +44,11 @@ def ray() -> Iterator[ClusterSection]:
     before = files_left()
     with ray_session(cluster):
         yield cluster
-    started = [one for one in psutil.Process().children(recursive=True) if not ends_with_us(one)]
+    started = [one for one in psutil.Process().children(recursive=True) if not is_tracker(one)]
     _, alive = psutil.wait_procs(started, timeout=20)
     assert not alive, f"processes left behind: {alive}"
     left = files_left() - before
     assert not left, f"files left behind: {left}"
-
-
-def ends_with_us(process: psutil.Process) -> bool:
-    """Whether it is Python's resource tracker, which a test that starts processes by multiprocessing starts once and for all."""
-    with contextlib.suppress(psutil.Error):
-        return any(TRACKER in word for word in process.cmdline())
-    return False
 
 
 def files_left() -> set[Path]:

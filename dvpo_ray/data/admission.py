@@ -146,7 +146,7 @@ class Admission(Generic[T]):
             self._reject([(raw, identity)], bad)
             return
         self._there |= dict.fromkeys(raw.row)
-        self._asked |= row.names | set(self._reading.columns.values())
+        self._asked |= row.names | {name for path in self._reading.columns.values() for name in (path, path.partition(".")[0])}
         given = _Given(identity, row, found, shape, [(raw, identity)])
         if not shape.gathered or self._use == "prompts":
             self._admit(given)

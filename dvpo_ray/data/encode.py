@@ -13,16 +13,12 @@ from collections import Counter
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
-
 from dvpo_ray.data.messages import Message, Messages
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes import Prompted
-from dvpo_ray.data.turn_end import turn_end
+from dvpo_ray.data.turn_end import TEMPLATE_ERRORS, turn_end
 from dvpo_ray.errors import ModelError
 
-# What a template may do with a conversation that it was not written for.
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 FOLDED = "system messages put before the first question, for want of a system turn"
 ENDED = "answers that ended in the end mark already"
 THOUGHT = "answers that opened the thinking that the template opens"
@@ -197,20 +193,20 @@ class ChatEncoder:
         return ended
 
     def _applied(self, turns: list[dict[str, Any]], tools: str, *, add_generation_prompt: bool) -> list[int]:
-        with_tools = {"tools": json.loads(tools)} if tools else {}
-        try:
-            return list(
-                self.tokenizer.apply_chat_template(
-                    turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False, **with_tools
-                )
-            )
-        except TEMPLATE_ERRORS as error:
-            raise BadRow(Reason.BAD_CONVERSATION, f"the chat template refuses the conversation: {error}") from error
+        return list(self._templated(turns, tools, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False))
 
     def _rendered(self, turns: list[dict[str, Any]], tools: str = "") -> str:
+        return str(self._templated(turns, tools, add_generation_prompt=True, tokenize=False))
+
+    def _templated(self, turns: list[dict[str, Any]], tools: str, **options: Any) -> Any:
+        """What the chat template makes of a conversation.
+
+        Raises:
+            BadRow: it refuses it, or fails.
+        """
         with_tools = {"tools": json.loads(tools)} if tools else {}
         try:
-            return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **with_tools))
+            return self.tokenizer.apply_chat_template(turns, **options, **with_tools)
         except TEMPLATE_ERRORS as error:
             raise BadRow(Reason.BAD_CONVERSATION, f"the chat template refuses the conversation: {error}") from error
 

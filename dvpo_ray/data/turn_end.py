@@ -19,6 +19,8 @@ from dvpo_ray.json_files import read_object
 
 # In this order, as engines do: the first that is there counts.
 CONFIGS = ("generation_config.json", "config.json")
+# What a template may do with a conversation that it was not written for.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 QUESTION, ANSWER, NEXT = "dvpoQuestion", "dvpoAnswer", "dvpoNext"
 
 
@@ -100,7 +102,7 @@ def _after_answer(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     """What the template writes after the assistant's words; nothing when it refuses the conversation, or leaves them out."""
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError):
+    except TEMPLATE_ERRORS:
         return ""
     return text.rpartition(ANSWER)[2] if ANSWER in text else ""
 

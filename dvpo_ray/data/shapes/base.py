@@ -134,10 +134,16 @@ def has(row: Row, *names: str) -> bool:
 
 
 def first_of(row: Row, names: Sequence[str]) -> str | None:
+    """The first of these columns in which a row has something."""
     return next((name for name in names if row.get(name) is not None), None)
 
 
 def needed(row: Row, *names: str) -> Any:
+    """What the first of these columns holds that a row has.
+
+    Raises:
+        BadRow: it has none.
+    """
     found = first_of(row, names)
     if found is None:
         wanted = f"'{names[0]}' is missing" if len(names) == 1 else f"none of {', '.join(map(repr, names))}"
@@ -167,6 +173,11 @@ def number(value: Any, name: str) -> float:
 
 
 def tools_of(row: Row) -> str:
+    """The tools that a row offers, as a JSON list; empty when it offers none.
+
+    Raises:
+        BadRow: they are no list of objects.
+    """
     found = row.get("tools")
     if not found:
         return ""
@@ -180,4 +191,5 @@ def tools_of(row: Row) -> str:
 
 
 def are_texts(value: Any) -> bool:
+    """Whether a value is a list of texts, and not an empty one."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)

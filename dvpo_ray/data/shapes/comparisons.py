@@ -14,7 +14,10 @@ from dvpo_ray.data.shapes.prompts import better_and_worse, compared, read_prompt
 
 
 @shape(
-    "openai", "`input`, `preferred_output`, `non_preferred_output`", lambda r: has(r, "preferred_output", "non_preferred_output")
+    "openai",
+    "`input`, `preferred_output`, `non_preferred_output`",
+    lambda r: has(r, "preferred_output", "non_preferred_output"),
+    own_prompts=True,
 )
 def _openai(row: Row) -> Iterator[Prompted]:
     given = needed(row, "input", "messages", "prompt")

@@ -32,27 +32,19 @@ def _several_chosen(row: Row) -> Iterator[Prompted]:
 
 
 @shape(
-    "pair_beside_talk",
-    "`conversations` or `messages`, and `chosen` and `rejected` as one answer each: ShareGPT pairs",
-    lambda r: has(r, "chosen", "rejected") and not has(r, "prompt") and first_of(r, TALKS) is not None,
+    "pair",
+    "`prompt`, `chosen`, `rejected`, as text or conversations (which may repeat the prompt)",
+    lambda r: has(r, "prompt", "chosen", "rejected"),
 )
-def _pair_beside_talk(row: Row) -> Iterator[Prompted]:
-    yield better_and_worse(read_prompt(row), row["chosen"], row["rejected"])
-
-
 @shape(
     "pair_beside_question",
     "`question`, `instruction` (with `input`, `history`), `query`, ..., `chosen`, `rejected`: Orca DPO, Alpaca pairs",
     lambda r: has(r, "chosen", "rejected") and not has(r, "prompt") and first_of(r, PROMPTS) is not None,
 )
-def _pair_beside_question(row: Row) -> Iterator[Prompted]:
-    yield better_and_worse(read_prompt(row), row["chosen"], row["rejected"])
-
-
 @shape(
-    "pair",
-    "`prompt`, `chosen`, `rejected`, as text or conversations (which may repeat the prompt)",
-    lambda r: has(r, "prompt", "chosen", "rejected"),
+    "pair_beside_talk",
+    "`conversations` or `messages`, and `chosen` and `rejected` as one answer each: ShareGPT pairs",
+    lambda r: has(r, "chosen", "rejected") and not has(r, "prompt") and first_of(r, TALKS) is not None,
 )
 def _pair(row: Row) -> Iterator[Prompted]:
     yield better_and_worse(read_prompt(row), needed(row, "chosen"), needed(row, "rejected"))

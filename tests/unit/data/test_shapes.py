@@ -120,7 +120,7 @@ def test_columns_have_the_names_that_the_recipe_gives(tmp_path: Path, tokenizer:
     reading = Reading(columns={"prompt": "ask", "chosen": "meta.best", "rejected": "worst"})
     pairs, counts = load(tmp_path, rows, tokenizer, reading=reading)
     assert tokenizer.decode(pairs[0].chosen_ids, skip_special_tokens=True) == GOOD
-    assert "notes" in counts.unread and "ask" not in counts.unread
+    assert counts.unread == ("notes",)
 
 
 def test_another_rating_can_be_named(tmp_path: Path, tokenizer: Any) -> None:
@@ -189,3 +189,19 @@ def test_nested_answers_of_a_tree_have_their_conversations(tmp_path: Path, token
     assert [pair.row_id for pair in pairs] == ["rows.jsonl:1/0", "rows.jsonl:1/1"]
     assert tokenizer.decode(pairs[1].prompt_ids).count("<|im_start|>") == 4
     assert Message("user", "And two?").content == pairs[1].prompt_text
+
+
+def test_tools_beside_messages_are_offered_whatever_the_row_is_read_for(tmp_path: Path, tokenizer: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(
+        tokenizer, "chat_template", "{{ tools | tojson if tools else 'none' }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    row = {
+        "input": {"messages": [user()], "tools": [{"name": "look"}]},
+        "preferred_output": [said(GOOD)],
+        "non_preferred_output": [said(BAD)],
+    }
+    source = write(tmp_path, [row])
+    with DeadLetters(None) as dead:
+        prompts, _ = load_prompts(source, tokenizer, dead_letters=dead, **LIMITS)
+        pairs, _ = load_pairs(source, tokenizer, dead_letters=dead, **BOTH_LIMITS)
+    assert "look" in tokenizer.decode(prompts[0].prompt_ids) and prompts[0].prompt_ids == pairs[0].prompt_ids
