@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from actors.critic import CriticRank
 from actors.gang import StandingGang
@@ -99,6 +101,10 @@ class ActorCriticLearner:
     def weights(self, version: int | None = None) -> GangWeights:
         """The policy's current weights."""
         return self.policy.weights(version)
+
+    def log_probs(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], temperature: float) -> list[np.ndarray]:
+        """The policy's log-probs of the tokens of responses, as it is now."""
+        return self.policy.log_probs(prompts, responses, temperature)
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder, and the critic beside it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import ray
 
 from actors.dpo_learner import DpoLearnerRank
@@ -44,6 +45,10 @@ class ServingGang(Gang):
             return self.transfer.backend
         together = self._rollouts is None or self._rollouts.nodes() == {self._where[0]}
         return SHARED_MEMORY if together else OBJECT_STORE
+
+    def log_probs(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], temperature: float) -> list[np.ndarray]:
+        """The policy's log-probs of the tokens of responses, as it is now."""
+        return list(self.call("log_probs", prompts, responses, temperature, doing="reading log-probs")[0])
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""

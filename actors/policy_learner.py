@@ -78,7 +78,7 @@ class PolicyLearnerRank(PolicyRank):
         ppo = self.policy.ppo
         old, gap = None, dict[str, float]()
         if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
-            old = self._log_probs(scored)
+            old = Ragged.of(self.log_probs(scored.prompt_ids.rows(), scored.response_ids.rows()), np.float32)
         for epoch in range(ppo.inner_epochs):
             together = units(scored, self.policy.advantage)
             mini_batches = mini_batch_units(len(together), ppo.mini_batches, seed=(self.seed, step, epoch))
@@ -255,8 +255,3 @@ class PolicyLearnerRank(PolicyRank):
         if group:
             return total, parts
         return total * 0.0, {name: value * 0.0 for name, value in parts.items()}
-
-    def _log_probs(self, scored: ScoredBatch) -> Ragged:
-        """The current policy's log-probs of all rows, each rank computing its share."""
-        found = self.gathered(self.token_log_probs(scored.prompt_ids.rows(), scored.response_ids.rows()))
-        return Ragged.of([found[i] for i in range(len(scored))], np.float32)

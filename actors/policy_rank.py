@@ -143,11 +143,22 @@ class PolicyRank(Rank):
             self._sender.close()
         self.leave()
 
-    def token_log_probs(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
-        """The current policy's log-probs of the tokens of this rank's share of responses, by index."""
+    @watched
+    def log_probs(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], temperature: float | None = None
+    ) -> list[np.ndarray]:
+        """The current policy's log-probs of the tokens of all responses, at ``temperature`` or else that of the rollouts; each
+        rank computes its share."""
+        found = self.gathered(self.token_log_probs(prompts, responses, temperature))
+        return [found[i] for i in range(len(responses))]
+
+    def token_log_probs(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], temperature: float | None = None
+    ) -> dict[int, np.ndarray]:
+        """The same of this rank's share of responses, by index."""
 
         def read(batch: SequenceBatch) -> tuple[Tensor, np.ndarray]:
-            return self.read_policy(batch)[0], batch.response_lengths
+            return self.read_policy(batch, temperature)[0], batch.response_lengths
 
         return self.read_share(prompts, responses, read)
 

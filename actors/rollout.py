@@ -26,7 +26,16 @@ from dvpo_ray.data import turn_end
 from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
-from dvpo_ray.rows import Adapters, Answer, Channel, EngineTraces, GenerationRequest, ServedWeights, WeightBucket
+from dvpo_ray.rows import (
+    Adapters,
+    Answer,
+    Channel,
+    EngineTraces,
+    GenerationRequest,
+    PlainSampling,
+    ServedWeights,
+    WeightBucket,
+)
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
@@ -308,7 +317,7 @@ class RolloutActor:
 
     async def _final(self, request: GenerationRequest) -> Any:
         """What the engine says at last."""
-        final, sampling = None, sampling_params(self._config, request.seed, self._stop_ids)
+        final, sampling = None, self._sampling(request)
         prompt = {"prompt_token_ids": list(request.prompt_ids)}
         with engine_errors(self._log):
             async for output in self._engine.generate(prompt, sampling, request.row_id):
@@ -317,6 +326,11 @@ class RolloutActor:
             raise ActorFailedError(f"row {request.row_id}: the engine ended without an answer")
         self._finished = asyncio.get_running_loop().time()
         return final.outputs[0]
+
+    def _sampling(self, request: GenerationRequest) -> Any:
+        if request.plain is None:
+            return sampling_params(self._config, request.seed, self._stop_ids)
+        return plain_sampling_params(request.plain, request.seed)
 
     def _tell_stacks_once(self) -> None:
         """Where the engine hangs, to the log; all rows of an engine that hangs miss their deadlines together."""
@@ -403,6 +417,22 @@ def sampling_params(config: GenerationSection, seed: int, stop_ids: Sequence[int
         logprobs=0,
         # Texts are looked for in text.
         detokenize=bool(config.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def plain_sampling_params(plain: PlainSampling, seed: int) -> Any:
+    """vLLM's sampling parameters for tokens of the whole distribution, which no token ends."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=plain.temperature,
+        max_tokens=plain.tokens,
+        ignore_eos=True,
+        seed=seed,
+        logprobs=0,
+        detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

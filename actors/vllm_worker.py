@@ -83,6 +83,7 @@ class BucketWeightTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpda
         """Prepare every layer to take checkpoint-format weights again."""
         self._adapters: dict[str, Tensor] = {}
         self._scale: float | None = None
+        pack_experts_again(self.model)
         self._abandon_update()
         initialize_layerwise_reload(self.model)
 
@@ -169,6 +170,35 @@ def repack_tied_heads(model: Any) -> None:
     for layer in layers:
         if isinstance(layer, ParallelLMHead) and layer.weight.data_ptr() in embeddings:
             layer.quant_method.process_weights_after_loading(layer)
+
+
+def pack_experts_again(model: Any) -> None:
+    """Let experts on CPU pack the weights of every update; a second call changes nothing.
+
+    Their kernel reads a packed layout. vLLM makes it when a kernel is set up, which is once: an update's weights, of the same
+    number as the packed ones, would be copied in their place as they came.
+    """
+    from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if not isinstance(method, UnquantizedFusedMoEMethod) or method.unquantized_backend != UnquantizedMoeBackend.CPU:
+            continue
+        if not isinstance(method.process_weights_after_loading, _PackAgain):
+            method.process_weights_after_loading = _PackAgain(method)
+
+
+class _PackAgain:
+    """What follows the loading of a layer of experts whose kernel is set up."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+        self._process = method.process_weights_after_loading
+
+    def __call__(self, layer: Any) -> None:
+        self._process(layer)
+        self._method.moe_kernel.fused_experts.process_weights_after_loading(layer)
 
 
 @torch.inference_mode()

@@ -54,10 +54,12 @@ class Driver:
         committer: Committer,
         evaluate: Callable[[int], float | None] = lambda step: None,
         data_sha256: str = "",
+        on_sync: Callable[[int], None] = lambda version: None,
     ) -> None:
         """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
         ``evaluation.every`` asks for it, unless the run is to stop, and returns their held-out score; ``data_sha256`` is the
-        fingerprint of what is trained on, for commits."""
+        fingerprint of what is trained on, for commits. ``on_sync`` is called with the version that all engines have just
+        taken."""
         self._config = config
         self._stages = stages
         self._ledger = ledger
@@ -65,6 +67,7 @@ class Driver:
         self._committer = committer
         self._evaluate = evaluate
         self._data_sha256 = data_sha256
+        self._on_sync = on_sync
         self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
         self._sealed = stages.scorers.value_hash()
         self._watch = Watch(config.health)
@@ -116,6 +119,7 @@ class Driver:
             result = stages.learner.step(step, self._kl.beta, _noted(scored, given))
         with record.span("sync"):
             served = stages.rollouts.sync(stages.learner.weights(result.version))
+        self._on_sync(result.version)
         ledger.trained_rows(result.row_ids)
         ledger.dead_letter_rows([*result.dropped_ids, *feed.given_up(step)])
         self._kl.observe(result.metrics["kl/per_answer"])
@@ -214,6 +218,7 @@ class Driver:
         self._kl.beta = commit.part("kl_coefficient", NonNegativeFinite) if commit else self._kl.beta
         self._ledger.restore(commit.part("ledger", dict) if commit else Ledger.EMPTY, step)
         self._stages.rollouts.sync(self._stages.learner.weights(step))
+        self._on_sync(step)
         self._run.go_back(commit)
         return step
 

@@ -106,6 +106,10 @@ class DamagedCommitError(CommitError):
     """A commit is not what its manifest says."""
 
 
+class ServedModelError(RunError):
+    """Engines and learner give other log-probs for the same tokens."""
+
+
 class FrozenValueChangedError(RunError):
     """The frozen value model's parameters changed during a run."""
 

@@ -141,6 +141,11 @@ class Evaluator:
             for n in range(answers_per_prompt)
         ]
 
+    @property
+    def prompts(self) -> list[EncodedPrompt]:
+        """The prompts it answers."""
+        return list(self._prompts.values())
+
     def known(self, path: Path, last_step: int) -> dict[int, Evaluation]:
         """The evaluations of this evaluator in a run's records, after at most ``last_step`` steps, by step.
 

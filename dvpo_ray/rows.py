@@ -55,12 +55,24 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class PlainSampling:
+    """So many tokens, whatever they are, from the whole distribution at a temperature above 0."""
+
+    tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
-    """One answer to generate. Example: ``GenerationRequest("3/p17/0", [1, 9, 4], seed=81)``: step 3, prompt p17, answer 0."""
+    """One answer to generate. Example: ``GenerationRequest("3/p17/0", [1, 9, 4], seed=81)``: step 3, prompt p17, answer 0.
+
+    ``plain`` is for tokens that are no answer: it stands in for the sampling of the recipe.
+    """
 
     row_id: str
     prompt_ids: tuple[int, ...]
     seed: int
+    plain: PlainSampling | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -35,6 +35,7 @@ from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder,
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.offline import PairTrainer
 from jobs.preflight import check_engines
+from jobs.probe import Probe
 from jobs.resume import (
     DPO_FIXED,
     check_same_data,
@@ -63,6 +64,7 @@ class HeldOut:
     done: dict[int, Evaluation]
     rollouts: RolloutPool | None = None
     scorers: ScorerPool | None = None
+    probe: Probe | None = None
 
     def look(self, step: int, learner: DpoLearner, run: Run) -> float | None:
         """Evaluate the policy of ``step`` trained steps, and return its score, unless nobody asks for it."""
@@ -70,6 +72,8 @@ class HeldOut:
             return None
         if step:
             self.rollouts.sync(learner.weights(step))
+            if self.probe is not None:
+                self.probe.after_update(step)
         self.done[step] = evaluate(self.evaluator, step, self.rollouts, self.scorers, run, self.every)
         return self.done[step].score
 
@@ -143,6 +147,8 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             **copies(copier),
             **kept_best_by,
         }
+        if held_out.probe is not None:
+            result["probe_gaps"] = held_out.probe.gaps
         if dpo.lora is not None:
             result["adapters"] = str(saved.with_name(ADAPTERS))
         run.write_json(RESULT, result)
@@ -217,9 +223,12 @@ def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, 
                 scorers.wait_ready()
                 rollouts.wait_ready()
             learner.wait_ready()
-            if held_out.rollouts is not None:
-                learner.connect(held_out.rollouts)
             run.doubt(started)
+            if held_out.evaluator is not None:
+                learner.connect(rollouts)
+                prompts, dtype = held_out.evaluator.prompts, dpo.learner.dtype
+                held_out.probe = Probe(prompts, rollouts, learner, dpo.rollout, dtype, cluster, run.phase)
+                held_out.probe.at_start()
             yield learner
         finally:
             with run.stop.ending():

@@ -34,6 +34,7 @@ from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.preflight import check_engines
+from jobs.probe import Probe
 from jobs.resume import (
     POLICY_FIXED,
     check_same_data,
@@ -126,6 +127,9 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             _stages(recipe, base, value_folder, rewards, demonstrations, run) as stages,
         ):
             value_hash, *reward_hashes = stages.scorers.value_hash().split(",")
+            engines, learner = stages.rollouts, stages.learner
+            probe = Probe(prompts, engines, learner, rollout, policy.learner.dtype, recipe.cluster, run.phase)
+            probe.at_start()
 
             def evaluate_after(step: int) -> float | None:
                 if evaluator is None:
@@ -140,7 +144,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             run.pace.commit_bytes = base.commit_bytes
             committer = Committer(store, stages.learner, run, policy.commit.every, policy.steps, copier)
             loop_began, busy_before = time.time(), stages.busy_seconds()
-            driver = Driver(policy, stages, ledger, run, committer, evaluate_after, data_sha256)
+            driver = Driver(policy, stages, ledger, run, committer, evaluate_after, data_sha256, probe.after_update)
             driver.train(commit)
             with finishing_run(run, driver.keep):
                 loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
@@ -160,6 +164,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             "idle_share": {name: 1 - max(0.0, busy_after[name] - busy_before[name]) / loop_seconds for name in busy_after},
             "effective_time_share": run.effective_time_share,
             "score_cache_hits": cache_hits,
+            "probe_gaps": probe.gaps,
             "peak_memory_gb": memory.peak_gb,
             "peak_memory_by_process_gb": memory.peak_by_process_gb,
             NUMBER_TYPES: run.number_types,

@@ -234,6 +234,12 @@ class GenerationSection(Section):
     gpu_share: float | None = Field(
         None, gt=0, le=1, description="GPU that an engine on one GPU reserves; none is `engine.gpu_memory_utilization`."
     )
+    max_probe_gap: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto",
+        description="Largest mean absolute gap between the log-probs of engines and learner, in nats a token. A training "
+        "compares them on a few tokens when both have started and after the first weight update, and ends when it is larger. "
+        "`auto` is 0.001 where both compute in float32, else 0.15.",
+    )
     engine: EngineSection = Field(default_factory=lambda: EngineSection(), description="The vLLM engine.")
 
     @property

@@ -17,7 +17,7 @@ from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import weight_files
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.memory import GB, element_size, processes
-from dvpo_ray.planning.shapes import Experts, ModelShape
+from dvpo_ray.planning.shapes import ModelShape
 
 # What of a model's configuration vLLM takes for its longest context, the smallest of those there are.
 LENGTHS = (
@@ -91,19 +91,6 @@ def unservable(config: Mapping[str, Any], engines: Engines, head_sizes: frozense
             f"{field}.engine.kv_cache_mib ({engine.kv_cache_mib}) does not hold one row of max_model_len "
             f"({engine.max_model_len}) tokens, which takes {math.ceil(needed / 2**20)} MiB: raise it to at least that, or lower "
             "max_model_len"
-        )
-
-
-def untrainable(config: Mapping[str, Any], on_cpu: bool) -> Iterator[str]:
-    """Why a model whose text part has this configuration cannot be trained with engines that serve it.
-
-    On CPU a tiny Qwen3-MoE and a tiny Mixtral were served right at the start (tests/integration/test_mixture.py), and after a
-    weight update 11 nats from the weights that were sent.
-    """
-    if on_cpu and Experts.of(config) is not None:
-        yield (
-            f"model.path: a mixture of experts ('{config.get('model_type')}') is served by CPU engines with other weights than "
-            "they are sent, so it cannot be trained with them: use GPUs for the engines, or a model without experts"
         )
 
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts on a real engine, which serves their folders right. (New weights it does not: `planning.preflight`.)"""
+"""Mixtures of experts on a real engine, which serves what their folders hold and what they are sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.rows import Answer
-from tests.engines import MODEL, answers_of, gap, log_probs_of, requests, settings, weights_of
+from tests.engines import MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,
@@ -38,7 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_mixture_is_served_as_its_folder_has_it(family: str, ray: ClusterSection, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_mixture_is_served_as_it_is_sent(family: str, ray: ClusterSection, tokenizer: Any, tmp_path: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
@@ -50,6 +50,10 @@ def test_a_mixture_is_served_as_its_folder_has_it(family: str, ray: ClusterSecti
     try:
         pool.wait_ready()
         assert gap_to(stored, tmp_path, answers_of(pool, requests(6))) <= 1e-3
+        for version, scale in ((1, 1.1), (2, 0.9)):
+            sent = {name: tensor * scale for name, tensor in stored.items()}
+            pool.sync(Sent(version, sent, limit=2**16))
+            assert gap_to(sent, tmp_path, answers_of(pool, requests(6))) <= 1e-3
     finally:
         pool.stop()
 

@@ -22,10 +22,12 @@ from dvpo_ray.config.sections import (
     ClusterSection,
     TransferSection,
 )
-from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, WeightSyncError
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, ServedModelError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from dvpo_ray.rows import Answer, Ragged, ScoredBatch
+from jobs.probe import Probe
 from tests.decided import scorer_section
 from tests.engines import ANSWER_LENGTHS, MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_in, weights_of
 from tests.fakes import scored_batch
@@ -80,6 +82,43 @@ def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: Rollo
         weights = {1: a, 2: b, 3: a, 4: tied}[sent.version]
         assert gap(answers, log_probs_of(weights, tiny_model, answers)) <= 1e-3
     assert checksums[0] == checksums[2] != checksums[1]
+
+
+class Reading:
+    """A learner that holds these weights."""
+
+    def __init__(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        self._weights, self._folder = weights, folder
+
+    def log_probs(self, prompts: list[np.ndarray], responses: list[np.ndarray], temperature: float) -> list[np.ndarray]:
+        assert temperature == 1.0
+        rows = zip(prompts, responses, strict=True)
+        answers = [Answer("", *row, np.zeros(row[1].size), np.zeros(row[1].size), "length") for row in rows]
+        return log_probs_of(self._weights, self._folder, answers)
+
+
+def test_a_probe_sees_whether_engines_serve_what_is_trained(rollouts: RolloutPool, ray: ClusterSection, tiny_model: Path) -> None:
+    """Whatever filters the recipe's answers are sampled with: those of the probe are not."""
+    a, b = weights_of(tiny_model, 1.0), weights_of(tiny_model, 1.01)
+    rollouts.sync(Sent(50, a))
+    section = settings().rollout
+    prompts = [EncodedPrompt(f"p{i}", "", request.prompt_ids, f"p{i}") for i, request in enumerate(requests(12))]
+    said: list[str] = []
+
+    def probe(weights: dict[str, torch.Tensor], dtype: str = "float32") -> Probe:
+        learner: Any = Reading(weights, tiny_model)
+        return Probe(prompts, rollouts, learner, section, dtype, ray, said.append)
+
+    right = probe(a)
+    right.at_start()
+    right.after_update(1)
+    right.after_update(2)
+    assert list(right.gaps) == ["at the start", "after the first weight update"] and max(right.gaps.values()) < 1e-4
+    assert len(said) == 2 and "at most 0.001" in said[0]
+    with pytest.raises(ServedModelError, match=r"(?s)at the start, .* 128 tokens are .* nats.*rollout\.max_probe_gap \(0\.001\)"):
+        probe(b).at_start()
+    # Beside rounding to bfloat16 the same difference is small.
+    probe(b, "bfloat16").at_start()
 
 
 def test_every_weight_shows_in_the_checksum(rollouts: RolloutPool, tiny_model: Path) -> None:

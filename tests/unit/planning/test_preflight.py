@@ -19,7 +19,6 @@ from dvpo_ray.planning.preflight import (
     parameters_in,
     too_large,
     unservable,
-    untrainable,
 )
 from tests.engines import settings
 
@@ -143,10 +142,3 @@ def test_memory_is_refused_when_models_alone_exceed_it_and_doubted_when_the_esti
     assert maybe == [] and "models and optimizer alone take 3.8 GB, this machine has 3.7" in never[0]
     never, maybe = found(3.8e9, 3e9)
     assert never == [] and "3.0 are free" in maybe[0]
-
-
-def test_mixtures_of_experts_are_not_trained_with_cpu_engines() -> None:
-    mixture = TINY | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
-    (found,) = untrainable(mixture, on_cpu=True)
-    assert "('mixtral')" in found and "use GPUs for the engines" in found
-    assert list(untrainable(mixture, on_cpu=False)) == list(untrainable(TINY, on_cpu=True)) == []

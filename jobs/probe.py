@@ -1,0 +1,98 @@
+"""Whether the engines serve what the learner trains, seen before rows are spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from actors.actor_critic import ActorCriticLearner
+from actors.calls import get
+from actors.policy_gang import ServingGang
+from actors.rollout_pool import RolloutPool
+from dvpo_ray.config.sections import ClusterSection, GenerationSection
+from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.errors import ServedModelError
+from dvpo_ray.rows import Answer, GenerationRequest, PlainSampling
+
+ROWS, TOKENS = 8, 16
+START, FIRST_UPDATE = "at the start", "after the first weight update"
+FLOAT32 = "float32"
+# Mean absolute gaps, in nats a token, between two pieces of code that compute the same model.
+SAME_IN_FLOAT32, SAME_ROUNDED = 1e-3, 0.15
+
+
+class Probe:
+    """Lets the engines go on with a few short prompts, and the learner read the same tokens.
+
+    Engines that hold other weights than the learner, or compute the model otherwise, sample from another policy than the one that
+    is trained. The steps' own gap of log-probs says so too, but after a step's rows, and a wrong layer of little weight is small
+    beside the rounding of a long run.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        rollouts: RolloutPool,
+        learner: ServingGang | ActorCriticLearner,
+        section: GenerationSection,
+        learner_dtype: str,
+        cluster: ClusterSection,
+        say: Callable[[str], None],
+    ) -> None:
+        """``section`` says how the engines generate; ``prompts`` are some of the run's, of which the shortest are taken."""
+        self._sampling = PlainSampling(min(TOKENS, section.max_new_tokens), section.temperature)
+        self._bound = _largest_gap(section, learner_dtype)
+        shortest = sorted(prompts, key=lambda prompt: len(prompt.prompt_ids))[:ROWS]
+        self._requests = [
+            GenerationRequest(f"probe/{number}", tuple(prompt.prompt_ids), seed=number, plain=self._sampling)
+            for number, prompt in enumerate(shortest)
+        ]
+        self._rollouts, self._learner, self._cluster, self._say = rollouts, learner, cluster, say
+        # What was found, in nats a token, by when it was looked.
+        self.gaps: dict[str, float] = {}
+
+    def at_start(self) -> None:
+        """Compare the model that engines and learner have started on.
+
+        Raises:
+            ServedModelError: the engines' log-probs are not the learner's.
+        """
+        self._look(START)
+
+    def after_update(self, version: int) -> None:
+        """Compare what the engines were just sent, the first time; later calls do nothing.
+
+        Raises:
+            ServedModelError: the engines' log-probs are not the learner's.
+        """
+        if FIRST_UPDATE not in self.gaps:
+            self._look(FIRST_UPDATE)
+
+    def _look(self, when: str) -> None:
+        handles = list(self._rollouts.generate(self._requests))
+        answers: list[Answer] = get(handles, self._cluster.call_timeout_s, "a rollout actor", "answering the probe")
+        # The run is being stopped.
+        if not answers:
+            return
+        prompts, responses = [answer.prompt_ids for answer in answers], [answer.response_ids for answer in answers]
+        expected = self._learner.log_probs(prompts, responses, self._sampling.temperature)
+        found = np.concatenate([answer.log_probs for answer in answers])
+        gap = float(np.abs(found - np.concatenate(expected)).mean())
+        self.gaps[when] = gap
+        if not gap <= self._bound:
+            raise ServedModelError(
+                f"{when}, the engines' log-probs of the same {found.size} tokens are {gap:.3g} nats from the learner's on "
+                f"average, more than rollout.max_probe_gap ({self._bound:g}): the engines do not serve the policy that is "
+                "trained. Look for a model folder that is not the same on all nodes, a model type that vLLM computes otherwise "
+                "than transformers, or an engine of other numbers than its number type says (quantised: raise "
+                "rollout.max_probe_gap)"
+            )
+        self._say(f"{when}, engines and learner are {gap:.2g} nats a token apart (at most {self._bound:g})")
+
+
+def _largest_gap(section: GenerationSection, learner_dtype: str) -> float:
+    """What is allowed, in nats a token."""
+    if section.max_probe_gap != "auto":
+        return section.max_probe_gap
+    return SAME_IN_FLOAT32 if section.engine.dtype == learner_dtype == FLOAT32 else SAME_ROUNDED
