@@ -176,6 +176,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
+    @classmethod
+    def of(cls, name: str, tensor: Any) -> TensorSpec:
+        """That of a torch tensor; of a parameter sharded by ZeRO-3 the whole one's."""
+        return cls(name, str(tensor.dtype).removeprefix("torch."), tuple(getattr(tensor, "ds_shape", tensor.shape)))
+
 
 @dataclass(frozen=True)
 class Adapters:

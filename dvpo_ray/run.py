@@ -12,13 +12,13 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import FiniteFloat
 
-from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe, dump_resolved
+from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import RunError, RunStoppedError
 from dvpo_ray.pace import Pace
 from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.rows import ServedWeights, StepResult
-from dvpo_ray.run_folder import CONFIG, DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
+from dvpo_ray.run_folder import DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
 from dvpo_ray.stopping import current
 from dvpo_ray.timeline import Timeline
 from dvpo_ray.tracking import Tracker, Trackers
@@ -29,6 +29,24 @@ RESULT = "result.json"
 NUMBER_TYPES = "number_types"
 TIMELINE = "timeline.json"
 LOGS = "logs"
+
+
+class Resumable(Protocol):
+    """What a run can go on from: so many trained steps, and what was known then."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Steps trained then."""
+        ...
+
+    def part(self, name: str, kind: Any) -> Any:
+        """A part of the state, of a type."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -123,17 +141,17 @@ class Run:
         """What a commit must remember of the run: its time, and the number types that it computes in."""
         return {"seconds": self.seconds, "first_began": self.first_began, NUMBER_TYPES: self.number_types}
 
-    def take_clocks(self, commit: Commit) -> None:
+    def take_clocks(self, commit: Resumable) -> None:
         """Count on from the time of a commit."""
         self.seconds_before, self.first_began = (commit.part(name, FiniteFloat) for name in ("seconds", "first_began"))
 
-    def go_on(self, commit: Commit) -> None:
+    def go_on(self, commit: Resumable) -> None:
         """Be the run of a commit: its clocks, and what was recorded until then."""
         self.take_clocks(commit)
         self.began = time.time()
         self.go_back(commit)
 
-    def go_back(self, commit: Commit | None) -> None:
+    def go_back(self, commit: Resumable | None) -> None:
         """Take back what was recorded after a commit, or since the start, and say where the run goes on."""
         step = 0 if commit is None else commit.step
         self.pace.go_back(step, commit is not None)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dvpo_ray.config import Recipe, dump_resolved
+from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import ConfigError, RunError
 from dvpo_ray.json_files import iter_records, read_object, read_records
 from dvpo_ray.models.folder import flush_file, sha256_file
@@ -21,7 +22,6 @@ from dvpo_ray.stopping import current
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
-CONFIG = "config.json"
 COMMITS = "commits"
 DUMPS = "dumps"
 DEAD_LETTERS = "dead_letters.jsonl"

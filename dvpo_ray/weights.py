@@ -26,11 +26,6 @@ ALIGNMENT = 64
 _MAPPED: dict[tuple[int, int, int], mmap.mmap] = {}
 
 
-def spec_of(name: str, tensor: Tensor) -> TensorSpec:
-    """The spec of a tensor; that of a parameter sharded by ZeRO-3 is the whole one's."""
-    return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(getattr(tensor, "ds_shape", tensor.shape)))
-
-
 def spec_bytes(spec: TensorSpec) -> int:
     """A tensor's size in bytes."""
     return math.prod(spec.shape) * int(getattr(torch, spec.dtype).itemsize)

@@ -10,10 +10,11 @@ from typing import Any
 from actors.placement import ray_session
 from dvpo_ray import cli
 from dvpo_ray.config import PipelineRecipe, dump_resolved
+from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import DataError
 from dvpo_ray.json_files import REMEDY, check_numbers, read_object
 from dvpo_ray.report import write_report
-from dvpo_ray.run import CONFIG, RESULT, Listener, prepare_folder, write_json
+from dvpo_ray.run import RESULT, Listener, prepare_folder, write_json
 from dvpo_ray.run_folder import locked, run_folder
 from dvpo_ray.stopping import Stop
 from jobs.preflight import check_engines

@@ -17,6 +17,7 @@ from actors.rollout_pool import RolloutPool
 from actors.scorer_pool import ScorerPool
 from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.config import PolicyRecipe, dump_resolved
+from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.config.sections import MAX_BAD_SHARE
 from dvpo_ray.data import DeadLetters, Source, load_pairs, refuse_if_too_bad
 from dvpo_ray.data.loading import Overlong
@@ -33,7 +34,7 @@ from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.planning.node_facts import measure_node
 from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
-from dvpo_ray.run import CONFIG, LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
+from dvpo_ray.run import LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
 from jobs.preflight import check_engines
 from jobs.resume import job
 from jobs.setup import (

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from dvpo_ray.commits import Commit, CommitStore
 from dvpo_ray.config import Recipe
+from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.config.sections import CommitSection
 from dvpo_ray.copier import Copier
 from dvpo_ray.copy_target import CopyTarget
 from dvpo_ray.errors import AS_ASKED, DataError, RunStoppedError
 from dvpo_ray.run import Event, Listener, Run
-from dvpo_ray.run_folder import COMMITS, CONFIG, check_same_run, run_folder
+from dvpo_ray.run_folder import COMMITS, check_same_run, run_folder
 from dvpo_ray.stopping import Stop, heeding
 
 # What decides which rows come and which numbers the optimizer's state belongs to: it must not change.

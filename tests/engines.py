@@ -22,8 +22,8 @@ from dvpo_ray.config.sections import (
 )
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Adapters, Answer, GenerationRequest, Receivers, WeightBucket
-from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, spec_of, write_bucket
+from dvpo_ray.rows import Adapters, Answer, GenerationRequest, Receivers, TensorSpec, WeightBucket
+from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, write_bucket
 from tests.decided import learner_section, scorer_section
 
 ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
@@ -74,7 +74,7 @@ class Sent:
     ) -> None:
         self.version = version
         self._tensors = tensors
-        self._buckets = plan_buckets([spec_of(name, t) for name, t in tensors.items()], limit)
+        self._buckets = plan_buckets([TensorSpec.of(name, t) for name, t in tensors.items()], limit)
         self._damaged = damaged or {}
         self._adapters = adapters
         self._memory = SharedBuffer()

@@ -19,6 +19,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from dvpo_ray.config.recipes import Recipe
 from dvpo_ray.errors import ConfigError
 
+# The file of a run's folder that holds its resolved recipe.
+CONFIG = "config.json"
 R = TypeVar("R", bound=Recipe)
 REDACTED = "**redacted**"
 SHOWN = 200

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dvpo_ray.rows import TensorSpec
-from dvpo_ray.weights import spec_of
 
 
 class StoredNames:
@@ -35,7 +34,7 @@ class StoredNames:
             wholes = {name: _shape_of(parameters[name]) for name in names}
             for name, tensor in self.stored(wholes).items():
                 self._sources[name] = names
-                self.specs.append(spec_of(name, tensor))
+                self.specs.append(TensorSpec.of(name, tensor))
 
     def sources(self, specs: Iterable[TensorSpec]) -> list[str]:
         """Names in memory of the parameters that these tensors are made of, each once."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.loading import build
+from dvpo_ray.config.loading import CONFIG, build
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.json_files import check_numbers, read_object, read_records
@@ -15,7 +15,6 @@ from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.memory import element_size
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.planning.times import STAGES, Efficiency, Workload, decode_step, learn_seconds, rollout_seconds, score_seconds
-from dvpo_ray.run import CONFIG
 
 
 def recipe_of(run: Path) -> PolicyRecipe:

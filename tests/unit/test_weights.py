@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dvpo_ray.errors import DamagedWeightsError, WeightSyncError
 from dvpo_ray.rows import TensorSpec, WeightBucket
-from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, spec_of, verify, write_bucket
+from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, verify, write_bucket
 
 TENSORS = {
     "a": torch.randn(3, 5).bfloat16(),
@@ -22,7 +22,7 @@ TENSORS = {
     "scalar": torch.tensor(2.5),
     "c": torch.randn(4, 2).half().t(),
 }
-SPECS = tuple(spec_of(name, tensor) for name, tensor in TENSORS.items())
+SPECS = tuple(TensorSpec.of(name, tensor) for name, tensor in TENSORS.items())
 
 
 def bucket_of(memory: SharedBuffer, tensors: dict[str, torch.Tensor]) -> WeightBucket:
