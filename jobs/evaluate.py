@@ -18,8 +18,8 @@ from actors.scorer_pool import ScorerPool
 from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.config.sections import MAX_BAD_SHARE
-from dvpo_ray.data import DeadLetters, Source, load_pairs, refuse_if_too_bad
-from dvpo_ray.data.loading import Overlong
+from dvpo_ray.data import DeadLetters, Reading, Source, load_pairs, refuse_if_too_bad
+from dvpo_ray.data.loading import AS_FOUND, Overlong
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
@@ -55,6 +55,7 @@ def evaluate_value(
     max_answer_tokens: int,
     max_bad_share: float = MAX_BAD_SHARE,
     dead_letters: Path | None = None,
+    reading: Reading = AS_FOUND,
 ) -> dict[str, Any]:
     """Pair accuracy of a sealed value model by every aggregate, with 95% intervals for mean and last value. Rows that cannot
     be used go to the file ``dead_letters``.
@@ -64,7 +65,15 @@ def evaluate_value(
         ModelError: the model is not sealed, or altered.
     """
     read_seal(folder)
-    return rank_pairs(folder, data, max_prompt_tokens, max_answer_tokens, max_bad_share=max_bad_share, dead_letters=dead_letters)
+    return rank_pairs(
+        folder,
+        data,
+        max_prompt_tokens,
+        max_answer_tokens,
+        max_bad_share=max_bad_share,
+        dead_letters=dead_letters,
+        reading=reading,
+    )
 
 
 def rank_pairs(
@@ -76,6 +85,7 @@ def rank_pairs(
     critic: bool = False,
     max_bad_share: float = 1.0,
     dead_letters: Path | None = None,
+    reading: Reading = AS_FOUND,
 ) -> dict[str, Any]:
     """As ``evaluate_value``, of any model that gives tokens values.
 
@@ -93,6 +103,7 @@ def rank_pairs(
             max_answer_tokens=max_answer_tokens,
             dead_letters=letters,
             overlong=overlong,
+            reading=reading,
         )
     refuse_if_too_bad(counts, max_bad_share, data, dead_letters)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -176,7 +187,7 @@ def _answer_held_out(
     (folder / CONFIG).write_text(dump_resolved(recipe))
     demonstrations = read_demonstrations(recipe.policy.ptx, base.tokenizer, folder)
     trained_on = [*read_prompts(recipe.policy.data, base.tokenizer, folder), *demonstrations]
-    prompts = read_evaluation_prompts(section, recipe.policy.data, base.tokenizer, folder, trained_on)
+    prompts = read_evaluation_prompts(section, recipe.policy.data, base, folder, trained_on)
     evaluator = Evaluator(
         prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
     )

@@ -30,11 +30,11 @@ def make_evaluator(
     """Who answers the prompts of a recipe's evaluation; None when it has none.
 
     Raises:
-        DataError: a held-out prompt is trained on.
+        DataError: a held-out prompt is trained on, or the model cannot read it.
     """
     if section is None:
         return None
-    held_out = read_evaluation_prompts(section, data, base.tokenizer, folder, trained_on)
+    held_out = read_evaluation_prompts(section, data, base, folder, trained_on)
     return Evaluator(held_out, section.answers_per_prompt, section.gold, advantage, base.tokenizer, seed)
 
 

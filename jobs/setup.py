@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +28,13 @@ from dvpo_ray.data import (
     EncodedPair,
     EncodedPrompt,
     LoadCounts,
+    Preference,
     Reading,
     Source,
     disjoint,
     load_demonstrations,
     load_pairs,
+    load_preferences,
     load_prompts,
     refuse_if_too_bad,
     split_by_prompt,
@@ -53,6 +56,7 @@ from dvpo_ray.run import NUMBER_TYPES
 from dvpo_ray.run_folder import DEAD_LETTERS
 
 Row = TypeVar("Row")
+Prompt = TypeVar("Prompt", bound=EncodedPrompt)
 R = TypeVar("R", bound=Recipe)
 Tell = Callable[[str], None]
 
@@ -158,6 +162,24 @@ def read_pairs(
     section: PairsSection, tokenizer: Any, folder: Path, tell: Tell = lambda text: None
 ) -> tuple[list[EncodedPair], list[EncodedPair], LoadCounts]:
     """Training pairs, held-out pairs on other prompts, and the counts of the training source; ``tell`` is told what was found."""
+    return _read_apart(load_pairs, section, tokenizer, folder, tell)
+
+
+def read_preferences(
+    section: PairsSection,
+    tokenizer: Any,
+    folder: Path,
+    tell: Tell = lambda text: None,
+    label_scale: tuple[float, float] | None = None,
+) -> tuple[list[Preference], list[Preference], LoadCounts]:
+    """As ``read_pairs``, with answers that are in no pair and have labels of their own; ratings are on ``label_scale``."""
+    return _read_apart(partial(load_preferences, label_scale=label_scale), section, tokenizer, folder, tell)
+
+
+def _read_apart(
+    load: Callable[..., tuple[list[Prompt], LoadCounts]], section: PairsSection, tokenizer: Any, folder: Path, tell: Tell
+) -> tuple[list[Prompt], list[Prompt], LoadCounts]:
+    """Rows to train on, held-out rows on other prompts, and the counts of the former."""
     limits: dict[str, Any] = {
         "max_prompt_tokens": section.max_prompt_tokens,
         "max_answer_tokens": section.max_answer_tokens,
@@ -166,16 +188,16 @@ def read_pairs(
     }
     source, apart = source_of(section), _held_out_source(section)
     with DeadLetters(folder / DEAD_LETTERS) as letters:
-        pairs, counts = load_pairs(source, tokenizer, dead_letters=letters, limit=section.limit, **limits)
+        rows, counts = load(source, tokenizer, dead_letters=letters, limit=section.limit, **limits)
         refuse_if_too_bad(counts, section.max_bad_share, source, folder / DEAD_LETTERS)
         tell(f"{section.source}: {counts.said('pairs')}")
         if apart is None:
-            train, held_out = split_by_prompt(pairs, section.validation_share, 0)
+            train, held_out = split_by_prompt(rows, section.validation_share, 0)
             return train, held_out, counts
-        held_out, held_counts = load_pairs(apart, tokenizer, dead_letters=letters, **limits)
+        held_out, held_counts = load(apart, tokenizer, dead_letters=letters, **limits)
         refuse_if_too_bad(held_counts, section.max_bad_share, apart, folder / DEAD_LETTERS)
-    disjoint(pairs, held_out)
-    return pairs, held_out, counts
+    disjoint(rows, held_out)
+    return rows, held_out, counts
 
 
 def reading_of(section: SourceSection) -> Reading:
@@ -238,10 +260,15 @@ def _read_rows(
 
 
 def read_evaluation_prompts(
-    section: EvaluationSection, data: DataSection, tokenizer: Any, folder: Path, trained_on: Sequence[EncodedPrompt]
+    section: EvaluationSection, data: DataSection, base: BaseModel, folder: Path, trained_on: Sequence[EncodedPrompt]
 ) -> list[EncodedPrompt]:
-    """Held-out prompts, refused when any is among those trained on."""
+    """Held-out prompts.
+
+    Raises:
+        DataError: one is among those trained on, or the model cannot read it.
+    """
     place = {name: getattr(section, name) for name in SourceSection.model_fields}
-    prompts = read_prompts(data.model_copy(update=place | {"limit": section.max_prompts}), tokenizer, folder)
+    prompts = read_prompts(data.model_copy(update=place | {"limit": section.max_prompts}), base.tokenizer, folder)
+    base.limits.check_rows(prompts, section.source)
     disjoint(trained_on, prompts)
     return prompts

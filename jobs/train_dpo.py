@@ -102,7 +102,8 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     run.phase(chosen.text)
     try:
         train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder, run.phase)
-        base.limits.check_rows([*train, *validation], dpo.data.source)
+        base.limits.check_rows(train, dpo.data.source)
+        base.limits.check_rows(validation, dpo.data.held_out_source)
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total

@@ -110,7 +110,9 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         prompts = read_prompts(policy.data, base.tokenizer, run.folder, run.phase)
         demonstrations = read_demonstrations(policy.ptx, base.tokenizer, run.folder, run.phase)
         section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
-        base.limits.check_rows(trained_on, policy.data.source)
+        base.limits.check_rows(prompts, policy.data.source)
+        if policy.ptx is not None:
+            base.limits.check_rows(demonstrations, policy.ptx.data.source)
         data_sha256 = fingerprint(trained_on)
         check_same_data(commit, data_sha256)
         evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)
@@ -227,11 +229,9 @@ def _result(
         result["logprob_gap_mean"] = sum(line["gap/abs_log_prob"] for line in steps) / len(steps)
         result["logprob_gap_kl_k3"] = sum(line["gap/kl_k3"] for line in steps) / len(steps)
     if gvm is not None:
-        result |= {
-            "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],
-            "gvm_pair_accuracy_last": gvm.held_out_accuracy["last"],
-            "gvm_parameters_sha256": value_hash,
-        }
+        measured = gvm.held_out_accuracy
+        result |= {f"gvm_pair_accuracy_{how}": measured[how] for how in ("mean", "last") if how in measured}
+        result["gvm_parameters_sha256"] = value_hash
     return result | figures(evaluations)
 
 
