@@ -35,13 +35,11 @@ from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
 from dvpo_ray.run import CONFIG, LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
 from jobs.preflight import check_engines
+from jobs.reading import read_evaluation_prompts, read_policy_rows
 from jobs.resume import job
 from jobs.setup import (
     base_model,
     fitting_value_model,
-    read_demonstrations,
-    read_evaluation_prompts,
-    read_prompts,
     settle_devices,
 )
 
@@ -185,8 +183,8 @@ def _answer_held_out(
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
     (folder / CONFIG).write_text(dump_resolved(recipe))
-    demonstrations = read_demonstrations(recipe.policy.ptx, base.tokenizer, folder)
-    trained_on = [*read_prompts(recipe.policy.data, base.tokenizer, folder), *demonstrations]
+    prompts_trained_on, demonstrations = read_policy_rows(recipe.policy, base, folder)
+    trained_on = [*prompts_trained_on, *demonstrations]
     prompts = read_evaluation_prompts(section, recipe.policy.data, base, folder, trained_on)
     evaluator = Evaluator(
         prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed

@@ -30,6 +30,7 @@ from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
 from jobs.held_out_answers import measure
 from jobs.offline import PairTrainer
+from jobs.reading import read_pairs, read_preferences
 from jobs.resume import (
     VALUE_FIXED,
     check_same_data,
@@ -41,7 +42,7 @@ from jobs.resume import (
     job,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, read_pairs, read_preferences, settle_devices
+from jobs.setup import BaseModel, base_model, settle_devices
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 

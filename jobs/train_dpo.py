@@ -35,6 +35,7 @@ from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder,
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.offline import PairTrainer
 from jobs.preflight import check_engines
+from jobs.reading import read_pairs
 from jobs.resume import (
     DPO_FIXED,
     check_same_data,
@@ -48,7 +49,7 @@ from jobs.resume import (
     saving,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, read_pairs, settle_devices
+from jobs.setup import BaseModel, base_model, settle_devices
 from jobs.train_policy import ENGINES, POLICY
 
 PAIRS_PER_CALL = 256

@@ -34,6 +34,7 @@ from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.preflight import check_engines
+from jobs.reading import read_policy_rows
 from jobs.resume import (
     POLICY_FIXED,
     check_same_data,
@@ -53,8 +54,6 @@ from jobs.setup import (
     fitting_advantage,
     fitting_rewards,
     fitting_value_model,
-    read_demonstrations,
-    read_prompts,
     settle_devices,
 )
 
@@ -107,12 +106,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         if commit is not None and run.in_place:
             run.rewind(commit.step)
             store.abandon_after(commit.step)
-        prompts = read_prompts(policy.data, base.tokenizer, run.folder, run.phase)
-        demonstrations = read_demonstrations(policy.ptx, base.tokenizer, run.folder, run.phase)
+        prompts, demonstrations = read_policy_rows(policy, base, run.folder, run.phase)
         section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
-        base.limits.check_rows(prompts, policy.data.source)
-        if policy.ptx is not None:
-            base.limits.check_rows(demonstrations, policy.ptx.data.source)
         data_sha256 = fingerprint(trained_on)
         check_same_data(commit, data_sha256)
         evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)

@@ -110,6 +110,8 @@ def _role(node: Row, above: Messages = (Message("user", ""),)) -> str:
     assembly=Assembly(COLUMNS, assembled),
 )
 def _tree(row: Row) -> Iterator[Prompted]:
+    if not _is_tree(row):
+        raise BadRow(Reason.MISSING_FIELD, "neither a tree of messages ('prompt' with 'replies') nor a message of one")
     left_out = _left_out(row["prompt"])
     if left_out:
         raise BadRow(Reason.MISSING_FIELD, f"the tree has no beginning, which is one of the {left_out}")

@@ -137,7 +137,7 @@ def test_the_fingerprint_sees_labels(tmp_path: Path, tokenizer: Any) -> None:
 
 def test_trainings_on_pairs_say_what_they_leave_out(tmp_path: Path, tokenizer: Any) -> None:
     from dvpo_ray.config.sections import PairsSection
-    from jobs.setup import read_pairs, read_preferences
+    from jobs.reading import read_pairs, read_preferences
 
     rows = [row for i in range(8) for row in rated((f"p{i}", "x", 3), (f"p{i}", "y", 1))] + rated(("t", "x", 2), ("t", "y", 2))
     source = write_lines(tmp_path / "rows.jsonl", rows)
