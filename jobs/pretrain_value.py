@@ -126,7 +126,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
             "held_out_pairs": accuracy["pairs"],
             "held_out_answers": accuracy["answers"],
             "accuracy_by_aggregate": accuracy["by_aggregate"],
-            "label_concordance": accuracy["label_concordance"],
+            "label_concordance_by_aggregate": accuracy["label_concordance"],
             "target": target.model_dump(),
             "seconds_total": run.seconds,
             "peak_memory_gb": memory.peak_gb,
@@ -194,6 +194,8 @@ def _figures(target: TargetConfig, folder: Path, accuracy: dict[str, Any]) -> di
         }
     names = ("mean", "last", "mean_ci95", "last_ci95")
     of_value = {f"gvm_pair_accuracy_{name}": accuracy[name] for name in names if name in accuracy}
+    if accuracy["label_concordance"]:
+        of_value["gvm_label_concordance"] = accuracy["label_concordance"]["mean"]
     return {"value_model": str(folder)} | of_value
 
 

@@ -165,7 +165,8 @@ class Admission(Generic[T]):
         try:
             if raw.row is None or raw.problem is not None:
                 raise BadRow(raw.problem or Reason.NOT_AN_OBJECT, raw.detail)
-            row = _Asked(raw.row if raw.parts else renamed(raw.row, self._reading.columns))
+            # What went through an assembly has its columns under their known names already.
+            row = _Asked(raw.row if main.assembly else renamed(raw.row, self._reading.columns))
             identity = self._identity(row, identity)
             other = auto and not raw.parts and not main.fits(row)
             shape = shape_of(row, self._use) or main if other else main

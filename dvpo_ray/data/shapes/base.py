@@ -49,9 +49,9 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Assembly:
-    """How the rows of a source, each a part of something, are put together before they are read.
+    """What is done to the rows of a source before they are read: those that are parts of something are put together.
 
-    ``columns`` are those that are looked at. ``assemble`` takes all rows, and counts by kind what it leaves out of what it makes.
+    ``columns`` are those that are looked at. ``assemble`` takes all rows, and counts by kind what will be left out of them.
     """
 
     columns: tuple[str, ...]

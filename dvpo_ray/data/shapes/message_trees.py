@@ -15,6 +15,7 @@ from dvpo_ray.data.shapes.base import Answer, Assembly, Prompted, Row, has, numb
 COLUMNS = ("message_id", "parent_id", "message_tree_id", "text", "role", "rank", "deleted", "review_result")
 DELETED = "messages that were deleted"
 REFUSED = "messages that a review refused"
+FOLLOWING = "messages that follow from those"
 UNRANKED = "answers without a rank"
 
 
@@ -47,10 +48,30 @@ def assembled(rows: Iterable[RawRow], notes: Counter[str]) -> Iterator[RawRow]:
         replies.setdefault(_parent(raw), []).append(name)
     for root in replies.get("", ()):
         names = _below(root, replies)
-        yield _tree_of(names, [messages.pop(name) for name in names], notes)
+        yield from counted([_tree_of(names, [messages.pop(name) for name in names])], notes)
     for raw in messages.values():
         detail = f"the message above it (parent_id '{_parent(raw)}'), or one further up, is not there"
         yield replace(raw, problem=Reason.NO_PARENT, detail=detail)
+
+
+def counted(rows: Iterable[RawRow], notes: Counter[str]) -> Iterator[RawRow]:
+    """Rows as they are; ``notes`` counts the messages of trees that will be left out."""
+    for raw in rows:
+        if raw.row is not None and _is_tree(raw.row):
+            _count_left_out(raw.row["prompt"], notes)
+        yield raw
+
+
+def _count_left_out(root: Row, notes: Counter[str]) -> None:
+    """Count what a tree is read without; one without a beginning is not read at all."""
+    if _left_out(root):
+        return
+    nodes: list[tuple[Row, bool]] = [(root, False)]
+    for node, follows in nodes:
+        why = FOLLOWING if follows else _left_out(node)
+        if why or (node is not root and _role(node) == "assistant" and _is_none(node.get("rank"))):
+            notes[why or UNRANKED] += 1
+        nodes += [(reply, bool(why)) for reply in node.get("replies") or () if isinstance(reply, Mapping)]
 
 
 def _parent(raw: RawRow) -> str:
@@ -67,7 +88,7 @@ def _below(root: str, replies: Mapping[str, list[str]]) -> list[str]:
     return found
 
 
-def _tree_of(names: list[str], parts: list[RawRow], notes: Counter[str]) -> RawRow:
+def _tree_of(names: list[str], parts: list[RawRow]) -> RawRow:
     nodes: dict[str, dict[str, Any]] = {}
     for name, raw in zip(names, parts, strict=True):
         assert raw.row is not None
@@ -77,9 +98,6 @@ def _tree_of(names: list[str], parts: list[RawRow], notes: Counter[str]) -> RawR
         nodes[name] = node
         if name != names[0]:
             nodes[_parent(raw)]["replies"].append(node)
-        left_out = _left_out(node)
-        if left_out or (_role(node) == "assistant" and node["rank"] is None):
-            notes[left_out or UNRANKED] += 1
     first = parts[0].row or {}
     tree = {"message_tree_id": first.get("message_tree_id") or names[0], "prompt": nodes[names[0]]}
     return replace(parts[0], row=tree, parts=tuple(parts))
@@ -101,7 +119,13 @@ def _role(node: Row, above: Messages = (Message("user", ""),)) -> str:
     return {"prompter": "user"}.get(str(node.get("role")), str(node.get("role") or ("" if above else "user")))
 
 
-@shape("open_assistant_tree", "`prompt` with `replies`, and theirs: trees of Open Assistant", _is_tree, own_prompts=True)
+@shape(
+    "open_assistant_tree",
+    "`prompt` with `replies`, and theirs: trees of Open Assistant",
+    _is_tree,
+    own_prompts=True,
+    assembly=Assembly(("message_tree_id", "prompt"), counted),
+)
 @shape(
     "open_assistant_messages",
     "`message_id`, `parent_id`, `text`, `role`, `rank`: messages of Open Assistant, put together into trees first",
@@ -128,7 +152,7 @@ def _replies(node: Row, before: Messages) -> Iterator[Prompted]:
         role = _role(one, above)
         talk = (*above, Message(role, text_of(one.get("text"), "text")))
         replies = [reply for reply in one.get("replies") or () if isinstance(reply, Mapping) and not _left_out(reply)]
-        ranked = [reply for reply in replies if reply.get("rank") is not None]
+        ranked = [reply for reply in replies if not _is_none(reply.get("rank"))]
         if role == "user" and len(ranked) > 1:
             prompt = prompt_of([m.turn for m in talk], "prompt")
             yield Prompted(

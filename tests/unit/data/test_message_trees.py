@@ -69,15 +69,20 @@ def test_messages_are_read_as_their_trees_are(tmp_path: Path, tokenizer: Any) ->
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path, tokenizer: Any) -> None:
-    found, counts = load(tmp_path, TREE + OTHER, tokenizer)
+    rows = [*TREE, *OTHER, message("t.3.0", "t.3", "Why rubbish?"), message("t.3.0.0", "t.3.0", "Hm.", 0)]
+    found, counts = load(tmp_path, rows, tokenizer)
     assert found == PAIRS
-    assert (counts.read, counts.kept, counts.rejected) == (12, 12, {})
-    assert counts.shapes == {"open_assistant_messages": 12} and counts.unread == ("lang", "tree_state")
-    assert counts.notes == {
+    assert (counts.read, counts.kept, counts.rejected) == (14, 14, {})
+    assert counts.shapes == {"open_assistant_messages": 14} and counts.unread == ("lang", "tree_state")
+    notes = {
         "messages that were deleted": 1,
         "messages that a review refused": 1,
+        "messages that follow from those": 2,
         "answers without a rank": 1,
     }
+    assert counts.notes == notes
+    trees = [{"message_tree_id": one["message_id"], "prompt": one} for one in nested(rows, None)]
+    assert load(tmp_path, trees, tokenizer)[1].notes == notes, "of a file of trees too"
 
 
 def test_messages_come_in_any_order(tmp_path: Path, tokenizer: Any) -> None:
@@ -118,9 +123,10 @@ def test_columns_of_messages_have_the_names_that_the_recipe_gives(shape: str, tm
     assert found == PAIRS[2:]
 
 
-def test_other_rows_among_messages_are_read_by_their_own_shapes(tmp_path: Path, tokenizer: Any) -> None:
-    rows = [*OTHER, {"prompt": "p", "chosen": "a", "rejected": "b"}, "no object"]
-    found, counts = load(tmp_path, rows, tokenizer)
+@pytest.mark.parametrize("columns", [{}, {"prompt": "ask"}])
+def test_other_rows_among_messages_are_read_by_their_own_shapes(columns: dict[str, str], tmp_path: Path, tokenizer: Any) -> None:
+    rows = [*OTHER, {columns.get("prompt", "prompt"): "p", "chosen": "a", "rejected": "b"}, "no object"]
+    found, counts = load(tmp_path, rows, tokenizer, reading=Reading(columns=columns))
     assert sorted(found) == [("Why?", "Because.", "Why not."), ("p", "a", "b")]
     assert counts.shapes == {"pair": 1, "open_assistant_messages": 3} and counts.rejected == {"not_an_object": 1}
 
