@@ -26,7 +26,7 @@ from actors.watchdog import watched
 from dvpo_ray.config.sections import LearnerSection, ModelSection, settled
 from dvpo_ray.errors import CommitError, NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences, share_rows
-from dvpo_ray.learning.pairs import LabelledAnswer, Pair
+from dvpo_ray.learning.pairs import LabelledAnswer, Unit
 from dvpo_ray.rows import Ragged
 
 GROWTH_ALLOWED = 1.1
@@ -230,11 +230,22 @@ class Rank:
         dist.all_gather_object(parts, found)
         return {row: values for part in parts for row, values in part.items()}
 
-    def plan_pairs(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def plan_pairs(self, pairs: Sequence[Unit]) -> list[list[int]]:
         """Micro-batches of this rank's share of pairs. A pair stays together, as two rows of its longer answer's length."""
         sizes = [max(answer.tokens for answer in pair) for pair in pairs]
         mine = share_rows(sizes, self.world)[self.rank]
         return self.plan(mine, np.array([2 * size for size in sizes]))
+
+    def plan_units(self, units: Sequence[Unit]) -> list[list[int]]:
+        """As ``plan_pairs``; answers that are in no pair are planned after the pairs, in micro-batches of their own."""
+        pairs = [i for i, unit in enumerate(units) if len(unit) == 2]
+        alone = [i for i, unit in enumerate(units) if len(unit) == 1]
+        groups = [[pairs[i] for i in group] for group in self.plan_pairs([units[i] for i in pairs])] if pairs else []
+        if alone:
+            lengths = np.array([unit[0].tokens for unit in units])
+            mine = share_rows(lengths[alone].tolist(), self.world)[self.rank]
+            groups += self.plan([alone[i] for i in mine], lengths)
+        return groups
 
     def pad(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> SequenceBatch:
         """Right-padded tensors on this rank's device."""

@@ -1,4 +1,4 @@
-"""The value learner rank: labelled pairs in, a value model out."""
+"""The value learner rank: labelled pairs and answers in, a value model out."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning import value_update
 from dvpo_ray.learning.batching import SequenceBatch
-from dvpo_ray.learning.pairs import LabelledAnswer, Pair
+from dvpo_ray.learning.pairs import LabelledAnswer, Unit
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import new_value_model
 
 
 class ValueLearnerRank(Rank):
-    """One DeepSpeed rank that trains the value model on pairs of answers (chosen, rejected)."""
+    """One DeepSpeed rank that trains the value model on pairs of answers (chosen, rejected) and on answers in none."""
 
     def __init__(
         self, rank: int, world: int, model_folder: str, model: ModelSection, value: ValueTraining, seed: int, total_steps: int
@@ -44,20 +44,21 @@ class ValueLearnerRank(Rank):
         return pid
 
     @watched
-    def step(self, pairs: Sequence[Pair], target: TargetConfig) -> dict[str, float]:
-        """Train on one batch of pairs (every rank is given all, and takes its share); metrics are equal on all ranks."""
-        batches = [[answer for i in group for answer in pairs[i]] for group in self.plan_pairs(pairs)]
+    def step(self, units: Sequence[Unit], target: TargetConfig) -> dict[str, float]:
+        """Train on one batch (every rank is given all of it, and takes its share); metrics are equal on all ranks."""
+        batches = [[units[i] for i in group] for group in self.plan_units(units)]
+        answers = sum(map(len, units))
         goals: list[Tensor | None] = [None] * len(batches)
         metrics: dict[str, float] = {}
         for _ in range(self.value.inner_epochs):
             sums = DeviceSums(["loss/value", "value/mean"])
-            for number, answers in enumerate(batches):
-                total, goals[number], values = self._loss(answers, goals[number], target)
-                self.engine.backward(total / (2 * len(pairs)), last=number == len(batches) - 1)
-                if answers:
+            for number, group in enumerate(batches):
+                total, goals[number], values = self._loss(group, goals[number], target)
+                self.engine.backward(total / answers, last=number == len(batches) - 1)
+                if group:
                     sums.add({"loss/value": total})
-                    sums.add({"value/mean": values.mean()}, times=len(answers))
-            metrics = {name: value / (2 * len(pairs)) for name, value in all_reduce(sums.read()).items()}
+                    sums.add({"value/mean": values.mean()}, times=sum(map(len, group)))
+            metrics = {name: value / answers for name, value in all_reduce(sums.read()).items()}
             metrics |= self.apply_update(finite=math.isfinite(metrics["loss/value"]))
         metrics["loss/skipped_updates"] = self.take_skipped()
         self.release_free_memory()
@@ -81,18 +82,21 @@ class ValueLearnerRank(Rank):
         """Leave the gang."""
         self.leave()
 
-    def _loss(self, answers: list[LabelledAnswer], goals: Tensor | None, target: TargetConfig) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss sum, the targets (made on the first pass, then held fixed) and the values, detached."""
-        if not answers:
+    def _loss(self, units: list[Unit], goals: Tensor | None, target: TargetConfig) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss sum of pairs, or of answers in none, the targets (made on the first pass, then held fixed) and the values,
+        detached."""
+        if not units:
             example = LabelledAnswer(np.array([0]), np.array([0]), 1.0)
             values = self._values(self.pad_answers([example, example]))
             return values.sum() * 0.0, values.detach(), values.detach()
+        answers = [answer for unit in units for answer in unit]
         batch = self.pad_answers(answers)
         values = self._values(batch)
         if goals is None:
             labels = torch.tensor([answer.label for answer in answers], device=self.device)
             goals = value_update.targets(values, batch.response_lengths, labels, target)
-        return value_update.loss(values, goals, batch.response_lengths, target), goals, values.detach()
+        total = value_update.loss(values, goals, batch.response_lengths, target, in_pairs=len(units[0]) == 2)
+        return total, goals, values.detach()
 
     def _values(self, batch: SequenceBatch) -> Tensor:
         return self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)

@@ -109,6 +109,11 @@ def value_eval(
     folder: Annotated[Path, typer.Argument(help="A sealed value model.")],
     data: Annotated[str, typer.Option(help="Preference pairs to measure it on.")],
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset (configuration) of the data.")] = None,
+    form: Annotated[str, typer.Option("--format", help="Shape of the rows, as `format` of a recipe.")] = "auto",
+    columns: Annotated[
+        list[str], typer.Option(metavar="NAME=COLUMN", help="Column that stands for one that shapes know; as often as needed.")
+    ] = [],  # noqa: B006
     max_prompt_tokens: Annotated[int, typer.Option(help="Longest prompt, in tokens.")] = 512,
     max_answer_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
     max_bad_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of rows that may be unusable.")] = MAX_BAD_SHARE,
@@ -118,9 +123,10 @@ def value_eval(
     """Pair accuracy of a value model on preference pairs."""
 
     def work() -> dict[str, Any]:
-        source = importlib.import_module("dvpo_ray.data").Source(data, split)
+        rows = importlib.import_module("dvpo_ray.data")
+        source, reading = rows.Source(data, split, subset), rows.Reading(form, _named_columns(columns))
         evaluate = importlib.import_module("jobs.evaluate").evaluate_value
-        found = evaluate(folder, source, max_prompt_tokens, max_answer_tokens, max_bad_share, dead_letters)
+        found = evaluate(folder, source, max_prompt_tokens, max_answer_tokens, max_bad_share, dead_letters, reading)
         return found if as_json else _accuracies(found)
 
     guard(work, as_json)
@@ -294,6 +300,19 @@ def config_check(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption
 def config_schema(kind: KindArg = "demo") -> None:
     """Print the JSON schema of a recipe."""
     guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
+
+
+def _named_columns(given: list[str]) -> dict[str, str]:
+    """``NAME=COLUMN`` each.
+
+    Raises:
+        UserInputError: one is not.
+    """
+    pairs = [text.partition("=") for text in given]
+    for name, _, column in pairs:
+        if not name or not column:
+            raise UserInputError(f"--columns {name}{column}: give NAME=COLUMN, as in --columns prompt=ask")
+    return {name: column for name, _, column in pairs}
 
 
 def _accuracies(found: dict[str, Any]) -> dict[str, Any]:

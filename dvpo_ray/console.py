@@ -37,6 +37,7 @@ SHOWN_KEYS = (
     ("cut_share", "share of answers cut at max_new_tokens"),
     ("gvm_pair_accuracy_mean", "value model pair accuracy, mean value"),
     ("gvm_pair_accuracy_last", "value model pair accuracy, last value"),
+    ("gvm_label_concordance", "value model agreement with labels, mean value"),
     ("reward_pair_accuracy", "reward model pair accuracy"),
     ("dpo_pair_accuracy", "policy pair accuracy"),
     ("seconds_per_step", "seconds per step"),

@@ -41,10 +41,15 @@ def _finished_value(result: Path) -> dict[str, Any]:
         DataError: naming what of it is not as it was written.
     """
     found = read_object(result)
-    check_numbers(found, ("gvm_pair_accuracy_mean", "gvm_pair_accuracy_last", "peak_memory_gb", "seconds_total"), str(result))
+    check_numbers(found, (*_accuracies(found), "peak_memory_gb", "seconds_total"), str(result))
     if not isinstance(found.get("value_model"), str):
         raise DataError(f"{result}: 'value_model' is no folder; {REMEDY}")
     return found
+
+
+def _accuracies(value: dict[str, Any]) -> list[str]:
+    """The accuracies that the first half measured: none where no pair was held out."""
+    return [name for name in ("gvm_pair_accuracy_mean", "gvm_pair_accuracy_last") if name in value]
 
 
 def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dict[str, Any]:
@@ -65,8 +70,7 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dic
         stop.kept = lambda: "the finished value model"
         policy = train_policy(recipe.policy_recipe(value["value_model"]), listener)
     result = policy | {
-        "gvm_pair_accuracy_mean": value["gvm_pair_accuracy_mean"],
-        "gvm_pair_accuracy_last": value["gvm_pair_accuracy_last"],
+        **{name: value[name] for name in _accuracies(value)},
         "value_model": value["value_model"],
         "peak_memory_gb": max(value["peak_memory_gb"], policy["peak_memory_gb"]),
         "peak_memory_gb_value": value["peak_memory_gb"],

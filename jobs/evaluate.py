@@ -19,8 +19,8 @@ from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.config.sections import MAX_BAD_SHARE
-from dvpo_ray.data import DeadLetters, Source, load_pairs, refuse_if_too_bad
-from dvpo_ray.data.loading import Overlong
+from dvpo_ray.data import DeadLetters, Reading, Source, load_pairs, refuse_if_too_bad
+from dvpo_ray.data.loading import AS_FOUND, Overlong
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluation, Evaluator
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
@@ -36,13 +36,11 @@ from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
 from dvpo_ray.run import LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
 from jobs.preflight import check_engines
+from jobs.reading import read_evaluation_prompts, read_policy_rows
 from jobs.resume import job
 from jobs.setup import (
     base_model,
     fitting_value_model,
-    read_demonstrations,
-    read_evaluation_prompts,
-    read_prompts,
     settle_devices,
 )
 
@@ -56,6 +54,7 @@ def evaluate_value(
     max_answer_tokens: int,
     max_bad_share: float = MAX_BAD_SHARE,
     dead_letters: Path | None = None,
+    reading: Reading = AS_FOUND,
 ) -> dict[str, Any]:
     """Pair accuracy of a sealed value model by every aggregate, with 95% intervals for mean and last value. Rows that cannot
     be used go to the file ``dead_letters``.
@@ -65,7 +64,15 @@ def evaluate_value(
         ModelError: the model is not sealed, or altered.
     """
     read_seal(folder)
-    return rank_pairs(folder, data, max_prompt_tokens, max_answer_tokens, max_bad_share=max_bad_share, dead_letters=dead_letters)
+    return rank_pairs(
+        folder,
+        data,
+        max_prompt_tokens,
+        max_answer_tokens,
+        max_bad_share=max_bad_share,
+        dead_letters=dead_letters,
+        reading=reading,
+    )
 
 
 def rank_pairs(
@@ -77,6 +84,7 @@ def rank_pairs(
     critic: bool = False,
     max_bad_share: float = 1.0,
     dead_letters: Path | None = None,
+    reading: Reading = AS_FOUND,
 ) -> dict[str, Any]:
     """As ``evaluate_value``, of any model that gives tokens values.
 
@@ -94,6 +102,7 @@ def rank_pairs(
             max_answer_tokens=max_answer_tokens,
             dead_letters=letters,
             overlong=overlong,
+            reading=reading,
         )
     refuse_if_too_bad(counts, max_bad_share, data, dead_letters)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -175,9 +184,9 @@ def _answer_held_out(
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
     (folder / CONFIG).write_text(dump_resolved(recipe))
-    demonstrations = read_demonstrations(recipe.policy.ptx, base.tokenizer, folder)
-    trained_on = [*read_prompts(recipe.policy.data, base.tokenizer, folder), *demonstrations]
-    prompts = read_evaluation_prompts(section, recipe.policy.data, base.tokenizer, folder, trained_on)
+    prompts_trained_on, demonstrations = read_policy_rows(recipe.policy, base, folder)
+    trained_on = [*prompts_trained_on, *demonstrations]
+    prompts = read_evaluation_prompts(section, recipe.policy.data, base, folder, trained_on)
     evaluator = Evaluator(
         prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
     )

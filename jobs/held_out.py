@@ -15,7 +15,8 @@ from dvpo_ray.evaluation import Evaluation, Evaluator, compare
 from dvpo_ray.run import Run
 from dvpo_ray.run_folder import EVALUATIONS
 from dvpo_ray.stages import Rollouts, Scorers
-from jobs.setup import BaseModel, read_evaluation_prompts
+from jobs.reading import read_evaluation_prompts
+from jobs.setup import BaseModel
 
 
 def make_evaluator(
@@ -30,11 +31,11 @@ def make_evaluator(
     """Who answers the prompts of a recipe's evaluation; None when it has none.
 
     Raises:
-        DataError: a held-out prompt is trained on.
+        DataError: a held-out prompt is trained on, or the model cannot read it.
     """
     if section is None:
         return None
-    held_out = read_evaluation_prompts(section, data, base.tokenizer, folder, trained_on)
+    held_out = read_evaluation_prompts(section, data, base, folder, trained_on)
     return Evaluator(held_out, section.answers_per_prompt, section.gold, advantage, base.tokenizer, seed)
 
 

@@ -23,9 +23,9 @@ class PairTrainer:
     """All steps of a training on pairs.
 
     Args:
-        row_ids: names of all pairs.
-        batches: indices of each step's pairs.
-        data_sha256: fingerprint of the pairs, kept in commits (``jobs.resume.check_same_data``).
+        row_ids: names of all pairs, and of answers in none.
+        batches: indices of each step's rows.
+        data_sha256: fingerprint of the rows, kept in commits (``jobs.resume.check_same_data``).
         learn: trains on them, given the step, and returns its metrics.
         evaluate: is called with the number of finished steps, and returns their held-out score when they are to have one; a run
             that is to stop does not wait for it.
@@ -81,7 +81,7 @@ class PairTrainer:
         run.log(step, metrics | {"seconds/step": time.time() - began})
         if metrics["loss/skipped_updates"]:
             names = ", ".join(self.row_ids[i] for i in self.batches[step])
-            run.warn(step, f"an update was not finite and was withheld; the step's pairs: {names}")
+            run.warn(step, f"an update was not finite and was withheld; the step's rows: {names}")
         committer.finish()
         moving = self.gang.leaving()
         if moving:

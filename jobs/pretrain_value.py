@@ -1,4 +1,4 @@
-"""Value pretraining as a Ray job: preference pairs in, a sealed, frozen value model (or reward model) out."""
+"""Value pretraining as a Ray job: preference pairs and labelled answers in, a sealed, frozen value (or reward) model out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.gang import Gang, ValueLearner
+from actors.gang import ValueLearner
 from actors.metrics import RayTracker
 from actors.placement import keep_logs, ray_session
 from dvpo_ray import cli
@@ -18,18 +18,19 @@ from dvpo_ray.committer import Committer
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
-from dvpo_ray.data import EncodedPair, fingerprint, template_hash, tokenizer_hash
+from dvpo_ray.data import EncodedPair, LoadCounts, Preference, fingerprint, template_hash, tokenizer_hash
 from dvpo_ray.errors import AS_ASKED, RunStoppedError
-from dvpo_ray.learning.pairs import batches, labelled
-from dvpo_ray.learning.value_update import pair_accuracy, pair_wins, resolve_target
-from dvpo_ray.maths.statistics import share_ci95
+from dvpo_ray.learning.pairs import batches, unit
+from dvpo_ray.learning.value_update import resolve_target
 from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.planning.ahead import policy_seconds
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
+from jobs.held_out_answers import measure
 from jobs.offline import PairTrainer
+from jobs.reading import read_pairs, read_preferences
 from jobs.resume import (
     VALUE_FIXED,
     check_same_data,
@@ -41,7 +42,7 @@ from jobs.resume import (
     job,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, read_pairs, settle_devices
+from jobs.setup import BaseModel, base_model, settle_devices
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 
@@ -72,16 +73,21 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
     run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
-        train, held_out, counts = read_pairs(value.data, base.tokenizer, folder, run.phase)
-        base.limits.check_rows([*train, *held_out], value.data.source)
+        train, held_out, counts = _read(value, base, folder, run)
+        base.limits.check_rows(train, value.data.source)
+        base.limits.check_rows(held_out, value.data.held_out_source)
         steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total
         check_same_data(commit, data_sha256)
-        mean_tokens = float(np.mean([len(ids) for p in train for ids in (p.chosen_ids, p.rejected_ids)]))
-        lengths = float(np.mean([len(pair.prompt_ids) for pair in train])), mean_tokens
+        units = list(map(unit, train))
+        mean_tokens = float(np.mean([answer.response_ids.size for one in units for answer in one]))
+        lengths = float(np.mean([len(row.prompt_ids) for row in train])), mean_tokens
         target = resolve_target(value.target, mean_tokens)
-        run.phase(f"{len(train)} pairs to train on, {len(held_out)} held out; starting {value.learner.ranks} learner rank(s)")
+        answers_per_step = value.pairs_per_step * sum(map(len, units)) / len(units)
+        pairs = len([one for one in units if len(one) == 2])
+        told = f"{_counted(train)} to train on, {_counted(held_out)} held out"
+        run.phase(f"{told}; starting {value.learner.ranks} learner rank(s)")
         with (
             MemoryMonitor(os.getpid()) as memory,
             copying(copier, run),
@@ -93,32 +99,34 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
                 gang.wait_ready()
                 run.doubt([gang])
                 run.pace.commit_bytes = base.commit_bytes
-                run.pace.later = partial(_seconds_after, value, len(held_out), base, lengths, follows)
+                run.pace.later = partial(_seconds_after, value, len(held_out), answers_per_step, base, lengths, follows)
                 committer = Committer(store, gang, run, value.commit.every, total, copier)
 
                 def learn(step: int, rows: np.ndarray) -> dict[str, float]:
-                    pairs = [labelled(train[i]) for i in rows]
-                    return gang.call("step", pairs, target, doing=f"value step {step}")[0]
+                    return gang.call("step", [units[i] for i in rows], target, doing=f"value step {step}")[0]
 
-                PairTrainer([pair.row_id for pair in train], steps, data_sha256, learn, gang, run, committer).train(commit)
+                PairTrainer([row.row_id for row in train], steps, data_sha256, learn, gang, run, committer).train(commit)
                 target_folder = (folder / (REWARD_MODEL if isinstance(target, RewardTarget) else VALUE_MODEL)).resolve()
                 # Reading a pair takes less than training on it.
                 rest = partial(_plan_of_rest, run, len(held_out) / value.pairs_per_step)
                 with run.stop.finishing(rest):
-                    run.phase("measuring pair accuracy on held-out prompts")
-                    accuracy = evaluate_pairs(gang, held_out, target)
+                    run.phase("measuring accuracy on held-out prompts")
+                    accuracy = measure(gang, held_out, target)
                     run.phase("saving and sealing the model")
                     gang.call("save", str(target_folder), doing="saving the model")
             finally:
                 with run.stop.ending():
                     gang.stop()
-        _seal(target_folder, base, len(train), data_sha256, target, held_out, accuracy)
+        _seal(target_folder, base, pairs, len(train) - pairs, data_sha256, target, accuracy)
         result = {
             **_figures(target, target_folder, accuracy),
-            "pairs": len(train),
+            "pairs": pairs,
+            "answers": len(train) - pairs,
             "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
-            "held_out_pairs": len(held_out),
+            "held_out_pairs": accuracy["pairs"],
+            "held_out_answers": accuracy["answers"],
             "accuracy_by_aggregate": accuracy["by_aggregate"],
+            "label_concordance_by_aggregate": accuracy["label_concordance"],
             "target": target.model_dump(),
             "seconds_total": run.seconds,
             "peak_memory_gb": memory.peak_gb,
@@ -135,9 +143,24 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
         run.close()
 
 
+def _read(value: ValueTraining, base: BaseModel, folder: Path, run: Run) -> tuple[list[Preference], list[Preference], LoadCounts]:
+    """Rows to train on, held-out rows, and the counts of the former."""
+    if value.labels == "all":
+        return read_preferences(value.data, base.tokenizer, folder, run.phase, value.label_scale)
+    train, held_out, counts = read_pairs(value.data, base.tokenizer, folder, run.phase)
+    return [*train], [*held_out], counts
+
+
+def _counted(rows: list[Preference]) -> str:
+    """ "60 pairs and 20 answers"."""
+    pairs = sum(isinstance(row, EncodedPair) for row in rows)
+    return f"{pairs} pairs" + (f" and {len(rows) - pairs} answers" if len(rows) > pairs else "")
+
+
 def _seconds_after(
     value: ValueTraining,
     held_out: int,
+    answers_per_step: float,
     base: BaseModel,
     lengths: tuple[float, float],
     follows: PolicyTraining | None,
@@ -148,7 +171,7 @@ def _seconds_after(
     measuring = step_seconds * held_out / value.pairs_per_step / 3
     if follows is None:
         return measuring
-    rows, shape = 2 * value.pairs_per_step * value.inner_epochs, ModelShape.if_known(base.folder)
+    rows, shape = round(answers_per_step * value.inner_epochs), ModelShape.if_known(base.folder)
     if shape is None:
         return None
     return measuring + policy_seconds(follows, shape, rows, *lengths, step_seconds)
@@ -169,41 +192,20 @@ def _figures(target: TargetConfig, folder: Path, accuracy: dict[str, Any]) -> di
             "reward_pair_accuracy": accuracy["last"],
             "reward_pair_accuracy_ci95": accuracy["last_ci95"],
         }
-    of_value = {f"gvm_pair_accuracy_{name}": accuracy[name] for name in ("mean", "last", "mean_ci95", "last_ci95")}
+    names = ("mean", "last", "mean_ci95", "last_ci95")
+    of_value = {f"gvm_pair_accuracy_{name}": accuracy[name] for name in names if name in accuracy}
+    if accuracy["label_concordance"]:
+        of_value["gvm_label_concordance"] = accuracy["label_concordance"]["mean"]
     return {"value_model": str(folder)} | of_value
-
-
-def evaluate_pairs(gang: Gang, pairs: list[EncodedPair], target: TargetConfig) -> dict[str, Any]:
-    """Pair accuracy by aggregate, with 95% intervals for mean and last value, and the calibration of what was trained: token
-    values, or last values."""
-    answers = [answer for pair in pairs for answer in labelled(pair)]
-    found: dict[int, np.ndarray] = {}
-    for part in gang.call("values", answers, doing="reading values of held-out pairs"):
-        found |= part
-    values = [found[i] for i in range(len(answers))]
-    chosen, rejected = values[0::2], values[1::2]
-    keys = [pair.kin for pair in pairs]
-    by_aggregate = pair_accuracy(chosen, rejected)
-    first = -1 if isinstance(target, RewardTarget) else 1
-    trained = np.concatenate([q[first:] for q in values])
-    return {
-        "mean": by_aggregate["mean"],
-        "last": by_aggregate["last"],
-        "mean_ci95": share_ci95(pair_wins(chosen, rejected, "mean"), keys),
-        "last_ci95": share_ci95(pair_wins(chosen, rejected, "last"), keys),
-        "by_aggregate": by_aggregate,
-        "value_mean": float(trained.mean()),
-        "value_std": float(trained.std()),
-    }
 
 
 def _seal(
     folder: Path,
     base: BaseModel,
     pairs: int,
+    answers: int,
     data_sha256: str,
     target: TargetConfig,
-    held_out: list[EncodedPair],
     accuracy: dict[str, Any],
 ) -> None:
     seal(
@@ -213,10 +215,11 @@ def _seal(
         chat_template_sha256=template_hash(base.tokenizer),
         data_sha256=data_sha256,
         pairs=pairs,
+        answers=answers,
         target=target.model_dump(),
         value_mean=accuracy["value_mean"],
         value_std=accuracy["value_std"],
-        held_out_pairs=len(held_out),
+        held_out_pairs=accuracy["pairs"],
         held_out_accuracy=accuracy["by_aggregate"],
     )
 

@@ -1,9 +1,9 @@
-"""What every job does first: find the model, its tokenizer, and the rows it can use."""
+"""What every job does first: find the models it needs, and decide what its recipe leaves to the devices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,33 +12,8 @@ from dvpo_ray.commits import Commit
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
-from dvpo_ray.config.sections import (
-    DataSection,
-    EvaluationSection,
-    ModelSection,
-    NumberType,
-    PairsSection,
-    PtxSection,
-    SourceSection,
-)
-from dvpo_ray.data import (
-    DeadLetters,
-    EncodedDemonstration,
-    EncodedPair,
-    EncodedPrompt,
-    LoadCounts,
-    Reading,
-    Source,
-    disjoint,
-    load_demonstrations,
-    load_pairs,
-    load_prompts,
-    refuse_if_too_bad,
-    split_by_prompt,
-    template_hash,
-    tokenizer_hash,
-    turn_end,
-)
+from dvpo_ray.config.sections import ModelSection, NumberType
+from dvpo_ray.data import template_hash, tokenizer_hash, turn_end
 from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import check_savable
 from dvpo_ray.models.limits import Limits
@@ -50,11 +25,8 @@ from dvpo_ray.planning.device_defaults import Choices, settle
 from dvpo_ray.planning.preflight import parameters_in
 from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.run import NUMBER_TYPES
-from dvpo_ray.run_folder import DEAD_LETTERS
 
-Row = TypeVar("Row")
 R = TypeVar("R", bound=Recipe)
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -152,96 +124,3 @@ def fitting_advantage(advantage: AdvantageConfig, base: BaseModel) -> AdvantageC
 
 def _check_fits(record: ValueModelSeal, base: BaseModel, folder: Path) -> None:
     check_fits(record, tokenizer_hash(base.tokenizer), template_hash(base.tokenizer), folder)
-
-
-def read_pairs(
-    section: PairsSection, tokenizer: Any, folder: Path, tell: Tell = lambda text: None
-) -> tuple[list[EncodedPair], list[EncodedPair], LoadCounts]:
-    """Training pairs, held-out pairs on other prompts, and the counts of the training source; ``tell`` is told what was found."""
-    limits: dict[str, Any] = {
-        "max_prompt_tokens": section.max_prompt_tokens,
-        "max_answer_tokens": section.max_answer_tokens,
-        "overlong": section.overlong,
-        "reading": reading_of(section),
-    }
-    source, apart = source_of(section), _held_out_source(section)
-    with DeadLetters(folder / DEAD_LETTERS) as letters:
-        pairs, counts = load_pairs(source, tokenizer, dead_letters=letters, limit=section.limit, **limits)
-        refuse_if_too_bad(counts, section.max_bad_share, source, folder / DEAD_LETTERS)
-        tell(f"{section.source}: {counts.said('pairs')}")
-        if apart is None:
-            train, held_out = split_by_prompt(pairs, section.validation_share, 0)
-            return train, held_out, counts
-        held_out, held_counts = load_pairs(apart, tokenizer, dead_letters=letters, **limits)
-        refuse_if_too_bad(held_counts, section.max_bad_share, apart, folder / DEAD_LETTERS)
-    disjoint(pairs, held_out)
-    return pairs, held_out, counts
-
-
-def reading_of(section: SourceSection) -> Reading:
-    """How a section's rows are read."""
-    return Reading(section.format, section.columns)
-
-
-def source_of(section: SourceSection) -> Source:
-    """What a section says of where its rows come from."""
-    return Source(section.source, section.split, section.subset, section.data_dir, section.revision)
-
-
-def _held_out_source(section: PairsSection) -> Source | None:
-    """Where held-out pairs come from; None when a share of the others is held out."""
-    if section.validation_source is not None:
-        return Source(section.validation_source, section.validation_split)
-    return None if section.validation_split is None else replace(source_of(section), split=section.validation_split)
-
-
-def read_prompts(section: DataSection, tokenizer: Any, folder: Path, tell: Tell = lambda text: None) -> list[EncodedPrompt]:
-    """Prompts to train on."""
-    return _read_rows(load_prompts, section, tokenizer, folder, "prompts", tell)
-
-
-def read_demonstrations(
-    section: PtxSection | None, tokenizer: Any, folder: Path, tell: Tell = lambda text: None
-) -> list[EncodedDemonstration]:
-    """Prompts with good answers for the pretraining loss; none without one."""
-    if section is None:
-        return []
-    data = section.data
-    limits = {"max_answer_tokens": data.max_answer_tokens, "overlong": data.overlong}
-    return _read_rows(load_demonstrations, data, tokenizer, folder, "demonstrations", tell, **limits)
-
-
-def _read_rows(
-    load: Callable[..., tuple[list[Row], LoadCounts]],
-    section: DataSection,
-    tokenizer: Any,
-    folder: Path,
-    what: str,
-    tell: Tell,
-    **limits: Any,
-) -> list[Row]:
-    """All usable rows of a source; those that are not go to the dead letters, and too many of them are refused."""
-    source = source_of(section)
-    with DeadLetters(folder / DEAD_LETTERS) as letters:
-        rows, counts = load(
-            source,
-            tokenizer,
-            max_prompt_tokens=section.max_prompt_tokens,
-            dead_letters=letters,
-            limit=section.limit,
-            reading=reading_of(section),
-            **limits,
-        )
-        refuse_if_too_bad(counts, section.max_bad_share, source, folder / DEAD_LETTERS)
-        tell(f"{section.source}: {counts.said(what)}")
-    return rows
-
-
-def read_evaluation_prompts(
-    section: EvaluationSection, data: DataSection, tokenizer: Any, folder: Path, trained_on: Sequence[EncodedPrompt]
-) -> list[EncodedPrompt]:
-    """Held-out prompts, refused when any is among those trained on."""
-    place = {name: getattr(section, name) for name in SourceSection.model_fields}
-    prompts = read_prompts(data.model_copy(update=place | {"limit": section.max_prompts}), tokenizer, folder)
-    disjoint(trained_on, prompts)
-    return prompts

@@ -36,6 +36,7 @@ from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.offline import PairTrainer
 from jobs.preflight import check_engines
 from jobs.probe import Probe
+from jobs.reading import read_pairs
 from jobs.resume import (
     DPO_FIXED,
     check_same_data,
@@ -49,7 +50,7 @@ from jobs.resume import (
     saving,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, read_pairs, settle_devices
+from jobs.setup import BaseModel, base_model, settle_devices
 from jobs.train_policy import ENGINES, POLICY
 
 PAIRS_PER_CALL = 256
@@ -106,7 +107,8 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     run.phase(chosen.text)
     try:
         train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder, run.phase)
-        base.limits.check_rows([*train, *validation], dpo.data.source)
+        base.limits.check_rows(train, dpo.data.source)
+        base.limits.check_rows(validation, dpo.data.held_out_source)
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total

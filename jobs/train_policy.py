@@ -35,6 +35,7 @@ from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder,
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.preflight import check_engines
 from jobs.probe import Probe
+from jobs.reading import read_policy_rows
 from jobs.resume import (
     POLICY_FIXED,
     check_same_data,
@@ -54,8 +55,6 @@ from jobs.setup import (
     fitting_advantage,
     fitting_rewards,
     fitting_value_model,
-    read_demonstrations,
-    read_prompts,
     settle_devices,
 )
 
@@ -108,10 +107,8 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         if commit is not None and run.in_place:
             run.rewind(commit.step)
             store.abandon_after(commit.step)
-        prompts = read_prompts(policy.data, base.tokenizer, run.folder, run.phase)
-        demonstrations = read_demonstrations(policy.ptx, base.tokenizer, run.folder, run.phase)
+        prompts, demonstrations = read_policy_rows(policy, base, run.folder, run.phase)
         section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
-        base.limits.check_rows(trained_on, policy.data.source)
         data_sha256 = fingerprint(trained_on)
         check_same_data(commit, data_sha256)
         evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)
@@ -232,11 +229,9 @@ def _result(
         result["logprob_gap_mean"] = sum(line["gap/abs_log_prob"] for line in steps) / len(steps)
         result["logprob_gap_kl_k3"] = sum(line["gap/kl_k3"] for line in steps) / len(steps)
     if gvm is not None:
-        result |= {
-            "gvm_pair_accuracy_mean": gvm.held_out_accuracy["mean"],
-            "gvm_pair_accuracy_last": gvm.held_out_accuracy["last"],
-            "gvm_parameters_sha256": value_hash,
-        }
+        measured = gvm.held_out_accuracy
+        result |= {f"gvm_pair_accuracy_{how}": measured[how] for how in ("mean", "last") if how in measured}
+        result["gvm_parameters_sha256"] = value_hash
     return result | figures(evaluations)
 
 

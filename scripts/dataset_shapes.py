@@ -18,7 +18,9 @@ def table() -> str:
         shape = SHAPES[example.shape]
         gives = [f"{len(example.pairs)} pair{'s' if len(example.pairs) > 1 else ''}"] if example.pairs else []
         gives += ["demonstration"] if example.demonstration else []
-        gives += ["prompt"] if example.shape != "open_assistant_messages" else []
+        gives += ["prompt"]
+        labels = ", ".join(f"{label:+g}" if label else "0" for _, label in example.labels)
+        gives += [f"labels of {labels}"] if labels else []
         gives += [f"no pair: {reason}" for reason, _ in example.rejected]
         lines.append(f"| {example.name} | `{shape.name}` | {shape.columns} | {len(example.rows)} | {', '.join(gives)} |")
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,7 +54,9 @@ class PairTraining(Section):
 
     data: PairsSection = Field(description="Preference pairs.")
     epochs: int = Field(1, ge=1, description="Passes over the pairs.")
-    pairs_per_step: int = Field(16, ge=1, description="Pairs of one optimizer step.")
+    pairs_per_step: int = Field(
+        16, ge=1, description="Pairs of one optimizer step; an answer that is in no pair (`value.labels`) counts as one."
+    )
     commit: CommitSection = Field(
         default_factory=lambda: CommitSection(every=100), description="Commits, to go on after a failure."
     )
@@ -92,6 +94,33 @@ class ValueTraining(PairTraining):
 
     target: TargetConfig = Field(default_factory=TdTarget, description="What each position is trained towards.")
     inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
+    labels: Literal["all", "pairs"] = Field(
+        "all",
+        description="What is learned from: with `all` also answers that are in no pair (of ties, the only one to a prompt, "
+        "between the best and the worst), each with a label of its own (docs/datasets.md). Of a reward model: `pairs`.",
+    )
+    label_scale: Annotated[tuple[float, float], Field(strict=False)] | None = Field(
+        None,
+        description="Lowest and highest rating that there can be, as in `[0, 4]`: the rating of an answer that is in no pair is "
+        "then its label. Good or bad needs none.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_labels(cls, tree: Any) -> Any:
+        target = tree.get("target") if isinstance(tree, dict) else None
+        kind = target.get("type") if isinstance(target, dict) else getattr(target, "type", None)
+        return {"labels": "pairs"} | tree if kind == "reward" else tree
+
+    @model_validator(mode="after")
+    def _validate_labels(self) -> Self:
+        if self.labels == "all" and isinstance(self.target, RewardTarget):
+            raise ValueError("labels = 'all' without effect: a reward model learns from pairs; leave it out")
+        if self.label_scale is not None and self.labels == "pairs":
+            raise ValueError("label_scale without effect: pairs have no labels of their own; leave it out")
+        if self.label_scale is not None and not self.label_scale[0] < self.label_scale[1]:
+            raise ValueError(f"label_scale is {list(self.label_scale)}: give the lowest rating, then the highest")
+        return self
 
     @model_validator(mode="after")
     def _validate_commit(self) -> Self:
@@ -104,6 +133,7 @@ class RewardTraining(ValueTraining):
     """The sections of reward model training: value pretraining towards another target."""
 
     target: TargetConfig = Field(default_factory=RewardTarget, description="What is trained; of a reward model `reward`.")
+    labels: Literal["all", "pairs"] = Field("pairs", description="What is learned from: a reward model learns from pairs alone.")
 
     @model_validator(mode="after")
     def _validate_target(self) -> Self:

@@ -171,6 +171,11 @@ class PairsSection(AnswersSection):
         description="Share of prompts held out when there is neither a `validation_source` nor a `validation_split`.",
     )
 
+    @property
+    def held_out_source(self) -> str:
+        """Where held-out rows come from."""
+        return self.source if self.validation_source is None else self.validation_source
+
     @model_validator(mode="after")
     def _validate_split(self) -> Self:
         if self.validation_source is None and self.validation_split is not None and self.validation_split == self.split:

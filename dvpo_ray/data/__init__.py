@@ -3,15 +3,8 @@
 from dvpo_ray.data.admission import LoadCounts, Reading
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.encode import ChatEncoder, encode_prompt, template_hash, tokenizer_hash
-from dvpo_ray.data.loading import (
-    EncodedDemonstration,
-    EncodedPair,
-    EncodedPrompt,
-    load_demonstrations,
-    load_pairs,
-    load_prompts,
-    refuse_if_too_bad,
-)
+from dvpo_ray.data.encoded import EncodedAnswer, EncodedDemonstration, EncodedPair, EncodedPrompt, Preference
+from dvpo_ray.data.loading import load_demonstrations, load_pairs, load_preferences, load_prompts, refuse_if_too_bad
 from dvpo_ray.data.sources import Source
 from dvpo_ray.data.splits import disjoint, fingerprint, split_by_prompt
 from dvpo_ray.data.turn_end import TurnEnd, turn_end
@@ -19,10 +12,12 @@ from dvpo_ray.data.turn_end import TurnEnd, turn_end
 __all__ = [
     "ChatEncoder",
     "DeadLetters",
+    "EncodedAnswer",
     "EncodedDemonstration",
     "EncodedPair",
     "EncodedPrompt",
     "LoadCounts",
+    "Preference",
     "Reading",
     "Source",
     "TurnEnd",
@@ -31,6 +26,7 @@ __all__ = [
     "fingerprint",
     "load_demonstrations",
     "load_pairs",
+    "load_preferences",
     "load_prompts",
     "refuse_if_too_bad",
     "split_by_prompt",

@@ -5,14 +5,26 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.formats import GROUP, ID_FIELDS, SHARED_ID_FIELDS, own_id, row_id
 from dvpo_ray.data.messages import Messages
 from dvpo_ray.data.reasons import BadRow, Reason
-from dvpo_ray.data.shapes import SAMPLE, Prompted, Row, Shape, Use, prompts_in, recognise, renamed, shape_named, shape_of
+from dvpo_ray.data.shapes import (
+    SAMPLE,
+    Prompted,
+    Row,
+    Shape,
+    Use,
+    prompts_in,
+    recognise,
+    renamed,
+    shape_named,
+    shape_of,
+    together,
+)
 from dvpo_ray.data.sources import RawRow
 
 T = TypeVar("T")
@@ -31,14 +43,16 @@ class Reading:
 class LoadCounts:
     """Rows read, kept and rejected by reason.
 
-    ``made`` are the pairs, demonstrations or prompts of the rows kept, ``shapes`` how many of these had which shape, ``unread``
-    the columns that nothing was taken from, ``notes`` what else happened to rows that were kept, by kind.
+    ``made`` are the pairs, demonstrations or prompts of the rows kept, ``labelled`` the answers with labels of their own, by why
+    they are in no pair; ``shapes`` how many rows had which shape, ``unread`` the columns that nothing was taken from, ``notes``
+    what else happened to rows that were kept, by kind.
     """
 
     read: int = 0
     kept: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     made: int = 0
+    labelled: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, int] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
@@ -54,10 +68,18 @@ class LoadCounts:
 
     def said(self, what: str) -> str:
         """What was found, in a line for people: "pair: 96 rows, 96 pairs; columns not read: source"."""
-        rows = ", ".join(f"{name}: {count} rows" for name, count in self.shapes.items()) or "no rows"
+        found = f"{', '.join(f'{name}: {count} rows' for name, count in self.shapes.items()) or 'no rows'}, {self.made} {what}"
+        if self.labelled:
+            found += f" and {_listed(self.labelled, sum(self.labelled.values()), 'answers with labels of their own')}"
+        lost = [_listed(self.rejected, self.read - self.kept, "rows left out")] if self.rejected else []
         notes = [f"{note}: {count}" for note, count in sorted(self.notes.items())]
         unread = [f"columns not read: {', '.join(self.unread)}"] if self.unread else []
-        return "; ".join([f"{rows}, {self.made} {what}", *notes, *unread])
+        return "; ".join([found, *lost, *notes, *unread])
+
+
+def _listed(counts: Mapping[str, int], total: int, what: str) -> str:
+    """ "20 rows left out (tie: 12, too_long: 8)"."""
+    return f"{total} {what} ({', '.join(f'{name}: {count}' for name, count in sorted(counts.items()))})"
 
 
 class _Asked(dict[str, Any]):
@@ -114,7 +136,10 @@ class Admission(Generic[T]):
         usable = [renamed(raw.row, self._reading.columns) for raw in sample if raw.row is not None]
         auto = self._reading.shape == AUTO
         main = recognise(usable, self._use) if auto else shape_named(self._reading.shape)
-        for raw in itertools.chain(sample, rows):
+        rows = itertools.chain(sample, rows)
+        if main.assembly is not None:
+            rows = main.assembly.assemble(map(self._renamed, rows), self._notes)
+        for raw in rows:
             if limit is not None and len(self._kept) >= limit:
                 break
             self._take(raw, main, auto)
@@ -131,23 +156,31 @@ class Admission(Generic[T]):
         counts.check()
         return self._kept, counts
 
+    def _renamed(self, raw: RawRow) -> RawRow:
+        return raw if raw.row is None else replace(raw, row=dict(renamed(raw.row, self._reading.columns)))
+
     def _take(self, raw: RawRow, main: Shape, auto: bool) -> None:
         """Admit what a row gives, or put it with that of other rows of its prompt."""
         identity = raw.place
         try:
-            if raw.row is None:
+            if raw.row is None or raw.problem is not None:
                 raise BadRow(raw.problem or Reason.NOT_AN_OBJECT, raw.detail)
-            row = _Asked(renamed(raw.row, self._reading.columns))
+            # What went through an assembly has its columns under their known names already.
+            row = _Asked(raw.row if main.assembly else renamed(raw.row, self._reading.columns))
             identity = self._identity(row, identity)
-            shape = shape_of(row, self._use) or main if auto and not main.fits(row) else main
+            other = auto and not raw.parts and not main.fits(row)
+            shape = shape_of(row, self._use) or main if other else main
             row.names.clear()
             found = prompts_in(row, shape) if self._use == "prompts" else shape.rows(row)
         except BadRow as bad:
-            self._reject([(raw, identity)], bad)
+            self._reject([(part, identity) for part in raw.rows], bad)
             return
-        self._there |= dict.fromkeys(raw.row)
+        for part in raw.rows:
+            self._there |= dict.fromkeys(part.row or ())
+        if raw.parts and shape.assembly is not None:
+            self._asked |= set(shape.assembly.columns)
         self._asked |= row.names | {name for path in self._reading.columns.values() for name in (path, path.partition(".")[0])}
-        given = _Given(identity, row, found, shape, [(raw, identity)])
+        given = _Given(identity, row, found, shape, [(part, identity) for part in raw.rows])
         if not shape.gathered or self._use == "prompts":
             self._admit(given)
             return
@@ -156,7 +189,7 @@ class Admission(Generic[T]):
         earlier = self._gathered.setdefault(key, given)
         if earlier is not given:
             (one,) = earlier.found
-            earlier.found = [Prompted(one.prompt, one.answers + found[0].answers, one.tools)]
+            earlier.found = [together(one, found[0])]
             earlier.raws += given.raws
 
     def _identity(self, row: Row, place: str) -> str:

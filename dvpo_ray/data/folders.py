@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dvpo_ray.data.cards import Subset
 from dvpo_ray.data.files import KINDS, file_rows, kind_of, remedy_of, unread_data
 from dvpo_ray.data.opening import head_of, refuse_foreign
 from dvpo_ray.data.raw_rows import RawRow
@@ -27,10 +28,29 @@ def folder_rows(path: Path, split: str | None) -> Iterator[RawRow]:
     Raises:
         DataError: there is none, it cannot be read, or which is meant is not clear.
     """
-    if _is_saved(path):
+    if is_saved(path):
         yield from dataset_rows(_saved(path, split), str(path))
         return
-    for file in _of_split(path, _data_files(path), split):
+    yield from _rows_of(path, _of_split(path, _data_files(path), split))
+
+
+def card_rows(subset: Subset, split: str | None) -> Iterator[RawRow]:
+    """Rows of the files that a dataset's card names.
+
+    Raises:
+        DataError: as ``folder_rows``, or the card does not fit the folder.
+    """
+    if subset.patterns is None:
+        yield from folder_rows(subset.folder, split)
+        return
+    files = _checked(subset.folder, subset.files(split))
+    if not files:
+        raise DataError(f"folder '{subset.folder}': none of the files that its card names is of a known kind: {KINDS}")
+    yield from _rows_of(subset.folder, files)
+
+
+def _rows_of(path: Path, files: list[Path]) -> Iterator[RawRow]:
+    for file in files:
         name = file.relative_to(path).as_posix()
         yield from (raw if file.parent == path else replace(raw, inside=name) for raw in file_rows(file))
 
@@ -64,7 +84,7 @@ def pick_split(dataset: Any, split: str | None, name: str) -> Any:
     return dataset
 
 
-def _is_saved(path: Path) -> bool:
+def is_saved(path: Path) -> bool:
     """Whether a folder is one that `save_to_disk` wrote; a folder of plain files may have its description as well."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return True

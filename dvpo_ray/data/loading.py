@@ -1,60 +1,31 @@
-"""From a source to token ids: preference pairs, demonstrations and prompts."""
+"""From a source to token ids: preference pairs, labelled answers, demonstrations and prompts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dvpo_ray.data.admission import Admission, LoadCounts, Reading, check_text
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.encode import ChatEncoder
+from dvpo_ray.data.encoded import EncodedAnswer, EncodedDemonstration, EncodedPair, EncodedPrompt, Preference
 from dvpo_ray.data.formats import row_group
 from dvpo_ray.data.reasons import BadRow, Reason
-from dvpo_ray.data.shapes import Prompted, Row, best_answer, pairs_in
+from dvpo_ray.data.shapes import Prompted, Row, Scale, best_answer, has_pairs, labels_in, pairs_in
 from dvpo_ray.data.sources import Source, iter_raw_rows
 from dvpo_ray.data.text_limits import cut_to_fit, refuse_what_cannot_fit
 from dvpo_ray.errors import DataError
 
 T = TypeVar("T")
 Overlong = Literal["reject", "truncate_answer"]
+# A text, the prompt it answers and its name, to token ids.
+Fit = Callable[..., tuple[int, ...]]
 AS_FOUND = Reading()
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as token ids. ``prompt_text`` is its last turn, for people; ``prompt_key`` identifies the whole prompt.
-
-    ``group`` is what it has in common with others, such as its subject, where its row says so.
-    """
-
-    row_id: str
-    prompt_text: str
-    prompt_ids: tuple[int, ...]
-    prompt_key: str
-    group: str | None = field(default=None, kw_only=True)
-
-    @property
-    def kin(self) -> str:
-        """What it shares with prompts that it is not independent of: its group, or without one the prompt itself."""
-        return self.prompt_key if self.group is None else self.group
-
-
-@dataclass(frozen=True)
-class EncodedPair(EncodedPrompt):
-    """A preference pair as token ids; answers end with the token that ends the model's turns unless they were truncated."""
-
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EncodedDemonstration(EncodedPrompt):
-    """A prompt and a good answer to it as token ids; the answer ends as those of pairs do."""
-
-    answer_ids: tuple[int, ...]
 
 
 def load_pairs(
@@ -75,23 +46,67 @@ def load_pairs(
         ModelError: as ``turn_end``.
     """
     chat = ChatEncoder(tokenizer)
+    fit = partial(_fit_answer, chat, limit=max_answer_tokens, overlong=overlong)
 
     def build(identity: str, row: Row, found: Prompted) -> list[EncodedPair]:
-        pairs = pairs_in(found)
-        made = []
-        for n, texts in enumerate(pairs):
-            check_text(*texts)
-            answers = [
-                _fit_answer(chat, text, found, max_answer_tokens, overlong, name)
-                for name, text in zip(("chosen", "rejected"), texts, strict=True)
-            ]
-            if answers[0] == answers[1]:
-                raise BadRow(Reason.EQUAL_ANSWERS, f"the answers are the same in their first {max_answer_tokens} tokens")
-            base = _encode(identity if len(pairs) == 1 else f"{identity}/{n}", row, found, chat, max_prompt_tokens)
-            made.append(EncodedPair(**vars(base), chosen_ids=answers[0], rejected_ids=answers[1]))
-        return made
+        return _pairs(identity, row, found, chat, max_prompt_tokens, max_answer_tokens, fit)
 
     return _counted(chat, Admission("pairs", dead_letters, reading, build).run(iter_raw_rows(source), limit))
+
+
+def load_preferences(
+    source: str | Source,
+    tokenizer: Any,
+    *,
+    max_prompt_tokens: int,
+    max_answer_tokens: int,
+    dead_letters: DeadLetters,
+    overlong: Overlong = "reject",
+    limit: int | None = None,
+    reading: Reading = AS_FOUND,
+    label_scale: Scale | None = None,
+) -> tuple[list[Preference], LoadCounts]:
+    """The pairs of ``load_pairs``, and the answers that are in none with labels of their own (``shapes.labels_in``).
+
+    Those of a source that has pairs alone are the same, in the same order. ``label_scale``: lowest and highest rating.
+
+    Raises:
+        DataError: the source cannot be read at all.
+        ModelError: as ``turn_end``.
+    """
+    chat = ChatEncoder(tokenizer)
+    fit = partial(_fit_answer, chat, limit=max_answer_tokens, overlong=overlong)
+    labelled: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+
+    def build(identity: str, row: Row, found: Prompted) -> list[Preference]:
+        compared = has_pairs(found)
+        answers = labels_in(found, label_scale)
+        made: list[Preference] = []
+        if compared:
+            made += _pairs(identity, row, found, chat, max_prompt_tokens, max_answer_tokens, fit)
+        bad: list[BadRow] = []
+        for n, (text, label, why) in enumerate(answers):
+            name = f"{identity}/answer{n}" if compared or len(answers) > 1 else identity
+            try:
+                check_text(text)
+                ids = fit(text, found, name="answer")
+                base = _encode(name, row, found, chat, max_prompt_tokens)
+            except BadRow as error:
+                bad.append(error)
+                continue
+            made.append(EncodedAnswer(**vars(base), answer_ids=ids, label=label))
+            labelled[why] += 1
+        if not made:
+            raise bad[0]
+        left_out.update(f"labelled answers that were left out, {one.reason}" for one in bad)
+        return made
+
+    rows, counts = _counted(chat, Admission("pairs", dead_letters, reading, build).run(iter_raw_rows(source), limit))
+    counts.labelled = dict(labelled)
+    counts.made -= sum(labelled.values())
+    counts.notes.update(left_out)
+    return rows, counts
 
 
 def load_demonstrations(
@@ -116,7 +131,7 @@ def load_demonstrations(
     def build(identity: str, row: Row, found: Prompted) -> list[EncodedDemonstration]:
         text = best_answer(found)
         check_text(text)
-        answer = _fit_answer(chat, text, found, max_answer_tokens, overlong, "answer")
+        answer = _fit_answer(chat, text, found, limit=max_answer_tokens, overlong=overlong, name="answer")
         return [EncodedDemonstration(**vars(_encode(identity, row, found, chat, max_prompt_tokens)), answer_ids=answer)]
 
     return _counted(chat, Admission("demonstrations", dead_letters, reading, build).run(iter_raw_rows(source), limit))
@@ -169,6 +184,21 @@ def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str | So
         )
 
 
+def _pairs(
+    identity: str, row: Row, found: Prompted, chat: ChatEncoder, max_prompt_tokens: int, max_answer_tokens: int, fit: Fit
+) -> list[EncodedPair]:
+    pairs = pairs_in(found)
+    made = []
+    for n, texts in enumerate(pairs):
+        check_text(*texts)
+        answers = [fit(text, found, name=name) for name, text in zip(("chosen", "rejected"), texts, strict=True)]
+        if answers[0] == answers[1]:
+            raise BadRow(Reason.EQUAL_ANSWERS, f"the answers are the same in their first {max_answer_tokens} tokens")
+        base = _encode(identity if len(pairs) == 1 else f"{identity}/{n}", row, found, chat, max_prompt_tokens)
+        made.append(EncodedPair(**vars(base), chosen_ids=answers[0], rejected_ids=answers[1]))
+    return made
+
+
 def _encode(identity: str, row: Row, found: Prompted, chat: ChatEncoder, max_prompt_tokens: int) -> EncodedPrompt:
     group, prompt = row_group(row), found.prompt
     check_text(*(text for message in prompt for text in (message.role, message.content)), group or "")
@@ -185,7 +215,7 @@ def _encode(identity: str, row: Row, found: Prompted, chat: ChatEncoder, max_pro
     return EncodedPrompt(identity, prompt[-1].content, tuple(ids), key, group=group)
 
 
-def _fit_answer(chat: ChatEncoder, text: str, found: Prompted, limit: int, overlong: Overlong, name: str) -> tuple[int, ...]:
+def _fit_answer(chat: ChatEncoder, text: str, found: Prompted, *, limit: int, overlong: Overlong, name: str) -> tuple[int, ...]:
     if overlong == "reject":
         refuse_what_cannot_fit(chat.tokenizer, [text], limit, f"'{name}'")
     beginning = cut_to_fit(chat.tokenizer, text, limit)

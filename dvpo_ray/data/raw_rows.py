@@ -14,7 +14,8 @@ class RawRow:
     """``row`` is a JSON object, or None when ``problem`` says why there is none.
 
     ``line`` is the line of the file on which the row begins, or the row's number in a file whose lines are no rows. ``inside``
-    is the file's name within its source, where that is more than its last part.
+    is the file's name within its source, where that is more than its last part. ``parts`` are the rows that were put
+    together into this one.
     """
 
     file: str
@@ -23,6 +24,12 @@ class RawRow:
     problem: Reason | None = None
     detail: str = ""
     inside: str = ""
+    parts: tuple[RawRow, ...] = ()
+
+    @property
+    def rows(self) -> tuple[RawRow, ...]:
+        """The rows of the source that it is."""
+        return self.parts or (self,)
 
     @property
     def place(self) -> str:

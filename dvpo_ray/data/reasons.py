@@ -22,6 +22,8 @@ class Reason(StrEnum):
     TIE = "tie"
     NO_PARTNER = "no_partner"
     LOW_SCORE = "low_score"
+    OUT_OF_SCALE = "out_of_scale"
+    NO_PARENT = "no_parent"
     TOO_LONG = "too_long"
     DUPLICATE_ID = "duplicate_id"
     UNKNOWN_TOKEN = "unknown_token"

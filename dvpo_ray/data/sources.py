@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from dvpo_ray.data.cards import subset_of
 from dvpo_ray.data.files import file_rows, kind_of, remedy_of
-from dvpo_ray.data.folders import dataset_rows, folder_rows, pick_split
+from dvpo_ray.data.folders import card_rows, dataset_rows, folder_rows, is_saved, pick_split
 from dvpo_ray.data.hub import load_named
 from dvpo_ray.data.raw_rows import RawRow
 from dvpo_ray.data.split_names import says
@@ -24,8 +25,8 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 class Source:
     """What a recipe says of its data.
 
-    ``subset``: configuration of a Hub dataset, or the folder of that name. ``data_dir``: folder within the source. ``revision``:
-    branch, tag or commit of a Hub dataset.
+    ``subset``: configuration of a Hub dataset, also of one that was downloaded, or the folder of that name. ``data_dir``: folder
+    within the source. ``revision``: branch, tag or commit of a Hub dataset.
     """
 
     name: str
@@ -63,7 +64,7 @@ def iter_raw_rows(source: str | Source) -> Iterator[RawRow]:
         _refuse_parts(path, source)
         yield from file_rows(path)
     elif path.is_dir():
-        yield from folder_rows(_folder_within(path, source), source.split)
+        yield from _folder_rows(path, source)
     elif names_a_path(name):
         raise DataError(f"'{name}' does not exist; give a file, a folder or a dataset name")
     else:
@@ -97,21 +98,26 @@ def _refuse_parts(path: Path, source: Source) -> None:
             raise DataError(f"'{path}' is one file: leave `{key}` out (got '{getattr(source, key)}')")
 
 
-def _folder_within(path: Path, source: Source) -> Path:
-    """The folder that ``data_dir`` and ``subset`` name."""
+def _folder_rows(path: Path, source: Source) -> Iterator[RawRow]:
+    """Rows of a folder, or of the part of it that ``data_dir`` and ``subset`` name; a card in it says what subsets are."""
     if source.revision is not None:
         raise DataError(f"'{path}' is a folder, which has no revisions: leave `revision` out (got '{source.revision}')")
-    for key in ("data_dir", "subset"):
-        name = getattr(source, key)
-        if name is None:
-            continue
-        inner = path / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise DataError(
-                f"'{name}' leads out of folder '{path}': give that folder itself as the source, and leave `{key}` out"
-            )
-        if not inner.is_dir():
-            there = ", ".join(f"'{one.name}'" for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith("."))
-            raise DataError(f"folder '{path}' has no folder '{name}' ({key}), only {there or 'files'}: name one that is there")
-        path = inner
-    return path
+    path = _within(path, "data_dir", source.data_dir)
+    subset = None if is_saved(path) else subset_of(path, source.subset)
+    if subset is None:
+        yield from folder_rows(_within(path, "subset", source.subset), source.split)
+    else:
+        yield from card_rows(subset, source.split)
+
+
+def _within(path: Path, key: str, name: str | None) -> Path:
+    """The folder of a name in a folder; that itself without a name."""
+    if name is None:
+        return path
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise DataError(f"'{name}' leads out of folder '{path}': give that folder itself as the source, and leave `{key}` out")
+    inner = path / name
+    if not inner.is_dir():
+        there = ", ".join(f"'{one.name}'" for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith("."))
+        raise DataError(f"folder '{path}' has no folder '{name}' ({key}), only {there or 'files'}: name one that is there")
+    return inner

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
-from dvpo_ray.data.loading import EncodedPrompt
+from dvpo_ray.data.encoded import EncodedAnswer, EncodedPrompt
 from dvpo_ray.errors import DataError
 
 P = TypeVar("P", bound=EncodedPrompt)
@@ -36,14 +36,15 @@ def disjoint(trained_on: Sequence[EncodedPrompt], held_out: Sequence[EncodedProm
 
 
 def fingerprint(rows: Sequence[EncodedPrompt]) -> str:
-    """sha256 over ids, prompts and answers of all rows, of whatever kind, in their order.
+    """sha256 over ids, prompts, answers and labels of all rows, of whatever kind, in their order.
 
     Not over a prompt's tokens: there are chat templates that write today's date into them.
     """
     digest = hashlib.sha256()
     for row in rows:
-        answers = [tokens for name, tokens in vars(row).items() if name.endswith("_ids") and name != "prompt_ids"]
-        digest.update(repr((row.row_id, row.prompt_key, *answers)).encode())
+        said = [found for name, found in vars(row).items() if name.endswith("_ids") and name != "prompt_ids"]
+        said += [row.label] if isinstance(row, EncodedAnswer) else []
+        digest.update(repr((row.row_id, row.prompt_key, *said)).encode())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""One step of value pretraining on preference pairs: targets and loss sums."""
+"""One step of value pretraining on preference pairs and labelled answers: targets and loss sums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from dvpo_ray.config.algorithms import BtTarget, McTarget, RewardTarget, TargetConfig, TdTarget
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.maths.losses import bradley_terry_loss, value_loss
-from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values, wins
+from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values, concordance, wins
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
 
 
@@ -33,23 +33,25 @@ def targets(values: Tensor, lengths: np.ndarray, labels: Tensor, target: TargetC
     return to_flat(td_targets(q_bt, labels, mask_bt, float(target.lam)), mask_bt)
 
 
-def loss(values: Tensor, goals: Tensor, lengths: np.ndarray, target: TargetConfig) -> Tensor:
+def loss(values: Tensor, goals: Tensor, lengths: np.ndarray, target: TargetConfig, in_pairs: bool = True) -> Tensor:
     """Loss summed over answers, a scalar.
 
     Args:
-        values: flat [sum (T_i + 1)] with gradient; rows alternate chosen, rejected when the target is ``bt`` or ``reward``.
+        values: flat [sum (T_i + 1)] with gradient; rows alternate chosen, rejected when they are in pairs.
         goals: flat targets.
         lengths: T_i.
         target: resolved settings.
+        in_pairs: whether the answers are those of pairs. Others have no term of pairs: of ``reward`` there are none.
     """
     if isinstance(target, RewardTarget):
+        assert in_pairs, "a reward model learns from pairs alone"
         last = values[torch.from_numpy(np.cumsum(lengths + 1) - 1).to(values.device)]
         # Each answer counts its pair's loss, so that the mean over answers is that over pairs.
         return 2 * bradley_terry_loss(last[0::2], last[1::2])
     q_bt, mask_bt = to_padded(values, lengths + 1)
     goal_bt, _ = to_padded(goals, lengths + 1)
     total = value_loss(q_bt, goal_bt, mask_bt)
-    if isinstance(target, BtTarget):
+    if isinstance(target, BtTarget) and in_pairs:
         response_mask = mask_bt.clone()
         response_mask[:, 0] = 0
         scores = (q_bt * response_mask).sum(1) / response_mask.sum(1)
@@ -60,6 +62,14 @@ def loss(values: Tensor, goals: Tensor, lengths: np.ndarray, target: TargetConfi
 def pair_accuracy(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray]) -> dict[str, float]:
     """Share of pairs whose chosen answer scores higher, by every aggregate of response values q_1..q_T; ties count half."""
     return {how: float(np.mean(pair_wins(chosen, rejected, how))) for how in AGGREGATES}
+
+
+def label_concordance(values: Sequence[np.ndarray], labels: Sequence[float]) -> dict[str, float]:
+    """Share of couples of answers with different labels, of whatever prompts, in which that with the higher label scores higher,
+    by every aggregate of response values; ties count half. Empty without such a couple. Each array holds q_0..q_T."""
+    if len(set(labels)) < 2:
+        return {}
+    return {how: concordance([aggregate_values(q[1:], how) for q in values], labels) for how in AGGREGATES}
 
 
 def pair_wins(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray], how: str) -> list[float]:

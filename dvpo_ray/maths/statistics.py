@@ -97,6 +97,22 @@ def win_rate(after: Sequence[float], before: Sequence[float]) -> float:
     return float(np.mean(wins(after, before)))
 
 
+def concordance(scores: Sequence[float], labels: Sequence[float]) -> float:
+    """Share of couples of different ``labels`` whose order is also that of their ``scores``; equal scores count half.
+
+    Of two labels it is the area under the ROC curve (Hanley and McNeil 1982), of more Harrell's index C.
+    """
+    a, b = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if a.shape != b.shape or np.unique(b).size < 2:
+        raise ValueError(f"need as many scores as labels, and at least two labels; got {a.shape} and {b.shape}")
+    right = couples = 0.0
+    for label in np.unique(b):
+        these, lower = a[b == label], np.sort(a[b < label])
+        right += 0.5 * sum(float(np.searchsorted(lower, these, side).sum()) for side in ("left", "right"))
+        couples += these.size * lower.size
+    return right / couples
+
+
 def best_of_n(scores: Sequence[float], measured: Sequence[float], n: int) -> float:
     """Expected ``measured`` of the answer that has the highest score among ``n``, from N >= n answers to the same prompt.
 

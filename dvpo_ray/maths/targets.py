@@ -1,7 +1,7 @@
 """Regression targets of the value model, trained from labelled answers.
 
-Legend: q_bt [B, T+1] current values (t = 0 at the last prompt token), z_b [B] label of each answer (+1 preferred, -1 not),
-mask_bt [B, T+1] active positions. The last active position is trained on the label itself.
+Legend: q_bt [B, T+1] current values (t = 0 at the last prompt token), z_b [B] label of each answer in [-1, 1] (+1 preferred,
+-1 not, in a tie 0), mask_bt [B, T+1] active positions. The last active position is trained on the label itself.
 """
 
 from __future__ import annotations

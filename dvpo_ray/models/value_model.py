@@ -36,13 +36,16 @@ class ValueModelSeal(BaseModel):
     base_model: str = Field(description="Name or folder of the language model it was grown from.")
     tokenizer_sha256: str = Field(description="Hash of vocabulary and special tokens.")
     chat_template_sha256: str = Field(description="Hash of the chat template.")
-    data_sha256: str = Field(description="Fingerprint of the training pairs.")
+    data_sha256: str = Field(description="Fingerprint of the training pairs and answers.")
     pairs: int = Field(description="Training pairs.")
+    answers: int = Field(0, description="Training answers that are in no pair, with labels of their own.")
     target: dict[str, Any] = Field(description="Target kind and its settings, lambda resolved.")
     value_mean: float = Field(description="Mean of values on held-out answers: of all tokens, or a reward model's last ones.")
     value_std: float = Field(description="Standard deviation of the same values (calibration).")
     held_out_pairs: int = Field(description="Pairs held out for the accuracies.")
-    held_out_accuracy: dict[str, float] = Field(description="Share of held-out pairs ranked right, by aggregate of token values.")
+    held_out_accuracy: dict[str, float] = Field(
+        description="Share of held-out pairs ranked right, by aggregate of token values; empty when none is held out."
+    )
     files: dict[str, str] = Field(description="sha256 of every other file in the folder.")
 
     @property

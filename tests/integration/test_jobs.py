@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from dvpo_ray.run import Event
 from jobs.evaluate import evaluate_policy, evaluate_value
 from jobs.pretrain_value import pretrain_value
 from jobs.train_policy import train_policy
-from tests.real import ROLLOUT, STEPS, WITHOUT_VALUE, MakePolicyRecipe, metrics, value_recipe, write_lines
+from tests.real import ROLLOUT, STEPS, WITHOUT_VALUE, MakePolicyRecipe, answer, metrics, value_recipe, write_lines
 
 pytestmark = pytest.mark.integration
 FirstRun = tuple[dict[str, Any], Path, list[Event]]
@@ -61,6 +62,37 @@ def test_every_target_learns_on_two_ranks(tiny_model: Path, pairs: Path, tmp_pat
     learner = {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512, "ranks": 2, "zero_stage": 2}
     result = pretrain_value(value_recipe(tiny_model, pairs, tmp_path, target=target, learner=learner))
     assert result["gvm_pair_accuracy_mean"] >= 0.9
+
+
+def labelled(answers: int, pairs: int) -> list[dict[str, Any]]:
+    """Answers called good (early letters) or bad (late ones), each to a prompt of its own; then pairs of them."""
+    rng = np.random.default_rng(0)
+    kinds = [(f"word {i}", bool(i % 2)) for i in range(answers)]
+    kinds += [(f"pair {i}", good) for i in range(pairs) for good in (True, False)]
+    letters = {True: "abcdef", False: "uvwxyz"}
+    return [{"prompt": prompt, "completion": answer(rng, letters[good]), "label": good} for prompt, good in kinds]
+
+
+def test_answers_in_no_pair_train_a_value_model_beside_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "kto.jsonl", labelled(60, 30))
+    learner = {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512, "ranks": 2, "zero_stage": 2}
+    told: list[Event] = []
+    recipe = value_recipe(tiny_model, source, tmp_path, target={"type": "bt", "lam": 1.0}, learner=learner)
+    result = pretrain_value(recipe, told.append)
+    assert result["rows"] == {"read": 120, "kept": 120, "rejected": {}}
+    assert result["pairs"] + result["held_out_pairs"] == 30 and result["answers"] + result["held_out_answers"] == 60
+    assert result["gvm_pair_accuracy_mean"] >= 0.9 and result["gvm_label_concordance"] >= 0.9
+    seal = read_seal(Path(result["value_model"]))
+    assert (seal.pairs, seal.answers) == (result["pairs"], result["answers"])
+    assert any("30 pairs and 60 answers with labels of their own" in event.text for event in told)
+
+
+def test_a_value_model_needs_no_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "kto.jsonl", labelled(96, 0))
+    result = pretrain_value(value_recipe(tiny_model, source, tmp_path))
+    assert result["gvm_label_concordance"] >= 0.9 and "gvm_pair_accuracy_mean" not in result
+    seal = read_seal(Path(result["value_model"]))
+    assert (seal.pairs, seal.answers, seal.held_out_accuracy) == (0, result["answers"], {})
 
 
 def test_a_dataset_with_too_many_bad_rows_starts_nothing(tiny_model: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_ranks_that_keep_dying_end_the_run(tmp_path: Path, monkeypatch: pytest.M
 def test_an_update_that_was_withheld_is_told_with_its_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told, _ = run_of(tmp_path, FakeGang({}), 0, monkeypatch)
     warnings = [event.text for event in told if event.kind == "warning"]
-    assert warnings == ["step 4: an update was not finite and was withheld; the step's pairs: p6, p7"]
+    assert warnings == ["step 4: an update was not finite and was withheld; the step's rows: p6, p7"]
 
 
 class AskedToStop(FakeGang):

@@ -7,9 +7,22 @@ the recipe gives its names to other columns. What a shape is called and looks li
 from __future__ import annotations
 
 # In this order rows are tried: what is peculiar comes first.
-from dvpo_ray.data.shapes import comparisons, pairs, ratings, demonstrations  # isort: skip
-from dvpo_ray.data.shapes.base import SAMPLE, SHAPES, Answer, Prompted, Row, Shape, Use, recognise, renamed, shape_named, shape_of
-from dvpo_ray.data.shapes.uses import best_answer, pairs_in, prompts_in
+from dvpo_ray.data.shapes import comparisons, pairs, ratings, message_trees, demonstrations  # isort: skip
+from dvpo_ray.data.shapes.base import (
+    SAMPLE,
+    SHAPES,
+    Answer,
+    Prompted,
+    Row,
+    Scale,
+    Shape,
+    Use,
+    recognise,
+    renamed,
+    shape_named,
+    shape_of,
+)
+from dvpo_ray.data.shapes.uses import best_answer, has_pairs, labels_in, pairs_in, prompts_in, together
 
 __all__ = [
     "SAMPLE",
@@ -17,11 +30,15 @@ __all__ = [
     "Answer",
     "Prompted",
     "Row",
+    "Scale",
     "Shape",
     "Use",
     "best_answer",
     "comparisons",
     "demonstrations",
+    "has_pairs",
+    "labels_in",
+    "message_trees",
     "pairs",
     "pairs_in",
     "prompts_in",
@@ -30,4 +47,5 @@ __all__ = [
     "renamed",
     "shape_named",
     "shape_of",
+    "together",
 ]

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dvpo_ray.data.messages import Messages
+from dvpo_ray.data.raw_rows import RawRow
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.errors import DataError
 
 Row = Mapping[str, Any]
 Use = Literal["pairs", "demonstrations", "prompts"]
 USES: tuple[Use, ...] = ("prompts", "demonstrations", "pairs")
+# Lowest and highest score that there can be.
+Scale = tuple[float, float]
+GOOD_OR_BAD: Scale = (0.0, 1.0)
+GOOD_WORDS = ("true", "good", "yes", "desirable", "thumbs_up")
+BAD_WORDS = ("false", "bad", "no", "undesirable", "thumbs_down")
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,28 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prompted:
-    """A prompt and the answers that a row gives to it; ``tools`` is a JSON list of what its template may offer, or empty."""
+    """A prompt and the answers that a row gives to it; ``tools`` is a JSON list of what its template may offer, or empty.
+
+    ``rated``: scores are ratings, which say of an answer alone how good it is, and not only who beats whom. ``scale`` of them,
+    where it is known without being told.
+    """
 
     prompt: Messages
     answers: tuple[Answer, ...] = ()
     tools: str = ""
+    rated: bool = False
+    scale: Scale | None = None
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What is done to the rows of a source before they are read: those that are parts of something are put together.
+
+    ``columns`` are those that are looked at. ``assemble`` takes all rows, and counts by kind what will be left out of them.
+    """
+
+    columns: tuple[str, ...]
+    assemble: Callable[[Iterable[RawRow], Counter[str]], Iterator[RawRow]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +64,7 @@ class Shape:
 
     ``columns`` says for people what it is recognised by. ``gives`` is "pairs" when answers are compared, else "demonstrations" or
     "prompts"; what gives more gives less, too. ``gathered``: a row holds one answer of several to its prompt. ``own_prompts``:
-    prompts are written in a way of the shape's own.
+    prompts are written in a way of the shape's own. ``assembly``: ``read`` takes what rows were put together into.
     """
 
     name: str
@@ -51,6 +74,7 @@ class Shape:
     gives: Use
     gathered: bool = False
     own_prompts: bool = False
+    assembly: Assembly | None = None
 
     def rows(self, row: Row) -> list[Prompted]:
         """What a row holds, with the system message and the tools that stand beside it.
@@ -80,10 +104,16 @@ SAMPLE = 100
 
 
 def shape(
-    name: str, columns: str, fits: Callable[[Row], bool], gives: Use = "pairs", gathered: bool = False, own_prompts: bool = False
+    name: str,
+    columns: str,
+    fits: Callable[[Row], bool],
+    gives: Use = "pairs",
+    gathered: bool = False,
+    own_prompts: bool = False,
+    assembly: Assembly | None = None,
 ) -> Callable[[Reader], Reader]:
     def register(read: Reader) -> Reader:
-        SHAPES[name] = Shape(name, columns, fits, read, gives, gathered, own_prompts)
+        SHAPES[name] = Shape(name, columns, fits, read, gives, gathered, own_prompts, assembly)
         return read
 
     return register
@@ -159,9 +189,9 @@ def number(value: Any, name: str) -> float:
     """
     if isinstance(value, str):
         word = value.strip().lower()
-        if word in ("true", "good", "yes", "desirable", "thumbs_up"):
+        if word in GOOD_WORDS:
             return 1.0
-        if word in ("false", "bad", "no", "undesirable", "thumbs_down"):
+        if word in BAD_WORDS:
             return 0.0
         try:
             value = float(word)
@@ -170,6 +200,13 @@ def number(value: Any, name: str) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRow(Reason.WRONG_TYPE, f"'{name}' is {str(value)[:40]}, expected a number")
     return float(value)
+
+
+def scale_of(score: Any) -> Scale | None:
+    """The scale of a score that is written as yes or no; None of a number, which could be on any."""
+    if isinstance(score, str):
+        return GOOD_OR_BAD if score.strip().lower() in (*GOOD_WORDS, *BAD_WORDS) else None
+    return GOOD_OR_BAD if isinstance(score, bool) else None
 
 
 def tools_of(row: Row) -> str:

@@ -9,7 +9,20 @@ from typing import Any
 
 from dvpo_ray.data.messages import conversation, prompt_of, split_common, text_of
 from dvpo_ray.data.reasons import BadRow, Reason
-from dvpo_ray.data.shapes.base import Answer, Prompted, Row, are_texts, first_of, has, needed, number, shape, tools_of
+from dvpo_ray.data.shapes.base import (
+    GOOD_OR_BAD,
+    Answer,
+    Prompted,
+    Row,
+    Scale,
+    are_texts,
+    first_of,
+    has,
+    needed,
+    number,
+    shape,
+    tools_of,
+)
 from dvpo_ray.data.shapes.prompts import better_and_worse, compared, read_prompt
 
 
@@ -68,7 +81,8 @@ def _shp(row: Row) -> Iterator[Prompted]:
 def _arena(row: Row) -> Iterator[Prompted]:
     sides = [conversation(row[name], name) for name in ("conversation_a", "conversation_b")]
     prompt, first, second = split_common(sides[0], sides[1])
-    yield Prompted(prompt, (Answer(first, _winner(row["winner"], "winner")), Answer(second, 0.0)))
+    answers = (Answer(first, _winner(row["winner"], "winner")), Answer(second, 0.0))
+    yield Prompted(prompt, answers, scale=_scale(row["winner"]))
 
 
 def _winner(value: Any, name: str) -> float:
@@ -83,6 +97,12 @@ def _winner(value: Any, name: str) -> float:
     raise BadRow(Reason.WRONG_TYPE, f"'{name}' is {str(value)[:40]!r}, expected who of the two is better, or a tie")
 
 
+def _scale(verdict: Any) -> Scale | None:
+    """That of scores of 0 for two answers which are both called bad: the verdict says more than that none is better."""
+    word = str(verdict).strip().lower()
+    return GOOD_OR_BAD if word in ("tie (bothbad)", "bothbad", "both_bad", "neither") else None
+
+
 VERDICTS = ("winner", "preference", "preferred", "better", "choice", "label")
 
 
@@ -93,18 +113,20 @@ VERDICTS = ("winner", "preference", "preferred", "better", "choice", "label")
     own_prompts=True,
 )
 def _two_responses(row: Row) -> Iterator[Prompted]:
-    name = first_of(row, VERDICTS)
+    name, scale = first_of(row, VERDICTS), None
     if has(row, "winner_model_a"):
         lead = number(row["winner_model_a"], "winner_model_a") - number(row.get("winner_model_b") or 0, "winner_model_b")
     else:
-        lead = _winner(needed(row, *VERDICTS), name or VERDICTS[0])
+        verdict = needed(row, *VERDICTS)
+        lead, scale = _winner(verdict, name or VERDICTS[0]), _scale(verdict)
     asked, first, second = (_said_in_turn(row.get(column)) for column in ("prompt", "response_a", "response_b"))
     if asked and first and second:
         # Only the first answers have a prompt in common.
         prompt = prompt_of(asked[0], "prompt", row.get("system"))
-        yield compared(prompt, first[0], second[0], ("response_a", "response_b"), lead)
+        yield replace(compared(prompt, first[0], second[0], ("response_a", "response_b"), lead), scale=scale)
         return
-    yield compared(read_prompt(row), row["response_a"], row["response_b"], ("response_a", "response_b"), lead)
+    found = compared(read_prompt(row), row["response_a"], row["response_b"], ("response_a", "response_b"), lead)
+    yield replace(found, scale=scale)
 
 
 def _said_in_turn(value: Any) -> list[str] | None:

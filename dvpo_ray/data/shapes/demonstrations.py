@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dvpo_ray.data.messages import answer_of, conversation, prompt_of, split_last_answer
-from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes.base import SINGLE, TALKS, Answer, Prompted, Row, first_of, has, needed, shape
 from dvpo_ray.data.shapes.prompts import has_prompt, read_prompt, without_answer
 
@@ -58,16 +57,6 @@ def _talk(row: Row) -> Iterator[Prompted]:
         yield Prompted(prompt_of([m.turn for m in prompt], name, row.get("system")), (Answer(answer),))
     else:
         yield Prompted(without_answer(talk, name, row.get("system")))
-
-
-@shape(
-    "open_assistant_messages",
-    "single messages of Open Assistant: refused, take the file of trees",
-    lambda r: has(r, "message_id", "text", "role") and "parent_id" in r,
-)
-def _single_messages(row: Row) -> Iterator[Prompted]:
-    raise BadRow(Reason.WRONG_TYPE, "a single message of Open Assistant; take the dataset's file of trees (*.trees.jsonl.gz)")
-    yield
 
 
 @shape(

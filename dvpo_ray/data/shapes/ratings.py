@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dvpo_ray.data.messages import Message, Messages, answer_of, checked_answer, prompt_of, text_of
+from dvpo_ray.data.messages import answer_of
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes.base import (
     ANSWERS,
@@ -20,6 +20,7 @@ from dvpo_ray.data.shapes.base import (
     has,
     needed,
     number,
+    scale_of,
     shape,
 )
 from dvpo_ray.data.shapes.prompts import has_prompt, read_prompt
@@ -44,7 +45,7 @@ def _rated_list(row: Row) -> str | None:
 def _rated_answers(row: Row) -> Iterator[Prompted]:
     name = _rated_list(row) or LISTS[0]
     prompt = read_prompt(row)
-    answers = []
+    answers, rated = [], True
     for item in row[name]:
         score = first_of(item, SCORES)
         rank = first_of(item, RANKS)
@@ -54,11 +55,11 @@ def _rated_answers(row: Row) -> Iterator[Prompted]:
         if score is not None:
             grade = number(item[score], f"{name}.{score}")
         elif rank is not None:
-            grade = -number(item[rank], f"{name}.{rank}")
+            grade, rated = -number(item[rank], f"{name}.{rank}"), False
         else:
             raise BadRow(Reason.MISSING_FIELD, f"'{name}' has an answer without a score or rank")
         answers.append(Answer(answer_of(item[key], prompt, f"{name}.{key}"), grade))
-    yield Prompted(prompt, tuple(answers))
+    yield Prompted(prompt, tuple(answers), rated=rated)
 
 
 def _scored_lists(row: Row) -> tuple[str, str] | None:
@@ -82,39 +83,11 @@ def _answers_and_scores(row: Row) -> Iterator[Prompted]:
     prompt, (texts, scores) = read_prompt(row), found
     if len(row[texts]) != len(row[scores]):
         raise BadRow(Reason.WRONG_TYPE, f"'{texts}' has {len(row[texts])} answers, '{scores}' has {len(row[scores])}")
-    sign = -1 if scores in ("ranks", *RANKS) else 1
+    rated = scores not in ("ranks", *RANKS)
+    sign = 1 if rated else -1
     pairs = zip(row[texts], row[scores], strict=True)
-    yield Prompted(prompt, tuple(Answer(answer_of(t, prompt, texts), sign * number(s, scores)) for t, s in pairs))
-
-
-@shape(
-    "open_assistant_tree",
-    "`prompt` with `replies`, and theirs: trees of Open Assistant",
-    lambda r: isinstance(r.get("prompt"), Mapping) and isinstance(r["prompt"].get("replies"), list | tuple),
-    own_prompts=True,
-)
-def _tree(row: Row) -> Iterator[Prompted]:
-    found = list(_replies(row["prompt"], ()))
-    if not found:
-        raise BadRow(Reason.MISSING_FIELD, "the tree has no turn with several ranked answers")
-    yield from found
-
-
-def _replies(node: Row, before: Messages) -> Iterator[Prompted]:
-    said = [(before, node)]
-    while said:
-        above, one = said.pop()
-        role = {"prompter": "user"}.get(str(one.get("role")), str(one.get("role") or ("user" if not above else "")))
-        talk = (*above, Message(role, text_of(one.get("text"), "text")))
-        replies = [reply for reply in one.get("replies") or () if isinstance(reply, Mapping) and not reply.get("deleted")]
-        ranked = [reply for reply in replies if reply.get("rank") is not None]
-        if role == "user" and len(ranked) > 1:
-            prompt = prompt_of([m.turn for m in talk], "prompt")
-            yield Prompted(
-                prompt,
-                tuple(Answer(checked_answer(text_of(r.get("text"), "text"), "text"), -number(r["rank"], "rank")) for r in ranked),
-            )
-        said += [(talk, reply) for reply in reversed(replies)]
+    answers = tuple(Answer(answer_of(t, prompt, texts), sign * number(s, scores)) for t, s in pairs)
+    yield Prompted(prompt, answers, rated=rated)
 
 
 @shape(
@@ -124,8 +97,9 @@ def _replies(node: Row, before: Messages) -> Iterator[Prompted]:
     gathered=True,
 )
 def _labelled(row: Row) -> Iterator[Prompted]:
-    prompt = read_prompt(row)
-    yield Prompted(prompt, (Answer(answer_of(needed(row, *SINGLE), prompt, "completion"), number(row["label"], "label")),))
+    prompt, label = read_prompt(row), row["label"]
+    answer = Answer(answer_of(needed(row, *SINGLE), prompt, "completion"), number(label, "label"))
+    yield Prompted(prompt, (answer,), rated=True, scale=scale_of(label))
 
 
 @shape(
@@ -136,5 +110,6 @@ def _labelled(row: Row) -> Iterator[Prompted]:
 )
 def _rated(row: Row) -> Iterator[Prompted]:
     prompt, name = read_prompt(row), first_of(row, SCORES)
-    score = number(needed(row, *SCORES), name or SCORES[0])
-    yield Prompted(prompt, (Answer(answer_of(needed(row, *SINGLE), prompt, "response"), score),))
+    score = needed(row, *SCORES)
+    answer = Answer(answer_of(needed(row, *SINGLE), prompt, "response"), number(score, name or SCORES[0]))
+    yield Prompted(prompt, (answer,), rated=True, scale=scale_of(score))

@@ -66,6 +66,22 @@ def test_adapters_are_asked_for_by_any_of_their_keys(recipe: Path) -> None:
     assert rooted is not None and rooted.scale == 32 / 8
 
 
+def test_labels_of_answers_in_no_pair_are_for_value_models(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[value]\ndata = {source = "x"}\n')
+    value = load_recipe(ValueRecipe, path).value
+    assert (value.labels, value.label_scale) == ("all", None)
+    assert load_recipe(ValueRecipe, path, ["value.label_scale=[0, 4]"]).value.label_scale == (0, 4)
+    assert load_recipe(RewardRecipe, path).value.labels == "pairs"
+    assert load_recipe(ValueRecipe, path, ["value.target.type=reward"]).value.labels == "pairs"
+    with pytest.raises(ConfigError, match="labels = 'all' without effect: a reward model learns from pairs"):
+        load_recipe(RewardRecipe, path, ["value.labels=all"])
+    with pytest.raises(ConfigError, match="label_scale without effect: pairs have no labels of their own"):
+        load_recipe(ValueRecipe, path, ["value.labels=pairs", "value.label_scale=[0, 4]"])
+    with pytest.raises(ConfigError, match=r"label_scale is \[4.0, 4.0\]: give the lowest rating, then the highest"):
+        load_recipe(ValueRecipe, path, ["value.label_scale=[4, 4]"])
+
+
 def test_a_reward_recipe_trains_a_reward_model_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('[value.data]\nsource = "pairs.jsonl"\n')

@@ -48,7 +48,8 @@ def hh(*answers: str) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """Rows of a dataset, and what they give: pairs of a better and a worse answer, or a demonstration, or prompts alone."""
+    """Rows of a dataset, and what they give: pairs of a better and a worse answer, answers in none with their labels, a
+    demonstration, or prompts alone. ``rejected`` is what becomes of rows where pairs alone are wanted."""
 
     name: str
     shape: str
@@ -57,6 +58,7 @@ class Example:
     demonstration: str = ""
     prompt: Messages = HI
     rejected: tuple[tuple[str, int], ...] = ()
+    labels: tuple[tuple[str, float], ...] = ()
 
 
 def pair_of(name: str, shape: str, row: Row, prompt: Messages = HI) -> Example:
@@ -129,6 +131,14 @@ PAIRS = (
         GOOD,
     ),
     Example(
+        "KTO, all answers to a prompt of one kind",
+        "labelled_answer",
+        ({"prompt": ASK, "completion": GOOD, "label": True},),
+        demonstration=GOOD,
+        rejected=(("no_partner", 1),),
+        labels=((GOOD, 1.0),),
+    ),
+    Example(
         "HelpSteer2",
         "rated_answer",
         tuple({"prompt": ASK, "response": text, "helpfulness": n, "verbosity": 1} for text, n in ((GOOD, 4), (BAD, 1))),
@@ -140,17 +150,22 @@ PAIRS = (
         "helpsteer3",
         {"context": [user()], "response1": BAD, "response2": GOOD, "overall_preference": 2, "domain": "general"},
     ),
-    pair_of(
+    Example(
         "UltraFeedback",
         "rated_answers",
-        {
-            "instruction": ASK,
-            "completions": [
-                {"response": BAD, "overall_score": 2.0},
-                {"response": "Some minutes.", "overall_score": 6.0},
-                {"response": GOOD, "overall_score": 9.0},
-            ],
-        },
+        (
+            {
+                "instruction": ASK,
+                "completions": [
+                    {"response": BAD, "overall_score": 2.0},
+                    {"response": "Some minutes.", "overall_score": 6.0},
+                    {"response": GOOD, "overall_score": 9.0},
+                ],
+            },
+        ),
+        ((GOOD, BAD),),
+        GOOD,
+        labels=(("Some minutes.", 0.0),),
     ),
     pair_of(
         "Nectar",
@@ -185,8 +200,16 @@ PAIRS = (
     Example(
         "Arena battle without a winner",
         "arena",
-        ({"conversation_a": [user(), said(BAD)], "conversation_b": [user(), said(GOOD)], "winner": "tie (bothbad)"},),
+        ({"conversation_a": [user(), said(BAD)], "conversation_b": [user(), said(GOOD)], "winner": "tie"},),
         rejected=(("tie", 1),),
+        labels=((BAD, 0.0), (GOOD, 0.0)),
+    ),
+    Example(
+        "Arena battle that both lose",
+        "arena",
+        ({"conversation_a": [user(), said(BAD)], "conversation_b": [user(), said("Never.")], "winner": "tie (bothbad)"},),
+        rejected=(("tie", 1),),
+        labels=((BAD, -1.0), ("Never.", -1.0)),
     ),
     pair_of(
         "Arena 55k",
@@ -247,8 +270,14 @@ PAIRS = (
     Example(
         "Open Assistant messages",
         "open_assistant_messages",
-        ({"message_id": "m", "parent_id": None, "text": ASK, "role": "prompter"},),
-        rejected=(("wrong_type", 1),),
+        (
+            {"message_id": "m", "parent_id": None, "message_tree_id": "m", "text": ASK, "role": "prompter", "deleted": False},
+            {"message_id": "n", "parent_id": "m", "text": BAD, "role": "assistant", "rank": 1, "review_result": True},
+            {"message_id": "o", "parent_id": "m", "text": GOOD, "role": "assistant", "rank": 0, "lang": "en"},
+            {"message_id": "p", "parent_id": "m", "text": "Buy eggs!", "role": "assistant", "rank": 2, "deleted": True},
+        ),
+        ((GOOD, BAD),),
+        GOOD,
     ),
 )
 DEMONSTRATIONS = (

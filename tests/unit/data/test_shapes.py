@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.data import DeadLetters, LoadCounts, Reading, load_demonstrations, load_pairs, load_prompts
+from dvpo_ray.data import (
+    DeadLetters,
+    EncodedAnswer,
+    EncodedPair,
+    LoadCounts,
+    Reading,
+    fingerprint,
+    load_demonstrations,
+    load_pairs,
+    load_preferences,
+    load_prompts,
+)
 from dvpo_ray.data.messages import Message
 from dvpo_ray.data.shapes import SHAPES, recognise
 from dvpo_ray.errors import DataError
@@ -42,6 +53,22 @@ def test_pairs(example: Example, tmp_path: Path, tokenizer: Any) -> None:
     assert len({pair.row_id for pair in pairs}) == len(pairs) == counts.made
 
 
+@pytest.mark.parametrize("example", PAIRS, ids=names(PAIRS))
+def test_labels(example: Example, tmp_path: Path, tokenizer: Any) -> None:
+    """Beside the very pairs, answers that are in none have labels, and no row is lost for want of a pair."""
+    source = write(tmp_path, example.rows)
+    with DeadLetters(None) as dead:
+        pairs, _ = load_pairs(source, tokenizer, dead_letters=dead, **BOTH_LIMITS)
+        found, counts = load_preferences(source, tokenizer, dead_letters=dead, **BOTH_LIMITS)
+    assert [one for one in found if isinstance(one, EncodedPair)] == pairs
+    alone = [one for one in found if isinstance(one, EncodedAnswer)]
+    assert tuple((tokenizer.decode(one.answer_ids, skip_special_tokens=True), one.label) for one in alone) == example.labels
+    assert counts.rejected == {} and counts.read == counts.kept == len(example.rows)
+    assert (counts.made, sum(counts.labelled.values())) == (len(pairs), len(alone))
+    if not alone:
+        assert found == pairs and fingerprint(found) == fingerprint(pairs), "what has pairs alone is trained on as before"
+
+
 DEMONSTRATED = tuple(example for example in PAIRS + DEMONSTRATIONS if example.demonstration)
 
 
@@ -56,10 +83,9 @@ def test_demonstrations(example: Example, tmp_path: Path, tokenizer: Any) -> Non
 @pytest.mark.parametrize("example", EXAMPLES, ids=names(EXAMPLES))
 def test_prompts(example: Example, tmp_path: Path, tokenizer: Any) -> None:
     """Whatever a row compares or shows, its prompt can be asked."""
-    if example.shape == "open_assistant_messages":
-        pytest.skip("refused as a whole")
+    rows = example.rows if SHAPES[example.shape].assembly else example.rows[:1]
     with DeadLetters(None) as dead:
-        found, counts = load_prompts(write(tmp_path, example.rows[:1]), tokenizer, dead_letters=dead, **LIMITS)
+        found, counts = load_prompts(write(tmp_path, rows), tokenizer, dead_letters=dead, **LIMITS)
         expected, _ = load_prompts(
             write(tmp_path, [{"prompt": [m.turn for m in example.prompt]}]), tokenizer, dead_letters=dead, **LIMITS
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,13 @@ from dvpo_ray.cli import app
 from dvpo_ray.config.loading import build, load_recipe
 from dvpo_ray.config.recipes import PolicyRecipe, ValueRecipe
 from dvpo_ray.config.sections import EvaluationSection, PairsSection
-from dvpo_ray.data import ChatEncoder, DeadLetters, Source, load_pairs, load_prompts
+from dvpo_ray.data import ChatEncoder, DeadLetters, Reading, Source, load_pairs, load_prompts
 from dvpo_ray.data.shapes import Prompted
 from dvpo_ray.data.sources import iter_raw_rows, names_a_path
 from dvpo_ray.data.split_names import split_of
 from dvpo_ray.data.text_limits import longest_token
 from dvpo_ray.errors import ConfigError, DataError
+from dvpo_ray.models.limits import Limits
 from tests.real import write_lines
 
 
@@ -277,7 +279,8 @@ def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_another_split_is_held_out(tmp_path: Path, tokenizer: Any) -> None:
-    from jobs.setup import read_evaluation_prompts, read_pairs
+    from jobs.reading import read_evaluation_prompts, read_pairs
+    from jobs.setup import BaseModel
 
     for name in ("train", "test"):
         row = {"prompt": name, "chosen": "a", "rejected": "b"}
@@ -290,8 +293,12 @@ def test_another_split_is_held_out(tmp_path: Path, tokenizer: Any) -> None:
         assert {pair.prompt_text[:5] for pair in train} == {"train"} and counts.read == 3
         assert [pair.prompt_text for pair in held_out] == ["test 0", "test 1", "test 2"]
     evaluation = EvaluationSection(source=str(tmp_path), split="test", max_prompts=2)
-    found = read_evaluation_prompts(evaluation, section, tokenizer, tmp_path / "run", train)
+    base = BaseModel("m", tmp_path, tokenizer, Limits(320, 64, "n_positions"))
+    found = read_evaluation_prompts(evaluation, section, base, tmp_path / "run", train)
     assert [prompt.prompt_text for prompt in found] == ["test 0", "test 1"]
+    with pytest.raises(DataError, match=rf"'{tmp_path}', row 'test.jsonl:1': .* tokens, the model was made for 4"):
+        few = replace(base, limits=Limits(320, 4, "n_positions"))
+        read_evaluation_prompts(evaluation, section, few, tmp_path / "run", train)
     with pytest.raises(ValueError, match="validation_split and split are both 'train': name another split"):
         PairsSection(source="x", split="train", validation_split="train")
 
@@ -340,7 +347,13 @@ def test_value_eval_takes_a_split_and_shows_the_accuracies(monkeypatch: pytest.M
     command = ["value", "eval", "m", "--data", "d", "--split", "test", "--max-bad-share", "0.3"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert asked == [(Path("m"), Source("d", "test"), 512, 512, 0.3, None)]
+    assert asked == [(Path("m"), Source("d", "test"), 512, 512, 0.3, None, Reading())]
+    more = ["--subset", "en", "--format", "pair", "--columns", "prompt=ask", "--columns", "chosen=meta.best"]
+    assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
+    reading = Reading("pair", {"prompt": "ask", "chosen": "meta.best"})
+    assert asked[1][1:] == (Source("d", "test", "en"), 512, 512, 0.3, None, reading)
+    refused = CliRunner().invoke(app, [*command, "--columns", "ask"])
+    assert refused.exit_code != 0 and "--columns ask: give NAME=COLUMN" in " ".join(refused.output.split())
     lines = dict(line.rsplit("  ", 1) for line in result.output.splitlines())
     shown = {key.strip(): value for key, value in lines.items()}
     assert shown["pair accuracy, mean value"] == "0.750" and shown["rows left out, too_long"] == "1"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dvpo_ray.data import DeadLetters, LoadCounts, load_demonstrations, load_pairs, load_prompts, opening
+from dvpo_ray.data import DeadLetters, LoadCounts, load_demonstrations, load_pairs, load_preferences, load_prompts, opening
 from dvpo_ray.errors import DataError
 from tests.fuzzing import ODD_TEXT, damaged, examples, nested, odd_json
 
@@ -75,6 +75,34 @@ def test_rows_of_any_content_are_kept_or_dead_letters(rows: list[dict[str, Any]]
     for kind in LOADERS:
         counts, _ = load_lines([json.dumps(row) for row in rows], tokenizer, kind)
         assert counts.read == len(rows)
+
+
+SOME = st.sampled_from(("a", "b", "", 0, 1, 2, True, False, None, "prompter", "assistant", float("nan"))) | texts()
+
+
+@examples(120)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {"message_id": SOME, "parent_id": SOME, "text": SOME, "role": SOME},
+            optional=dict.fromkeys(("rank", "deleted", "review_result", "message_tree_id"), SOME),
+        )
+        | st.dictionaries(st.sampled_from(("prompt", "completion", "label", "score", "responses", "scores", "winner")), SOME),
+        max_size=7,
+    )
+)
+def test_messages_and_labels_of_any_content_are_kept_or_dead_letters(rows: list[dict[str, Any]], tokenizer: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for load_some in (load_preferences, LOADERS["pairs"]):
+            letters = Path(folder) / "dead.jsonl"
+            with DeadLetters(letters) as dead:
+                found, counts = load_some(str(path), tokenizer, max_prompt_tokens=99, max_answer_tokens=50, dead_letters=dead)
+            lost = letters.read_text().splitlines() if letters.exists() else []
+            letters.unlink(missing_ok=True)
+            assert counts.read == len(rows) == counts.kept + len(lost)
+            assert len(found) == counts.made + sum(counts.labelled.values())
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,15 @@ import pytest
 import transformers
 from tokenizers import AddedToken
 
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import EncodedDemonstration, EncodedPair, EncodedPrompt
 from dvpo_ray.errors import DataError, ModelError
 from dvpo_ray.models.limits import Limits
-from jobs.setup import base_model
+from jobs.reading import read_policy_rows
+from jobs.setup import BaseModel, base_model
+from tests.real import write_lines
 
 LIMITS = Limits(320, 16, "n_positions")
 
@@ -66,6 +70,18 @@ def test_a_special_token_that_nothing_writes_is_let_pass(tiny_model: Path, tmp_p
     base.tokenizer.chat_template = "<picture>{{ messages }}"
     with pytest.raises(ModelError, match="'<picture>' is 320"):
         base.limits.check_tokenizer(base.tokenizer, folder)
+
+
+def test_rows_that_cannot_be_read_are_told_with_their_own_source(tmp_path: Path, tokenizer: Any) -> None:
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "p"}])
+    shown = write_lines(tmp_path / "shown.jsonl", [{"prompt": "q", "completion": "r" * 40}])
+    data: dict[str, Any] = {"source": str(shown), "max_answer_tokens": 60}
+    policy = build(PolicyRecipe, {"policy": {"value_model": "v", "data": {"source": str(prompts)}, "ptx": {"data": data}}}).policy
+    enough, few = (BaseModel("m", tmp_path, tokenizer, Limits(320, size, "n_positions")) for size in (200, 40))
+    found = read_policy_rows(policy, enough, tmp_path / "run")
+    assert [len(rows) for rows in found] == [1, 1]
+    with pytest.raises(DataError, match=rf"'{shown}', row 'shown.jsonl:1': .* the model was made for 40"):
+        read_policy_rows(policy, few, tmp_path / "run")
 
 
 def test_rows_longer_than_the_positions_are_refused() -> None:
