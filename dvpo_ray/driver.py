@@ -23,8 +23,10 @@ from dvpo_ray.errors import (
     AS_ASKED,
     LOST,
     CommitError,
+    DvpoError,
     FrozenValueChangedError,
     NonFiniteUpdateError,
+    RunError,
     RunStoppedError,
 )
 from dvpo_ray.feed import Feed
@@ -110,7 +112,8 @@ class Driver:
 
     def _train_step(self, step: int, feed: Feed) -> None:
         stages, ledger, run, committer = self._stages, self._ledger, self._run, self._committer
-        record, scored = feed.take(step)
+        with self._keeping(step):
+            record, scored = feed.take(step)
         given: list[Handle] = []
         with record.span("learn"), self._dumping(step, given):
             result = stages.learner.step(step, self._kl.beta, _noted(scored, given))
@@ -153,6 +156,20 @@ class Driver:
         if steps and self._run.pace.committed != steps:
             self._begin_commit(steps, None)
             self._committer.finish()
+
+    @contextmanager
+    def _keeping(self, steps: int) -> Iterator[None]:
+        """Commit ``steps`` trained steps when the rows of the next cannot be had: the learner has nothing to do with that."""
+        try:
+            yield
+        except (*LOST, RunStoppedError):
+            raise
+        except DvpoError:
+            try:
+                self.keep(steps)
+            except RunError as trouble:
+                self._run.warn(steps, f"the {steps} steps so far could not be committed: {trouble}")
+            raise
 
     def _begin_commit(self, steps: int, score: float | None) -> None:
         self._committer.begin(steps, self._state(steps) | {"score": score})
