@@ -32,9 +32,9 @@ def telling(kind: type) -> type:
     return type(kind.__name__, (kind,), names | {name: _telling(method) for name, method in methods.items()})
 
 
-def raised(actor: str, error: BaseException) -> RaisedError:
-    """An exception in words."""
-    said = said_of(error)
+def raised(actor: str, error: BaseException, outer: int = 0) -> RaisedError:
+    """An exception in words; so many of its ``outer`` frames are not told."""
+    said = said_of(error, outer)
     found = recurrence(error, said.text)
     known = sentence(said.text) if found is Recurrence.UNKNOWN else ""
     return RaisedError(actor, said.explained, found is Recurrence.CERTAIN, known)
@@ -49,7 +49,8 @@ def in_words() -> Iterator[None]:
         raise
     except Exception as error:
         logging.getLogger(__name__).error("%s failed", this_actor(), exc_info=error)
-        raise raised(this_actor(), error) from error
+        # That of this block, and that of the method that it is in.
+        raise raised(this_actor(), error, outer=2) from error
 
 
 def _telling(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -159,7 +159,7 @@ class Driver:
 
     @contextmanager
     def _keeping(self, steps: int) -> Iterator[None]:
-        """Commit ``steps`` trained steps when the rows of the next cannot be had: the learner has nothing to do with that."""
+        """Commit ``steps`` trained steps when what follows fails: the learner, which is not at work in it, is as it was."""
         try:
             yield
         except (*LOST, RunStoppedError):
@@ -167,6 +167,7 @@ class Driver:
         except DvpoError:
             try:
                 self.keep(steps)
+                self._run.phase(f"{steps} steps are committed: --resume auto goes on after them")
             except RunError as trouble:
                 self._run.warn(steps, f"the {steps} steps so far could not be committed: {trouble}")
             raise
@@ -188,7 +189,7 @@ class Driver:
         section = self._config.evaluation
         if not section or not section.every or step % section.every or step == self._config.steps:
             return None
-        with self._run.stop.cutting(self._run.pace.plan_of_commit):
+        with self._keeping(step), self._run.stop.cutting(self._run.pace.plan_of_commit):
             score = self._evaluate(step)
             self._run.restart_clock()
             return score

@@ -38,9 +38,9 @@ class Said:
         return [f"{where} {self.frames[0]}", *(f"  called at {frame}" for frame in self.frames[1:])]
 
 
-def said_of(error: BaseException) -> Said:
-    """An exception of this process."""
-    frames = traceback.extract_tb(error.__traceback__)[-MOST_FRAMES:]
+def said_of(error: BaseException, outer: int = 0) -> Said:
+    """An exception of this process; so many of its ``outer`` frames are left out."""
+    frames = traceback.extract_tb(error.__traceback__)[outer:][-MOST_FRAMES:]
     return Said(shortened(_chain(error)), tuple(place(f.filename, f.lineno or 0, f.name) for f in reversed(frames)))
 
 

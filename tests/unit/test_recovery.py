@@ -20,7 +20,15 @@ from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import CommitError, ConfigError, LearnerLostError, PermanentFailureError, RunError, RunStoppedError
+from dvpo_ray.errors import (
+    CommitError,
+    ConfigError,
+    LearnerLostError,
+    PermanentFailureError,
+    RewardError,
+    RunError,
+    RunStoppedError,
+)
 from dvpo_ray.ledger import Ledger
 from dvpo_ray.rows import EngineTraces, GenerationRequest, ServedWeights, StepResult
 from dvpo_ray.run import Event, Run
@@ -201,6 +209,18 @@ def test_what_was_trained_before_rows_were_refused_is_committed(
     again = ChainStages()
     run_once(config, again)
     assert (again.chain, steps_and_chain(config)) == straight
+
+
+def test_what_was_trained_before_an_evaluation_failed_is_committed(tmp_path: Path) -> None:
+    config = recipe(tmp_path, every=0, evaluation={"source": "y", "every": 3})
+
+    def evaluate(step: int) -> float | None:
+        raise RewardError(f"evaluation.gold failed after step {step}")
+
+    with pytest.raises(RewardError, match="after step 3"):
+        run_once(config, ChainStages(), evaluate=evaluate)
+    commit = CommitStore(run_folder(config) / COMMITS).newest()
+    assert commit is not None and commit.step == 3
 
 
 def test_what_could_not_be_committed_then_is_a_warning_and_the_failure_stays(tmp_path: Path) -> None:
