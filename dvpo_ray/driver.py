@@ -167,7 +167,8 @@ class Driver:
         except DvpoError:
             try:
                 self.keep(steps)
-                self._run.phase(f"{steps} steps are committed: --resume auto goes on after them")
+                if steps:
+                    self._run.phase(f"{steps} steps are committed: --resume auto goes on after them")
             except RunError as trouble:
                 self._run.warn(steps, f"the {steps} steps so far could not be committed: {trouble}")
             raise

@@ -10,7 +10,7 @@ MEMORY_SHARED = (
 )
 ANOTHER_MODEL = "take a model.path whose architecture this vLLM serves (docs/models.md), or a newer vLLM"
 
-# Sentences, mostly vLLM's, and what to change. The first that is found counts.
+# Sentences, mostly vLLM's, or frames where the sentence says too little, and what to change. The first that is found counts.
 REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"max_model_len.*greater than the derived max_model_len",
@@ -29,7 +29,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "token_budget; or end other programs",
     ),
     (
-        r"prompt \(length \d+\).*longer than the maximum",
+        r"prompt \(length \d+\).*longer than the maximum|maximum context length is \d+ tokens",
         "lower data.max_prompt_tokens, or raise rollout.engine.max_model_len, which must hold prompt and answer",
     ),
     (
@@ -70,7 +70,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "a file of weights in model.path is damaged or cut short: copy the folder again",
     ),
     (
-        r"[Cc]ouldn't instantiate the backend tokenizer|Can't load tokenizer|tokenizer\.json|untagged enum ModelWrapper",
+        r"[Cc]ouldn't instantiate the backend tokenizer|Can't load tokenizer|tokenizer\.json|untagged enum ModelWrapper|"
+        r"transformers/tokenization_\w+\.py:\d+ in _?from_pretrained",
         "the tokenizer in model.path cannot be read: copy its files (tokenizer.json, tokenizer_config.json) again, or save them "
         "anew with the transformers of this installation",
     ),

@@ -28,7 +28,7 @@ class Said:
     @property
     def explained(self) -> str:
         """The same with what to change, where that is known."""
-        known = remedy(self.text)
+        known = remedy(" ".join([self.text, *self.frames]))
         return "\n".join([self.text, *([f"  to mend it: {known}"] if known else []), *self._places()])
 
     def _places(self) -> list[str]:

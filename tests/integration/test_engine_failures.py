@@ -98,7 +98,10 @@ def test_a_row_that_an_engine_refuses_is_named_with_the_key_and_others_are_answe
     with pytest.raises(PermanentFailureError) as raised:
         answers_of(rollouts, [long])
     told = str(raised.value)
-    assert told.startswith("row r0-0: rollout-0 refuses it: VLLMValidationError: The decoder prompt (length 300) is longer than")
+    assert told.startswith(
+        "row r0-0: rollout-0 refuses it: VLLMValidationError: This model's maximum context length is 256 tokens"
+    )
+    assert "300 input tokens" in told
     assert "to mend it: lower data.max_prompt_tokens, or raise rollout.engine.max_model_len" in told
     with pytest.raises(
         PermanentFailureError, match="(?s)row odd: rollout-0 refuses it: .*Token id 99999 is out of vocabulary.*vocab"

@@ -88,6 +88,10 @@ def test_what_to_change_stands_after_the_text() -> None:
             "The decoder prompt (length 256) plus the number of requested output tokens (at least 1) is longer than the maximum",
             "max_m",
         ),
+        (
+            "This model's maximum context length is 256 tokens. However, your prompt contains 300 input tokens",
+            "max_prompt_tokens",
+        ),
         ("Token id 999 is out of vocabulary", "vocab_size"),
         ("temperature must be non-negative, got -1.0.", "rollout.temperature"),
         ("Unsupported CPU attention configuration: head_dim=20", "model.path"),
@@ -105,6 +109,11 @@ def test_what_to_change_stands_after_the_text() -> None:
 )
 def test_known_refusals_name_a_key(text: str, key: str) -> None:
     assert key in remedy(text)
+
+
+def test_where_the_sentence_says_too_little_the_place_names_the_key() -> None:
+    said = Said("KeyError: 'added_tokens'", ("transformers/tokenization_utils_base.py:1910 in _from_pretrained",))
+    assert "to mend it: the tokenizer in model.path cannot be read" in said.explained
 
 
 def test_of_unknown_sentences_nothing_is_invented() -> None:
