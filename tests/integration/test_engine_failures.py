@@ -17,7 +17,6 @@ from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, ConfigError, PermanentFailureError
 from dvpo_ray.planning.preflight import longest_context
-from dvpo_ray.rows import GenerationRequest
 from dvpo_ray.run import Event
 from jobs.demo import run_pipeline
 from tests.engines import MODEL, answers_of, requests, settings
@@ -91,23 +90,6 @@ def test_a_length_beyond_the_models_is_refused_once_with_the_engines_sentence_an
     assert "User-specified max_model_len (1024) is greater than the derived max_model_len (max_position_embeddings=512" in told
     assert "to mend it: lower rollout.engine.max_model_len" in told
     assert "serializ" not in told and "input_value" not in told
-
-
-def test_a_row_that_an_engine_refuses_is_named_with_the_key_and_others_are_answered(rollouts: RolloutPool) -> None:
-    (long,) = requests(1, prompt_tokens=300)
-    with pytest.raises(PermanentFailureError) as raised:
-        answers_of(rollouts, [long])
-    told = str(raised.value)
-    assert told.startswith(
-        "row r0-0: rollout-0 refuses it: VLLMValidationError: This model's maximum context length is 256 tokens"
-    )
-    assert "300 input tokens" in told
-    assert "to mend it: lower data.max_prompt_tokens, or raise rollout.engine.max_model_len" in told
-    with pytest.raises(
-        PermanentFailureError, match="(?s)row odd: rollout-0 refuses it: .*Token id 99999 is out of vocabulary.*vocab"
-    ):
-        answers_of(rollouts, [GenerationRequest("odd", (5, 99999), seed=1)])
-    assert len(answers_of(rollouts, requests(2, seed=3))) == 2
 
 
 @pytest.mark.slow
