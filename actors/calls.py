@@ -9,8 +9,17 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
+from actors.telling import raised
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, ActorTimeoutError, DvpoError, RowsLostError
+from dvpo_ray.errors import (
+    ActorDiedError,
+    ActorFailedError,
+    ActorTimeoutError,
+    DvpoError,
+    PermanentFailureError,
+    RaisedError,
+    RowsLostError,
+)
 
 
 @contextmanager
@@ -24,17 +33,25 @@ def actor_errors(who: str, doing: str) -> Iterator[None]:
             "where learners and scorers leave the stacks of their threads"
         ) from error
     except RayTaskError as error:
-        if isinstance(error.cause, DvpoError):
+        if isinstance(error.cause, DvpoError) and not isinstance(error.cause, RaisedError):
             raise error.cause from error
         if isinstance(error.cause, ObjectLostError):
             raise RowsLostError(f"{who}: what it was given is lost, while {doing}: {error.cause}") from error
-        raise ActorFailedError(f"{who} failed while {doing}: {error.cause!r}") from error
+        raise failure(error.cause if isinstance(error.cause, RaisedError) else raised(who, error.cause), doing) from error
     except RayActorError as error:
         raise ActorDiedError(f"{who} died while {doing}: {_first_and_last_line(error)}", error.preempted) from error
     except ObjectLostError as error:
         raise RowsLostError(f"{who}: what it gave is lost, while {doing}: {_first_and_last_line(error)}") from error
     except RayError as error:
         raise ActorFailedError(f"{who}: Ray failed while {doing}: {_first_and_last_line(error)}") from error
+
+
+def failure(error: RaisedError, doing: str) -> ActorFailedError:
+    """What an actor raised, once it is known what it was doing."""
+    text = f"{error.actor} failed while {doing}: {error.told}"
+    if error.again:
+        return PermanentFailureError(f"{text}\nthe same work would fail again, so it was tried once")
+    return ActorFailedError(text, sentence=error.sentence and f"{doing}: {error.sentence}")
 
 
 def _first_and_last_line(error: RayError) -> str:

@@ -14,17 +14,19 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from actors.nodes import this_actor
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, DvpoError
+from actors.recurrence import Recurrence, recurrence_of_text, sentence
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, DvpoError, PermanentFailureError
+from dvpo_ray.refusals import remedy
+from dvpo_ray.said import MOST_FRAMES, Said, place, said_of, shortened
 
 STREAMS = (1, 2)
 MOST_BYTES = 4 * 2**20
-MOST_TEXT, MOST_LINES, MOST_FRAMES = 800, 6, 3
+MOST_LINES = 6
 VMSTAT = Path("/proc/vmstat")
 # vLLM names its processes so.
 ENGINE_PROCESS = "VLLM::"
@@ -53,21 +55,6 @@ NEW_RECORDS = (
 )
 DIED = re.compile(r"Worker proc (\S+) died unexpectedly")
 EXIT_CODES = re.compile(r"'([^']+)': (-?\d+)")
-
-
-@dataclass(frozen=True)
-class Said:
-    """An error as a process wrote it: ``text`` is exception and message, ``frames`` go from the innermost outwards."""
-
-    text: str
-    frames: tuple[str, ...] = ()
-    process: str = ""
-
-    def __str__(self) -> str:
-        if not self.frames:
-            return self.text + (f"\n  in {self.process}" if self.process else "")
-        where = f"  in {self.process} at" if self.process else "  at"
-        return "\n".join([self.text, f"{where} {self.frames[0]}", *(f"  called at {frame}" for frame in self.frames[1:])])
 
 
 def first_error(log: str) -> Said | None:
@@ -116,8 +103,7 @@ def _message(lines: list[str]) -> str:
         if not line.strip() or line.startswith(NEW_RECORDS):
             break
         taken.append(line.rstrip())
-    text = "\n".join(taken)
-    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."
+    return shortened("\n".join(taken))
 
 
 def _of_fault_handler(lines: list[str], start: int, who: str) -> Said:
@@ -133,7 +119,7 @@ def _of_fault_handler(lines: list[str], start: int, who: str) -> Said:
 
 
 def _place(frame: re.Match[str]) -> str:
-    return f"{frame['file'].rpartition('site-packages/')[2]}:{frame['line']} in {frame['function'].strip()}"
+    return place(frame["file"], frame["line"], frame["function"].strip())
 
 
 class EngineLog:
@@ -183,17 +169,19 @@ class EngineLog:
         """Which of the engine's processes are gone, and by which signal where that can still be seen."""
         return [f"{name} (pid {process.pid}){_how(process)}" for process, name in self._processes if not _alive(process)]
 
+    def said(self, error: BaseException) -> Said | None:
+        """The error that made the engine fail, of which ``error`` is what this process was told; None when nobody said one."""
+        if (said := first_error(self.text())) is not None:
+            return said
+        return None if WRAPPERS.search(_told(error)) else said_of(error)
+
     def cause(self, error: BaseException) -> str:
         """Why the engine failed, of which ``error`` is all that this process was told."""
-        written = self.text()
-        if (said := first_error(written)) is not None:
-            return str(said)
-        told = f"{type(error).__name__}: {error}".removesuffix(": ")
-        if not WRAPPERS.search(told):
-            return told
+        if (said := self.said(error)) is not None:
+            return said.explained
         codes = [f"{name} {_of_exit_code(int(code))}" for name, code in EXIT_CODES.findall(str(error))]
-        gone = codes or self.ended() or [f"{name} died" for name in dict.fromkeys(DIED.findall(written))]
-        who = "; ".join(gone) if gone else f"none of its processes is known to have ended ({told})"
+        gone = codes or self.ended() or [f"{name} died" for name in dict.fromkeys(DIED.findall(self.text()))]
+        who = "; ".join(gone) if gone else f"none of its processes is known to have ended ({_told(error)})"
         return f"no error of its own processes is in the log, as when they are killed: {who}; {self._memory()}"
 
     def _memory(self) -> str:
@@ -266,7 +254,9 @@ def start_errors(log: EngineLog) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ActorFailedError(f"{this_actor()}: the engine did not start: {_told(log, error)}") from error
+        # What this process met itself, unless that is only the echo of another's error.
+        said = log.said(error) if WRAPPERS.search(str(error)) else said_of(error)
+        raise _failure("the engine did not start", said, log.cause(error) if said is None else said.explained) from error
 
 
 @contextmanager
@@ -280,12 +270,22 @@ def engine_errors(log: EngineLog) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, EngineDeadError) or log.ended():
-            raise ActorDiedError(f"{this_actor()}: the engine's processes died: {log.cause(error)}") from error
+            raise _failure("the engine's processes died", log.said(error), log.cause(error), died=True) from error
         if str(error) and not WRAPPERS.search(str(error)):
             raise
-        raise ActorFailedError(f"{this_actor()}: the engine failed: {log.cause(error)}") from error
+        raise _failure("the engine failed", log.said(error), log.cause(error)) from error
 
 
-def _told(log: EngineLog, error: Exception) -> str:
-    """What this process met itself, unless that is only the echo of another's error."""
-    return log.cause(error) if WRAPPERS.search(str(error)) else f"{type(error).__name__}: {error}"
+def _failure(what: str, said: Said | None, cause: str, died: bool = False) -> ActorFailedError:
+    """The error for an engine's failure. What it serves when it dies is not the same the next time, so that only refusals that
+    are known to be ones are certain to come again."""
+    text = f"{this_actor()}: {what}: {cause}"
+    found = Recurrence.PASSING if said is None else recurrence_of_text(said.text)
+    if found is Recurrence.CERTAIN and (said is None or not died or remedy(said.text)):
+        return PermanentFailureError(text)
+    kind = ActorDiedError if died else ActorFailedError
+    return kind(text, sentence="" if said is None or found is Recurrence.PASSING else f"{what}: {sentence(said.text)}")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")

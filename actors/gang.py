@@ -16,7 +16,7 @@ from actors.placement import actor_environment, nodes_for, start_actor
 from actors.value_learner import ValueLearnerRank
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LearnerSection, ModelSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError, PermanentFailureError
 from dvpo_ray.monitoring import RESTARTS
 
 LOOK_S = 5.0
@@ -41,11 +41,14 @@ class Gang:
 
     @contextmanager
     def lost(self) -> Iterator[None]:
-        """Whatever happens to one rank happens to the learner: its peers' errors may come before that of the one that died."""
+        """Whatever happens to one rank happens to the learner: its peers' errors may come before that of the one that died. Only
+        what would happen again is not worth starting it again."""
         try:
             yield
+        except PermanentFailureError:
+            raise
         except ActorFailedError as error:
-            raise LearnerLostError(str(error), self._notified or error.preempted) from error
+            raise LearnerLostError(str(error), self._notified or error.preempted, error.sentence) from error
 
     def begin_start(self) -> None:
         """Let rank 0 name an address, then start all ranks at once."""
@@ -70,7 +73,8 @@ class Gang:
         """Results of calls on ranks.
 
         Raises:
-            LearnerLostError: a rank died, hangs, or failed for no reason of ours (it lost its peers).
+            LearnerLostError: a rank died, hangs, or failed for a reason that may pass (it lost its peers).
+            PermanentFailureError: a rank failed in a way in which it will fail again.
         """
         with self.lost():
             return get(list(calls), self.cluster.call_timeout_s, "a learner rank", doing)

@@ -18,6 +18,7 @@ from ray.exceptions import AuthenticationError
 
 from actors.family import children, end_family
 from actors.own_folder import own_folder
+from actors.telling import telling
 from actors.watchdog import LATE_AFTER
 from dvpo_ray.cluster_token import make_token, protect_token
 from dvpo_ray.config.sections import ClusterSection
@@ -209,6 +210,7 @@ def nodes_for(role: str, cluster: ClusterSection) -> dict[str, Any]:
 
 
 def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float, **options: Any) -> Any:
-    """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any."""
+    """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any. What it
+    raises is told in words (``actors.telling``)."""
     resources = {"num_cpus": 1, "num_gpus": gpus if cluster_has_gpus() else 0}
-    return ray.remote(kind).options(name=name, **resources, runtime_env={"env_vars": environment}, **options)
+    return ray.remote(telling(kind)).options(name=name, **resources, runtime_env={"env_vars": environment}, **options)

@@ -19,11 +19,18 @@ from actors.engine_log import EngineLog, engine_errors, start_errors
 from actors.engine_traces import clear, ending_before_us, keep_sockets_together, traces_of_children
 from actors.metrics import busy_counter, count, show
 from actors.node_facts import doubt
-from actors.nodes import this_node
+from actors.nodes import this_actor, this_node
 from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import GenerationSection, settled
 from dvpo_ray.data import turn_end
-from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, RowDeadlineError, WeightSyncError
+from dvpo_ray.errors import (
+    ActorFailedError,
+    DamagedWeightsError,
+    ModelError,
+    PermanentFailureError,
+    RowDeadlineError,
+    WeightSyncError,
+)
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
 from dvpo_ray.rows import (
@@ -36,6 +43,7 @@ from dvpo_ray.rows import (
     ServedWeights,
     WeightBucket,
 )
+from dvpo_ray.said import said_of
 from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
@@ -233,11 +241,11 @@ class RolloutActor:
         """Refuse adapters of other weights than those that this node's model folder holds.
 
         Raises:
-            WeightSyncError: naming both.
+            ModelError: naming both.
         """
         self._base_sha256 = self._base_sha256 or weights_sha256(Path(self._model))
         if self._base_sha256 != adapters.base_sha256:
-            raise WeightSyncError(
+            raise ModelError(
                 f"the learner trains adapters over weights with sha256 {adapters.base_sha256[:16]}..., model folder "
                 f"'{self._model}' on the engine's node holds {self._base_sha256[:16]}...: copy the same folder to both"
             )
@@ -316,12 +324,22 @@ class RolloutActor:
             task.cancel()
 
     async def _final(self, request: GenerationRequest) -> Any:
-        """What the engine says at last."""
-        final, sampling = None, self._sampling(request)
-        prompt = {"prompt_token_ids": list(request.prompt_ids)}
-        with engine_errors(self._log):
-            async for output in self._engine.generate(prompt, sampling, request.row_id):
-                final = output
+        """What the engine says at last.
+
+        Raises:
+            PermanentFailureError: it refuses the request.
+        """
+        from vllm.exceptions import VLLMClientError
+
+        final = None
+        try:
+            sampling = self._sampling(request)
+            prompt = {"prompt_token_ids": list(request.prompt_ids)}
+            with engine_errors(self._log):
+                async for output in self._engine.generate(prompt, sampling, request.row_id):
+                    final = output
+        except VLLMClientError as error:
+            raise PermanentFailureError(f"row {request.row_id}: {this_actor()} refuses it: {said_of(error).explained}") from error
         if final is None:
             raise ActorFailedError(f"row {request.row_id}: the engine ended without an answer")
         self._finished = asyncio.get_running_loop().time()

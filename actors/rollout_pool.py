@@ -28,10 +28,12 @@ from dvpo_ray.errors import (
     ActorTimeoutError,
     DamagedWeightsError,
     LearnerLostError,
+    PermanentFailureError,
     RowDeadlineError,
     WeightSyncError,
 )
 from dvpo_ray.monitoring import RESTARTS
+from dvpo_ray.restarts import Sentences
 from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, Receivers, ServedWeights
 from dvpo_ray.stages import Handle, Weights
 from dvpo_ray.stopping import AT_ONCE_S, current
@@ -83,6 +85,8 @@ class RolloutPool:
         self._workers = rollout.engine.tensor_parallel
         self._attempts = rollout.max_row_attempts
         self._missed: dict[str, int] = {}
+        # What engines that failed since the last version had said themselves.
+        self._sentences = Sentences()
         self._starts = 0
         self._traces = traces
         before = read_traces(traces)
@@ -192,6 +196,7 @@ class RolloutPool:
         self._cancelled.clear()
         with self._members:
             self._learner_lost = None
+            self._sentences.forget()
         while True:
             engines = self._present()
             with self._transfer:
@@ -338,11 +343,12 @@ class RolloutPool:
             thread.start()
 
     def _charge(self, name: str, error: ActorFailedError) -> None:
-        """Count a death; raises its error when it is one too many. Rows that miss deadlines have a budget of their own, and a
-        machine that is taken away is no fault."""
+        """Count a death; raises its error when it is one too many, or when engines fail with the same words again and nothing was
+        trained between. Rows that miss deadlines have a budget of their own, and a machine that is taken away is no fault."""
         self._budget -= not isinstance(error, RowDeadlineError) and not error.preempted
         if self._budget < 0:
             raise error
+        self._sentences.hear(error)
         extra = {"actor": name} | ({"row": error.row_id} if isinstance(error, RowDeadlineError) else {})
         logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error, extra=extra)
         count(RESTARTS, stage="rollout")
@@ -371,7 +377,9 @@ class RolloutPool:
             stop_actors([engine.actor])
             with self._members:
                 self._joining = [other for other in self._joining if other is not engine]
-                if self._stopping.is_set() or not isinstance(error, ActorFailedError) or isinstance(error, LOST):
+                if self._stopping.is_set() or not isinstance(error, ActorFailedError):
+                    raise
+                if isinstance(error, (*LOST, PermanentFailureError)):
                     raise
                 self._charge(engine.name, error)
             return engine.traces
@@ -401,7 +409,7 @@ class RolloutPool:
                     # The driver must hear of it, and may take long to mend it.
                     deadline = time.monotonic() + self._cluster.start_timeout_s
                     with self._members:
-                        self._learner_lost = LearnerLostError(str(error), error.preempted)
+                        self._learner_lost = LearnerLostError(str(error), error.preempted, error.sentence)
                         self._members.notify_all()
                 if self._stopping.wait(RETRY_S) or time.monotonic() > deadline:
                     raise

@@ -23,8 +23,10 @@ from dvpo_ray.errors import (
     AS_ASKED,
     LOST,
     CommitError,
+    DvpoError,
     FrozenValueChangedError,
     NonFiniteUpdateError,
+    RunError,
     RunStoppedError,
 )
 from dvpo_ray.feed import Feed
@@ -113,7 +115,8 @@ class Driver:
 
     def _train_step(self, step: int, feed: Feed) -> None:
         stages, ledger, run, committer = self._stages, self._ledger, self._run, self._committer
-        record, scored = feed.take(step)
+        with self._keeping(step):
+            record, scored = feed.take(step)
         given: list[Handle] = []
         with record.span("learn"), self._dumping(step, given):
             result = stages.learner.step(step, self._kl.beta, _noted(scored, given))
@@ -158,6 +161,22 @@ class Driver:
             self._begin_commit(steps, None)
             self._committer.finish()
 
+    @contextmanager
+    def _keeping(self, steps: int) -> Iterator[None]:
+        """Commit ``steps`` trained steps when what follows fails: the learner, which is not at work in it, is as it was."""
+        try:
+            yield
+        except (*LOST, RunStoppedError):
+            raise
+        except DvpoError:
+            try:
+                self.keep(steps)
+                if steps:
+                    self._run.phase(f"{steps} steps are committed: --resume auto goes on after them")
+            except RunError as trouble:
+                self._run.warn(steps, f"the {steps} steps so far could not be committed: {trouble}")
+            raise
+
     def _begin_commit(self, steps: int, score: float | None) -> None:
         self._committer.begin(steps, self._state(steps) | {"score": score})
 
@@ -175,7 +194,7 @@ class Driver:
         section = self._config.evaluation
         if not section or not section.every or step % section.every or step == self._config.steps:
             return None
-        with self._run.stop.cutting(self._run.pace.plan_of_commit):
+        with self._keeping(step), self._run.stop.cutting(self._run.pace.plan_of_commit):
             score = self._evaluate(step)
             self._run.restart_clock()
             return score

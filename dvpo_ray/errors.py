@@ -37,13 +37,32 @@ class RunError(DvpoError, RuntimeError):
 class ActorFailedError(RunError):
     """An actor died, hung past its deadline, or reported a failure; the message names it."""
 
-    def __init__(self, message: str, preempted: bool = False) -> None:
-        """``preempted``: its node was taken away after notice, which is no fault of the actor."""
+    def __init__(self, message: str, preempted: bool = False, sentence: str = "") -> None:
+        """``preempted``: its node was taken away after notice, which is no fault of the actor. ``sentence``: what it raised while
+        doing what, without figures that change: when it comes again it will every time. Empty for what may pass."""
         super().__init__(message)
         self.preempted = preempted
+        self.sentence = sentence
 
     def __reduce__(self) -> tuple[type[ActorFailedError], tuple[Any, ...]]:
-        return type(self), (str(self), self.preempted)
+        return type(self), (str(self), self.preempted, self.sentence)
+
+
+class PermanentFailureError(ActorFailedError):
+    """An actor failed in a way in which the same work fails every time: it is not tried again."""
+
+
+class RaisedError(DvpoError):
+    """An exception that is none of ours, as the actor that met it tells it to whoever called; they know what it was doing."""
+
+    def __init__(self, actor: str, told: str, again: bool, sentence: str = "") -> None:
+        """``told`` are type, message and place; ``again``: the same work fails every time; ``sentence`` as of ActorFailedError,
+        without what was being done."""
+        super().__init__(f"{actor}: {told}")
+        self.actor, self.told, self.again, self.sentence = actor, told, again, sentence
+
+    def __reduce__(self) -> tuple[type[RaisedError], tuple[Any, ...]]:
+        return type(self), (self.actor, self.told, self.again, self.sentence)
 
 
 class ActorDiedError(ActorFailedError):

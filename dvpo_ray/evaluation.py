@@ -15,13 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 from dvpo_ray.algorithms import Signals, advantages
 from dvpo_ray.config.algorithms import AdvantageConfig
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.entry_points import load_entry_point
 from dvpo_ray.errors import ActorFailedError, DataError
 from dvpo_ray.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.statistics import bootstrap_ci95, mean_ci95, share_ci95, win_rate, wins
-from dvpo_ray.rewards import checked
+from dvpo_ray.rewards import called, checked
 from dvpo_ray.rows import GenerationRequest, ScoredBatch
 from dvpo_ray.run_folder import keep_records
 from dvpo_ray.seeds import sampling_seed
@@ -132,7 +131,7 @@ class Evaluator:
         seed: int,
     ) -> None:
         self._prompts = {p.row_id: p for p in prompts}
-        self._gold = None if gold is None else load_entry_point(gold)
+        self._gold = None if gold is None else called("evaluation.gold", gold)
         self._advantage = advantage
         self._tokenizer = tokenizer
         self._requests = [
@@ -208,7 +207,7 @@ class Evaluator:
         """Gold of each answer, None without a gold function.
 
         Raises:
-            RewardError: it gave something other than a finite number for each.
+            RewardError: it failed, or gave something other than a finite number for each.
         """
         if self._gold is None:
             return [None] * len(texts)

@@ -1,29 +1,53 @@
-"""How often a learner that was lost is started again."""
+"""How often actors that were lost are started again."""
 
 from __future__ import annotations
 
 from dvpo_ray.committer import Committer
-from dvpo_ray.errors import ActorFailedError, LearnerLostError
+from dvpo_ray.errors import ActorFailedError, LearnerLostError, PermanentFailureError
 from dvpo_ray.run import Run
 from dvpo_ray.stages import Restarting
 
 
+class Sentences:
+    """What actors that failed have said, where it is not known whether the same work fails again: twice the same, and it does."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def hear(self, error: ActorFailedError) -> None:
+        """Remember a failure.
+
+        Raises:
+            PermanentFailureError: it was said before.
+        """
+        if error.sentence in self._said:
+            raise PermanentFailureError(f"{error}\nit was tried again once, and failed in the same way") from error
+        self._said |= {error.sentence} - {""}
+
+    def forget(self) -> None:
+        """Since then the work went on."""
+        self._said.clear()
+
+
 class Restarts:
-    """The budget of one run."""
+    """The budget of a run's learner."""
 
     def __init__(self, learner: Restarting, most: int, run: Run, committer: Committer) -> None:
         self._learner = learner
         self._left = most
         self._run = run
         self._committer = committer
+        self._sentences = Sentences()
 
     def restart(self, error: ActorFailedError) -> None:
         """Start the learner again, and again should it be lost while it starts.
 
         Raises:
             ActorFailedError: that it was lost, once too often.
+            PermanentFailureError: what it raised is what it had raised before, at the same work.
         """
         while True:
+            self._sentences.hear(error)
             # A machine that is taken away is no fault.
             self._left -= not error.preempted
             if self._left < 0:

@@ -15,6 +15,7 @@ from dvpo_ray.config.rewards import FunctionReward, HttpReward, ModelReward, Rew
 from dvpo_ray.entry_points import load_entry_point
 from dvpo_ray.errors import RewardError
 from dvpo_ray.retries import Patience, Poster, bearer, may_pass, retry_after
+from dvpo_ray.said import said_of
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -45,8 +46,29 @@ class Rewards:
 def make_reward(name: str, config: FunctionReward | HttpReward) -> Reward:
     """The reward of texts that settings describe."""
     if isinstance(config, FunctionReward):
-        return load_entry_point(config.function)
+        return called(f"reward '{name}'", config.function)
     return RemoteReward(name, config)
+
+
+def called(what: str, path: str) -> Reward:
+    """The function of the user's that ``path`` names; ``what`` it is for.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    function = load_entry_point(path)
+
+    def call(prompts: Sequence[str], answers: Sequence[str]) -> Sequence[float]:
+        try:
+            return function(prompts, answers)
+        # Whatever it raises is the user's to mend.
+        except Exception as error:
+            raise RewardError(
+                f"{what}: {path} failed on {len(answers)} answers: {said_of(error)}\n"
+                "mend the function and go on with --resume auto"
+            ) from error
+
+    return call
 
 
 def checked(what: str, scores: Any, count: int) -> list[float]:

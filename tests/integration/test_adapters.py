@@ -17,7 +17,7 @@ from actors.policy_gang import PolicyLearner
 from actors.rollout_pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LoraSection
-from dvpo_ray.errors import ActorFailedError, CommitError, WeightSyncError
+from dvpo_ray.errors import ActorFailedError, CommitError, ModelError, WeightSyncError
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.token_reader import load_policy
 from dvpo_ray.rows import Adapters, Ragged, ScoredBatch
@@ -171,7 +171,7 @@ def test_adapters_of_another_base_are_refused(
     gang = PolicyLearner(str(tmp_path / "other"), MODEL, config, ray, seed=0)
     gang.wait_ready()
     try:
-        with pytest.raises(WeightSyncError, match="on the engine's node holds .* copy the same folder to both"):
+        with pytest.raises(ModelError, match="on the engine's node holds .* copy the same folder to both"):
             rollouts.sync(gang.weights(20))
         assert len(answers_of(rollouts, requests(2, seed=20))) == 2
         gang.begin_commit(str(folder))

@@ -15,7 +15,7 @@ from actors.rollout_pool import RolloutPool
 from dvpo_ray.config import PipelineRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, ConfigError
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, ConfigError, PermanentFailureError
 from dvpo_ray.planning.preflight import longest_context
 from dvpo_ray.run import Event
 from jobs.demo import run_pipeline
@@ -39,8 +39,8 @@ def altered(tiny_model: Path, tmp_path: Path) -> Altered:
     return make
 
 
-def started(folder: Path, ray: ClusterSection, **engine: Any) -> RolloutPool:
-    rollout = settings(max_restarts=0).rollout
+def started(folder: Path, ray: ClusterSection, max_restarts: int = 0, **engine: Any) -> RolloutPool:
+    rollout = settings(max_restarts=max_restarts).rollout
     rollout = rollout.model_copy(update={"engine": rollout.engine.model_copy(update=engine)})
     return RolloutPool(str(folder), MODEL, rollout, ray, seed=0)
 
@@ -51,12 +51,12 @@ def test_a_head_size_that_kernels_lack_is_told_when_answers_are_asked_for(ray: C
     pool = started(altered(head_dim=20), ray)
     try:
         pool.wait_ready()
-        with pytest.raises(ActorDiedError) as raised:
+        with pytest.raises(PermanentFailureError) as raised:
             answers_of(pool, requests(1))
     finally:
         pool.stop()
     told = str(raised.value)
-    assert "rollout-0" in told
+    assert "rollout-0" in told and "to mend it: take a model.path with another size of attention heads" in told
     assert "Unsupported CPU attention configuration: head_dim=20" in told
     assert "in EngineCore (pid " in told and "vllm/_custom_ops.py" in told, "the innermost frames"
     assert "above" not in told
@@ -65,14 +65,31 @@ def test_a_head_size_that_kernels_lack_is_told_when_answers_are_asked_for(ray: C
 def test_a_cache_too_small_for_one_row_is_told(ray: ClusterSection, altered: Altered) -> None:
     pool = started(altered(max_position_embeddings=65536), ray, max_model_len=65536, kv_cache_mib=16)
     try:
-        with pytest.raises(ActorFailedError) as raised:
+        with pytest.raises(PermanentFailureError) as raised:
             pool.wait_ready()
     finally:
         pool.stop()
     told = str(raised.value)
     assert "rollout-0: the engine did not start: ValueError: To serve at least one request" in told
+    assert "to mend it: raise rollout.engine.kv_cache_mib" in told
     assert "in EngineCore (pid " in told and "kv_cache_utils.py" in told
     assert "root cause" not in told
+
+
+def test_a_length_beyond_the_models_is_refused_once_with_the_engines_sentence_and_the_key(
+    ray: ClusterSection, tiny_model: Path
+) -> None:
+    pool = started(tiny_model, ray, max_restarts=3, max_model_len=1024)
+    try:
+        with pytest.raises(PermanentFailureError) as raised:
+            pool.wait_ready()
+    finally:
+        pool.stop()
+    told = str(raised.value)
+    assert told.startswith("rollout-0: the engine did not start: "), "and none was started in its place"
+    assert "User-specified max_model_len (1024) is greater than the derived max_model_len (max_position_embeddings=512" in told
+    assert "to mend it: lower rollout.engine.max_model_len" in told
+    assert "serializ" not in told and "input_value" not in told
 
 
 @pytest.mark.slow

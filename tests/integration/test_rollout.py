@@ -23,10 +23,10 @@ from dvpo_ray.config.sections import (
     TransferSection,
 )
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, ServedModelError, WeightSyncError
+from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, PermanentFailureError, ServedModelError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Answer, Ragged, ScoredBatch
+from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch
 from jobs.probe import Probe
 from tests.decided import scorer_section
 from tests.engines import ANSWER_LENGTHS, MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_in, weights_of
@@ -49,6 +49,23 @@ def test_engine_and_learner_agree_in_float32(rollouts: RolloutPool, tiny_model: 
     answers = answers_of(rollouts, requests(12))
     assert max(a.response_ids.size for a in answers) > 5
     assert gap(answers, log_probs_of(weights_of(tiny_model, 1.0), tiny_model, answers)) <= 1e-3
+
+
+def test_a_row_that_an_engine_refuses_is_named_with_the_key_and_others_are_answered(rollouts: RolloutPool) -> None:
+    (long,) = requests(1, prompt_tokens=300)
+    with pytest.raises(PermanentFailureError) as raised:
+        answers_of(rollouts, [long])
+    told = str(raised.value)
+    assert told.startswith(
+        "row r0-0: rollout-0 refuses it: VLLMValidationError: This model's maximum context length is 256 tokens"
+    )
+    assert "300 input tokens" in told
+    assert "to mend it: lower data.max_prompt_tokens, or raise rollout.engine.max_model_len" in told
+    with pytest.raises(
+        PermanentFailureError, match="(?s)row odd: rollout-0 refuses it: .*Token id 99999 is out of vocabulary.*vocab"
+    ):
+        answers_of(rollouts, [GenerationRequest("odd", (5, 99999), seed=1)])
+    assert len(answers_of(rollouts, requests(2, seed=3))) == 2
 
 
 def test_rows_are_reproducible_by_seed(rollouts: RolloutPool) -> None:

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from actors import engine_log
-from actors.engine_log import EngineLog, first_error, start_errors
-from dvpo_ray.errors import ActorFailedError
+from actors.engine_log import EngineLog, engine_errors, first_error, start_errors
+from dvpo_ray.errors import ActorDiedError, ActorFailedError, PermanentFailureError
+from dvpo_ray.said import MOST_TEXT
 
 WORKER = "(Worker pid=20) ERROR 11-27 13:11:28 [multiproc_executor.py:953]"
 CORE = "(EngineCore pid=11) ERROR 11-27 13:11:31 [core.py:1510]"
@@ -107,7 +108,7 @@ def test_a_log_that_is_cut_short_is_read(cut: int) -> None:
 
 def test_a_long_message_is_cut() -> None:
     said = first_error(f'Traceback (most recent call last):\n  File "/a.py", line 1, in f\nValueError: {"x" * 5000}\n')
-    assert said is not None and len(said.text) == engine_log.MOST_TEXT and said.text.endswith("...")
+    assert said is not None and len(said.text) == MOST_TEXT and said.text.endswith("...")
 
 
 FOLLOW = """
@@ -181,9 +182,68 @@ def test_processes_of_an_engine_that_are_gone_are_named() -> None:
 
 
 def test_what_this_process_met_itself_is_told_and_survives_pickling() -> None:
-    with pytest.raises(ActorFailedError) as raised, start_errors(EngineLog()):
+    with pytest.raises(PermanentFailureError) as raised, start_errors(EngineLog()):
         raise ValueError("max_model_len (513) is greater than 512\nset it lower")
     again = pickle.loads(pickle.dumps(raised.value))
-    assert (
-        str(again) == "this process: the engine did not start: ValueError: max_model_len (513) is greater than 512\nset it lower"
+    told = "this process: the engine did not start: ValueError: max_model_len (513) is greater than 512\nset it lower\n  at "
+    assert str(again).startswith(told)
+
+
+ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -9}")
+
+
+def logged(end: str, folder: Path) -> EngineLog:
+    """A log in which an engine's process wrote an error that ends so."""
+    log, file = EngineLog(), folder / "log"
+    file.write_text(
+        f'{CORE} Traceback (most recent call last):\n{CORE}   File "/a.py", line 1, in f\n{CORE} {end}\n' if end else ""
     )
+    log._read[str(file)] = 0
+    return log
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "sentence"),
+    [
+        ("ValueError: To serve at least one request with the model's max seq len (9)", PermanentFailureError, ""),
+        ("RuntimeError: Unsupported CPU attention configuration: head_dim=20", PermanentFailureError, ""),
+        (
+            "RuntimeError: no kernel image at 0x7f",
+            ActorFailedError,
+            "the engine did not start: RuntimeError: no kernel image at #",
+        ),
+        ("ValueError: Free memory on device cuda:0 (1/80 GiB) on startup is less than desired", ActorFailedError, ""),
+        ("torch.OutOfMemoryError: CUDA out of memory.", ActorFailedError, ""),
+        ("", ActorFailedError, ""),
+    ],
+)
+def test_a_start_that_will_fail_again_is_told_from_one_that_may_not(
+    end: str, kind: type[Exception], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ActorFailedError) as raised, start_errors(logged(end, tmp_path)):
+        raise ECHO
+    assert type(raised.value) is kind and raised.value.sentence == sentence
+    assert ("to mend it: " in str(raised.value)) == ("serve" in end or "attention" in end or "emory" in end)
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "sentence"),
+    [
+        ("RuntimeError: Unsupported CPU attention configuration: head_dim=20", PermanentFailureError, ""),
+        (
+            "IndexError: list index out of range",
+            ActorDiedError,
+            "the engine's processes died: IndexError: list index out of range",
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory.", ActorDiedError, ""),
+        ("", ActorDiedError, ""),
+    ],
+)
+def test_an_engine_that_dies_is_given_another_try_unless_it_refuses_the_model(
+    end: str, kind: type[Exception], sentence: str, tmp_path: Path
+) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    with pytest.raises(ActorFailedError) as raised, engine_errors(logged(end, tmp_path)):
+        raise EngineDeadError
+    assert type(raised.value) is kind and raised.value.sentence == sentence

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,17 @@ from dvpo_ray.commits import CommitStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import CommitError, ConfigError, LearnerLostError, RunError, RunStoppedError
+from dvpo_ray.errors import (
+    CommitError,
+    ConfigError,
+    LearnerLostError,
+    PermanentFailureError,
+    RewardError,
+    RunError,
+    RunStoppedError,
+)
 from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import EngineTraces, ServedWeights, StepResult
+from dvpo_ray.rows import EngineTraces, GenerationRequest, ServedWeights, StepResult
 from dvpo_ray.run import Event, Run
 from dvpo_ray.run_folder import COMMITS, DEAD_LETTERS, check_same_run, locked, run_folder
 from dvpo_ray.stages import Weights
@@ -173,6 +181,54 @@ def test_a_learner_that_keeps_dying_ends_the_run(tmp_path: Path) -> None:
     config = recipe(tmp_path, 2, learner={"max_restarts": 2})
     with pytest.raises(LearnerLostError, match="learner lost"):
         run_once(config, ChainStages(["learner"] * 50))
+
+
+class RowsFail(ChainStages):
+    """Whose engines refuse the rows of the fifth step."""
+
+    asked = 0
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[str]:
+        self.asked += 1
+        if self.asked == 5:
+            raise PermanentFailureError("row 7: rollout-0 refuses it")
+        return super().generate(requests)
+
+
+@pytest.mark.parametrize("lead", [0, 2])
+def test_what_was_trained_before_rows_were_refused_is_committed(
+    straight: tuple[str, list[tuple[int, float]]], tmp_path: Path, lead: int
+) -> None:
+    config = recipe(tmp_path, every=0, off_policy={"max_staleness": lead})
+    stages = RowsFail()
+    with pytest.raises(PermanentFailureError, match="refuses it"):
+        run_once(config, stages)
+    assert stages.asked >= 5
+    commit = CommitStore(run_folder(config) / COMMITS).newest()
+    assert commit is not None and commit.step == len(steps_and_chain(config)) == 4
+    again = ChainStages()
+    run_once(config, again)
+    assert (again.chain, steps_and_chain(config)) == straight
+
+
+def test_what_was_trained_before_an_evaluation_failed_is_committed(tmp_path: Path) -> None:
+    config = recipe(tmp_path, every=0, evaluation={"source": "y", "every": 3})
+
+    def evaluate(step: int) -> float | None:
+        raise RewardError(f"evaluation.gold failed after step {step}")
+
+    with pytest.raises(RewardError, match="after step 3"):
+        run_once(config, ChainStages(), evaluate=evaluate)
+    commit = CommitStore(run_folder(config) / COMMITS).newest()
+    assert commit is not None and commit.step == 3
+
+
+def test_what_could_not_be_committed_then_is_a_warning_and_the_failure_stays(tmp_path: Path) -> None:
+    config = recipe(tmp_path, every=0)
+    stages = RowsFail([*[""] * 12, "learner"])
+    with pytest.raises(PermanentFailureError, match="refuses it"):
+        run_once(config, stages)
+    assert CommitStore(run_folder(config) / COMMITS).newest() is None
 
 
 def test_a_machine_that_is_taken_away_is_no_fault(straight: tuple[str, list[tuple[int, float]]], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -178,3 +179,13 @@ def test_rewards_alone_can_train(service: Service) -> None:
     configs = {"x": FunctionReward(function="a:b")}
     found, _ = prepare(scored, 0, Grpo(score="none"), KlSection(), 0.0, None, configs)
     assert torch.allclose(torch.from_numpy(found.advantages.flat).float(), torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+
+
+def test_a_function_that_fails_is_named_with_its_place() -> None:
+    rewards = Rewards({"taste": FunctionReward(function="tests.failing:reward")})
+    with pytest.raises(RewardError) as raised:
+        rewards(PROMPTS, ANSWERS)
+    told = str(raised.value)
+    assert told.startswith("reward 'taste': tests.failing:reward failed on 3 answers: HoldsLock: no opinion on 3 answers\n  at ")
+    assert "tests/failing.py:" in told and told.endswith("mend the function and go on with --resume auto")
+    assert str(pickle.loads(pickle.dumps(raised.value))) == told
