@@ -68,7 +68,7 @@ def test_ipo_asks_the_same_of_long_answers_as_of_short_ones() -> None:
 
 
 def test_every_pair_comes_once_an_epoch_in_an_order_of_the_seed() -> None:
-    found = batches(pairs=10, size=4, epochs=2, seed=3)
+    found = batches(rows=10, size=4, epochs=2, seed=3)
     assert [rows.size for rows in found] == [4, 4, 2, 4, 4, 2]
     first, second = np.concatenate(found[:3]), np.concatenate(found[3:])
     assert sorted(first) == sorted(second) == list(range(10))
