@@ -39,7 +39,9 @@ def assembled(rows: Iterable[RawRow], notes: Counter[str]) -> Iterator[RawRow]:
             yield raw
             continue
         name = str(raw.row["message_id"])
-        if name in messages:
+        if _is_none(raw.row["message_id"]):
+            yield replace(raw, problem=Reason.MISSING_FIELD, detail="'message_id' is empty")
+        elif name in messages:
             yield replace(raw, problem=Reason.DUPLICATE_ID, detail=f"an earlier message has the message_id '{name}'")
         else:
             messages[name] = raw

@@ -104,6 +104,13 @@ def test_messages_without_the_ones_above_them_are_dead_letters(tmp_path: Path, t
     assert "parent_id 'v'" in letters[1]["detail"] and '"v.0"' in letters[1]["excerpt"]
 
 
+@pytest.mark.parametrize("name", ["", None, float("nan")])
+def test_messages_without_an_id_are_dead_letters(tmp_path: Path, tokenizer: Any, name: Any) -> None:
+    """One of them would be its own parent."""
+    found, counts = load(tmp_path, [*TREE, message(name, "", "a"), *OTHER], tokenizer)
+    assert found == PAIRS and counts.rejected == {"missing_field": 1}
+
+
 def test_trees_that_compare_nothing_are_dead_letters_message_by_message(tmp_path: Path, tokenizer: Any) -> None:
     gone = [message("d", None, "Gone?", deleted=True), message("d.0", "d", "a", 0), message("d.1", "d", "b", 1)]
     alone = [message("e", None, "Alone?"), message("e.0", "e", "a", 0)]
