@@ -107,7 +107,7 @@ def test_messages_without_the_ones_above_them_are_dead_letters(tmp_path: Path, t
 @pytest.mark.parametrize("name", ["", None, float("nan")])
 def test_messages_without_an_id_are_dead_letters(tmp_path: Path, tokenizer: Any, name: Any) -> None:
     """One of them would be its own parent."""
-    found, counts = load(tmp_path, [*TREE, message(name, "", "a"), *OTHER], tokenizer)
+    found, counts = load(tmp_path, [*TREE, message("x", None, "a") | {"message_id": name}, *OTHER], tokenizer)
     assert found == PAIRS and counts.rejected == {"missing_field": 1}
 
 
