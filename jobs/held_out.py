@@ -15,7 +15,8 @@ from dvpo_ray.evaluation import Evaluation, Evaluator, compare
 from dvpo_ray.run import Run
 from dvpo_ray.run_folder import EVALUATIONS
 from dvpo_ray.stages import Rollouts, Scorers
-from jobs.setup import BaseModel, read_evaluation_prompts
+from jobs.models import BaseModel
+from jobs.setup import read_evaluation_prompts
 
 
 def make_evaluator(

@@ -21,7 +21,7 @@ from dvpo_ray.errors import CommitError
 from dvpo_ray.planning.device_defaults import ROLES
 from dvpo_ray.planning.node_facts import NodeFacts
 from jobs import setup
-from jobs.setup import base_model, settle_devices
+from jobs.models import base_model, settle_devices
 
 FAST = NodeFacts("fast CPU", False, 3.0, 64e9, 100.0)
 SLOW = NodeFacts("slow CPU", False, 0.13, 24e9, 138.0)

@@ -15,7 +15,7 @@ from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import EncodedDemonstration, EncodedPair, EncodedPrompt
 from dvpo_ray.errors import DataError, ModelError
 from dvpo_ray.models.limits import Limits
-from jobs.setup import base_model
+from jobs.models import base_model
 
 LIMITS = Limits(320, 16, "n_positions")
 
