@@ -60,8 +60,15 @@ def evaluate_value(
     """
     place = locate(str(folder), field="the value model")
     record = read_seal(place.folder)
-    given = {"max_bad_share": max_bad_share, "dead_letters": dead_letters, "chat_template_kwargs": record.chat_template_kwargs}
-    found = rank_pairs(place.folder, data, max_prompt_tokens, max_answer_tokens, **given)
+    found = rank_pairs(
+        place.folder,
+        data,
+        max_prompt_tokens,
+        max_answer_tokens,
+        max_bad_share=max_bad_share,
+        dead_letters=dead_letters,
+        chat_template_kwargs=record.chat_template_kwargs,
+    )
     return found | {"value_model": str(folder if place.hub is None else place)}
 
 

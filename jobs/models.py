@@ -88,7 +88,7 @@ def base_model(section: ModelSection, listener: Listener = lambda event: None, k
         # Named templates: conversations are encoded with this one.
         tokenizer.chat_template = tokenizer.get_chat_template()
     for name in ignored_arguments(tokenizer):
-        text = f"model.chat_template_kwargs.{name}: the model's chat template writes the same without it: is it the right name?"
+        text = f"model.chat_template_kwargs.{name}: the model's chat template writes the same without it; is the name right?"
         listener(Event("warning", text))
     if place.hub is not None:
         section = section.model_copy(update={"path": place.hub.name, "revision": place.revision})

@@ -109,12 +109,18 @@ def hub_model(text: str, revision: str | None = None) -> HubModel | None:
     return HubModel(found["name"], revision or found["revision"] or MAIN)
 
 
+def named_for_elsewhere(key: str, text: str) -> bool:
+    """Whether a setting that another machine will read is taken for a name on the Hub.
+
+    Value and reward models are made by this service, so a name of two parts is more likely that of a folder, such as
+    ``runs/value``: with a revision it is the Hub's.
+    """
+    return (key == "model.path" or "@" in text) and hub_model(text) is not None
+
+
 def _is_unreachable(error: Exception) -> bool:
     """Whether the Hub gave no answer that counts."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HTTPError,  # type: ignore[attr-defined]
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code == 429

@@ -71,9 +71,8 @@ def test_thinking_stands_once(make: Make, tmp_path: Path) -> None:
 
 
 def test_thinking_that_an_argument_opens(make: Make, tmp_path: Path) -> None:
-    opening = QWEN3.replace(
-        "enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n", "think %}<think>\n"
-    )
+    ended = "enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    opening = QWEN3.replace(ended, "think %}<think>\n")
     tokenizer, _ = make((opening, *FAMILY[1:]))
     thinks = "<think>\nhm\n</think>\n\ngood"
     assert pairs_of(with_arguments(tokenizer, {"think": True}), tmp_path, chosen=thinks) == (f"{thinks}<|im_end|>", {THOUGHT: 1})

@@ -128,7 +128,7 @@ def test_a_cache_that_is_not_whole_is_not_taken(hub: Hub, files: Files, monkeypa
     hub.model(NAME).push(files)
     (locate(NAME).folder / "model.safetensors").unlink()
     offline(monkeypatch)
-    with pytest.raises(ModelError, match=r"model\.safetensors.*nor is it whole in the cache"):
+    with pytest.raises(ModelError, match="nor is it whole in the cache"):
         locate(NAME)
 
 
