@@ -12,11 +12,23 @@ import pytest
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import TEMPLATE_OWN, ModelSection
-from dvpo_ray.data import ChatEncoder, DeadLetters, ignored_arguments, load_pairs, load_tokenizer, template_hash, turn_end
+from dvpo_ray.data import (
+    ChatEncoder,
+    DeadLetters,
+    ignored_arguments,
+    load_pairs,
+    load_tokenizer,
+    template_hash,
+    tokenizer_hash,
+    turn_end,
+)
 from dvpo_ray.data.chat_template import with_arguments
 from dvpo_ray.data.messages import Message
 from dvpo_ray.data.thinking import RETHOUGHT, THOUGHT, UNTHOUGHT
-from dvpo_ray.errors import ConfigError
+from dvpo_ray.errors import ConfigError, ModelError
+from dvpo_ray.models.value_model import ValueModelSeal, check_fits
+from dvpo_ray.run import Event
+from jobs.models import base_model
 from tests.unit.data.conftest import Make
 
 # As Qwen3's: thoughts of the last answer are shown, an answer without any gets an empty one, and with `enable_thinking = false`
@@ -132,3 +144,45 @@ def test_the_names_that_transformers_takes_itself_are_known() -> None:
 
     taken = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"self", "kwargs"}
     assert taken | {"messages"} == TEMPLATE_OWN
+
+
+def sealed(**more: Any) -> ValueModelSeal:
+    """A seal as `gvm.json` has it."""
+    content = {
+        "base_model": "m",
+        "data_sha256": "d" * 64,
+        "pairs": 1,
+        "target": {"type": "td"},
+        "value_mean": 0.0,
+        "value_std": 1.0,
+        "held_out_pairs": 1,
+        "held_out_accuracy": {},
+        "files": {"model.safetensors": "f" * 64},
+    }
+    return ValueModelSeal.model_validate_json(json.dumps(content | more))
+
+
+def test_a_value_model_of_other_arguments_is_refused_with_the_reason(make: Make) -> None:
+    tokenizer, _ = make(FAMILY)
+    words, bare = tokenizer_hash(tokenizer), template_hash(tokenizer)
+    off = template_hash(with_arguments(tokenizer, OFF))
+    of_off = sealed(tokenizer_sha256=words, chat_template_sha256=off, chat_template_kwargs=OFF)
+    check_fits(of_off, words, off, "v", OFF)
+    with pytest.raises(ModelError, match=r"model\.chat_template_kwargs = \{enable_thinking = false\}, and the policy has none: "):
+        check_fits(of_off, words, bare, "v")
+    earlier = sealed(tokenizer_sha256=words, chat_template_sha256=bare)
+    check_fits(earlier, words, bare, "v")
+    assert earlier.base_revision is None
+    with pytest.raises(ModelError, match=r"model\.chat_template_kwargs = none, and the policy has \{enable_thinking = false\}"):
+        check_fits(earlier, words, off, "v", OFF)
+    with pytest.raises(ModelError, match="another chat template"):
+        check_fits(of_off, words, "0" * 64, "v", OFF)
+
+
+def test_a_job_warns_of_an_argument_that_the_template_ignores(tiny_model: Path) -> None:
+    events: list[Event] = []
+    base = base_model(ModelSection(path=str(tiny_model), chat_template_kwargs=OFF), events.append)
+    (warning,) = [event.text for event in events if event.kind == "warning"]
+    assert warning.startswith("model.chat_template_kwargs.enable_thinking: the model's chat template writes the same without it")
+    assert base.origin["chat_template_kwargs"] == OFF
+    assert "chat_template_kwargs" not in base_model(ModelSection(path=str(tiny_model))).origin
