@@ -143,7 +143,7 @@ def fitting_value_model(folder: str, base: BaseModel) -> tuple[str, ValueModelSe
     record = read_seal(place.folder)
     remedy = "name a folder of `dvpo value train`; a reward model goes into [policy.rewards.NAME] with type = 'model'"
     refuse_reward_model(record, "policy.value_model", folder, remedy)
-    _check_fits(record, base, place.folder)
+    _check_fits(record, base, place)
     return str(place), record
 
 
@@ -156,7 +156,7 @@ def fitting_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> dic
     found = dict(rewards)
     for name, config in model_rewards(rewards).items():
         place = locate(config.folder, field=f"policy.rewards.{name}.folder", kept=base.kept)
-        _check_fits(read_reward_seal(name, config, place.folder), base, place.folder)
+        _check_fits(read_reward_seal(name, config, place.folder), base, place)
         found[name] = config.model_copy(update={"folder": str(place)})
     return found
 
@@ -172,7 +172,7 @@ def fitting_advantage(advantage: AdvantageConfig, base: BaseModel) -> AdvantageC
     field = "policy.advantage.critic.initial"
     place = locate(advantage.critic.initial, field=field, kept=base.kept)
     try:
-        _check_fits(read_seal(place.folder), base, place.folder)
+        _check_fits(read_seal(place.folder), base, place)
     except ModelError as error:
         raise ModelError(f"{field}: {error}") from error
     return advantage.model_copy(update={"critic": advantage.critic.model_copy(update={"initial": str(place)})})
@@ -203,6 +203,6 @@ def fitting_models(recipe: PolicyRecipe, base: BaseModel, listener: Listener) ->
     return recipe.model_copy(update={"policy": policy.model_copy(update=found)}), record
 
 
-def _check_fits(record: ValueModelSeal, base: BaseModel, folder: Path) -> None:
+def _check_fits(record: ValueModelSeal, base: BaseModel, place: ModelPlace) -> None:
     tokenizer = base.tokenizer
-    check_fits(record, tokenizer_hash(tokenizer), template_hash(tokenizer), folder, arguments_of(tokenizer))
+    check_fits(record, tokenizer_hash(tokenizer), template_hash(tokenizer), str(place), arguments_of(tokenizer))

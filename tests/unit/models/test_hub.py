@@ -103,6 +103,20 @@ def test_a_revision_is_kept_whatever_main_does(hub: Hub, files: Files) -> None:
     assert with_model(recipe(Path(), every=2), again).model.revision == first
 
 
+def test_every_machine_gets_the_commit_that_one_has_found(
+    hub: Hub, files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path
+) -> None:
+    from huggingface_hub import constants
+
+    repository = hub.model(NAME)
+    repository.push(files)
+    place = str(locate(NAME))
+    repository.push(files | {"generation_config.json": b"{}"})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another node"))
+    assert files_of(folder_of(place)) == files_of(tiny_model)
+    assert folder_of(str(tiny_model)) == tiny_model
+
+
 def test_without_the_hub_the_cache_serves_and_says_so(hub: Hub, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = hub.model(NAME).push(files)
     place = locate(NAME)
