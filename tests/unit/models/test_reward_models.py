@@ -153,7 +153,7 @@ def test_values_of_a_reward_model_are_not_averaged(reward_folder: Path, value_fo
 def test_a_reward_model_is_no_value_model(tiny_model: Path, reward_folder: Path, value_folder: Path) -> None:
     base = base_model(ModelSection(path=str(tiny_model)))
     folder, record = fitting_value_model(str(value_folder), base)
-    assert folder == value_folder and not record.is_reward_model
+    assert folder == str(value_folder) and not record.is_reward_model
     with pytest.raises(ModelError, match=r"policy\.value_model: .* of unfinished answers .* \[policy\.rewards\.NAME\]"):
         fitting_value_model(str(reward_folder), base)
 
