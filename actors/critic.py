@@ -22,6 +22,7 @@ from dvpo_ray.learning.policy_update import mini_batch_units
 from dvpo_ray.learning.staleness import keep_fresh
 from dvpo_ray.learning.token_rewards import running_of, running_state, token_rewards
 from dvpo_ray.maths.running import RunningMoments
+from dvpo_ray.models.packaged import folder_of
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import load_value_model, new_value_model, read_seal
 from dvpo_ray.rows import Ragged, ScoredBatch
@@ -51,10 +52,11 @@ class CriticRank(Rank):
         pid = self.join(address, port)
         section, initial = self.model_section, self.settings.critic.initial
         if initial is None:
-            model = new_value_model(Path(self.model_folder), section.attention, self.dtype, section.trust_remote_code)
+            model = new_value_model(self.folder, section.attention, self.dtype, section.trust_remote_code)
         else:
-            read_seal(initial)
-            model = load_value_model(Path(initial), self.dtype, section.attention, section.trust_remote_code)
+            sealed = folder_of(initial)
+            read_seal(sealed)
+            model = load_value_model(sealed, self.dtype, section.attention, section.trust_remote_code)
         reader = ValueReader(model.eval(), share_prefix=self.share_prefix, packed=section.packed)
         ppo = self.policy.ppo
         self.engine = TrainingEngine(reader, self.config, self.policy.steps * ppo.inner_epochs * ppo.mini_batches)
@@ -116,7 +118,7 @@ class CriticRank(Rank):
     @watched
     def save(self, folder: str) -> None:
         """Write the critic as a value model, without a seal: it was trained on what one policy wrote."""
-        self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code)
+        self.engine.save_pretrained(Path(folder), self.folder, self.model_section.trust_remote_code)
 
     def stop(self) -> None:
         """Leave the gang."""

@@ -140,7 +140,9 @@ class TrainingEngine:
                         write_manifest(temporary, extra)
                 if adapters is not None:
                     with written_atomically(adapters) as temporary:
-                        save_adapters(model, temporary, base)
+                        revision = (extra or {}).get("base_revision")
+                        named = str(base if extra is None or revision is None else extra["base_model"])
+                        save_adapters(model, temporary, named, None if revision is None else str(revision))
 
 
 def learning_rate_factor(step: int, config: LearnerSection, total_steps: int) -> float:

@@ -62,7 +62,7 @@ class PolicyRank(Rank):
     def load(self, address: str, port: int, updates: int, temperature: float = 1.0, with_entropy: bool = True) -> int:
         """Join the gang and load the policy, which will be given ``updates`` optimizer steps; returns this process's id."""
         pid = self.join(address, port)
-        section, folder = self.model_section, Path(self.model_folder)
+        section, folder = self.model_section, self.folder
         model = load_policy(folder, self.dtype, section.attention, section.trust_remote_code)
         if self.lora is not None:
             add_adapters(model, self.lora, folder)
@@ -134,7 +134,7 @@ class PolicyRank(Rank):
         """Write the policy as an ordinary Hugging Face folder with a manifest, and adapters beside it."""
         target, trust = Path(folder), self.model_section.trust_remote_code
         adapters = None if self.lora is None else target.with_name(ADAPTERS)
-        self.engine.save_pretrained(target, Path(self.model_folder), trust, facts, adapters)
+        self.engine.save_pretrained(target, self.folder, trust, facts, adapters)
 
     def stop(self) -> None:
         """Leave the gang and give shared memory back."""

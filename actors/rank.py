@@ -27,6 +27,7 @@ from dvpo_ray.config.sections import LearnerSection, ModelSection, settled
 from dvpo_ray.errors import CommitError, NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences, share_rows
 from dvpo_ray.learning.pairs import LabelledAnswer, Unit
+from dvpo_ray.models.packaged import folder_of
 from dvpo_ray.rows import Ragged
 
 GROWTH_ALLOWED = 1.1
@@ -65,6 +66,11 @@ class Rank:
         self._lean_bytes = 0
         self._steps_kept = 0
         self.engine: TrainingEngine
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder on this node."""
+        return folder_of(self.model_folder)
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this process, for rank 0 to be found at."""

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from actors.node_facts import doubt
 from actors.nodes import this_actor, this_node
 from actors.watchdog import stacks_of_family
 from dvpo_ray.config.sections import GenerationSection, settled
-from dvpo_ray.data import turn_end
+from dvpo_ray.data import load_tokenizer, turn_end
 from dvpo_ray.errors import (
     ActorFailedError,
     DamagedWeightsError,
@@ -32,6 +32,7 @@ from dvpo_ray.errors import (
     WeightSyncError,
 )
 from dvpo_ray.models.folder import weights_sha256
+from dvpo_ray.models.packaged import folder_of
 from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
 from dvpo_ray.rows import (
     Adapters,
@@ -59,8 +60,17 @@ class RolloutActor:
     succeeds.
     """
 
-    def __init__(self, model: str, config: GenerationSection, seed: int, trust_remote_code: bool = False) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: str,
+        config: GenerationSection,
+        seed: int,
+        trust_remote_code: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``model`` is its place, as ``folder_of`` takes it."""
+        self._place, self._model = model, Path(model)
+        self._template_arguments = chat_template_kwargs
         self._config = config
         self._seed = seed
         self._trust_remote_code = trust_remote_code
@@ -95,8 +105,9 @@ class RolloutActor:
         clear(before or EngineTraces())
         if not torch.cuda.is_available():
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
-        self._stop_ids = await asyncio.to_thread(stop_ids, self._model, self._trust_remote_code)
-        args = engine_arguments(self._model, self._config, self._seed, self._trust_remote_code)
+        self._model = await asyncio.to_thread(folder_of, self._place)
+        self._stop_ids = await asyncio.to_thread(stop_ids, self._model, self._trust_remote_code, self._template_arguments)
+        args = engine_arguments(str(self._model), self._config, self._seed, self._trust_remote_code)
         keep_sockets_together()
         self._log.follow()
         # Meanwhile the actor tells its traces: a process that is killed while it starts cannot any more.
@@ -243,7 +254,7 @@ class RolloutActor:
         Raises:
             ModelError: naming both.
         """
-        self._base_sha256 = self._base_sha256 or weights_sha256(Path(self._model))
+        self._base_sha256 = self._base_sha256 or weights_sha256(self._model)
         if self._base_sha256 != adapters.base_sha256:
             raise ModelError(
                 f"the learner trains adapters over weights with sha256 {adapters.base_sha256[:16]}..., model folder "
@@ -406,15 +417,13 @@ def start_engine(args: Any) -> Any:
         return AsyncLLM.from_engine_args(args)
 
 
-def stop_ids(model: str, trust_remote_code: bool) -> tuple[int, ...]:
+def stop_ids(model: Path, trust_remote_code: bool, arguments: Mapping[str, Any] | None = None) -> tuple[int, ...]:
     """Ids of the tokens with which a model in a folder ends its turns.
 
     Raises:
         ModelError: the folder does not say.
     """
-    from transformers import AutoTokenizer
-
-    return turn_end(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code), Path(model)).stop_ids
+    return turn_end(load_tokenizer(model, trust_remote_code, arguments), model).stop_ids
 
 
 def sampling_params(config: GenerationSection, seed: int, stop_ids: Sequence[int] = ()) -> Any:

@@ -254,7 +254,7 @@ class RolloutPool:
         kind = start_actor(
             RolloutActor, name, engine_environment(rollout.cpu_threads, rollout.engine.enforce_eager), self._gpus, **options
         )
-        actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code)
+        actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code, model.chat_template_kwargs)
         traces = traces or EngineTraces()
         return Engine(name, actor, actor.start.remote(traces), traces=traces)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from actors.node_facts import doubt
 from actors.watchdog import watched
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import ModelSection, ScorerSection, settled
-from dvpo_ray.data import turn_end
+from dvpo_ray.data import load_tokenizer, turn_end
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import Entry, ScoreCache
+from dvpo_ray.models.packaged import folder_of
 from dvpo_ray.models.reader_check import frozen_reader
 from dvpo_ray.models.reward_model import RewardModel
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, load_policy, parameter_hash
@@ -43,7 +43,7 @@ class ScorerActor:
         temperature: float,
         rewards: Mapping[str, RewardConfig] | None = None,
     ) -> None:
-        self._folders = (Path(model_folder), None if value_model is None else Path(value_model))
+        self._places = (model_folder, value_model)
         self._model = model
         self._config = scorer
         self._temperature = temperature
@@ -149,7 +149,8 @@ class ScorerActor:
         if self._reference is not None:
             return
         torch.set_num_threads(self._config.cpu_threads or os.cpu_count() or 1)
-        base, value = self._folders
+        base, value = (None if place is None else folder_of(place) for place in self._places)
+        assert base is not None
         dtype = getattr(torch, self._config.dtype)
         options = (dtype, self._model.attention, self._model.trust_remote_code)
         if value is not None:
@@ -159,9 +160,7 @@ class ScorerActor:
         reference = PolicyReader(load_policy(base, *options), self._temperature, False, self._shares, self._model.packed)
         self._reference = frozen_reader(reference, self._device)
         if self._reward_configs:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=self._model.trust_remote_code)
+            self._tokenizer = load_tokenizer(base, self._model.trust_remote_code, self._model.chat_template_kwargs)
             end_id = turn_end(self._tokenizer, base).end_id
             self._rewards = Rewards(self._reward_configs)
             self._reward_models = {

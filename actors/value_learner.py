@@ -38,7 +38,7 @@ class ValueLearnerRank(Rank):
         """Join the gang and grow the value model from the base model; returns this process's id."""
         pid = self.join(address, port)
         section = self.model_section
-        model = new_value_model(Path(self.model_folder), section.attention, self.dtype, section.trust_remote_code)
+        model = new_value_model(self.folder, section.attention, self.dtype, section.trust_remote_code)
         reader = ValueReader(model.eval(), share_prefix=self.share_prefix, packed=section.packed)
         self.engine = TrainingEngine(reader, self.config, self.total_steps * self.value.inner_epochs)
         return pid
@@ -76,7 +76,7 @@ class ValueLearnerRank(Rank):
     @watched
     def save(self, folder: str) -> None:
         """Write the value model's folder, to be sealed."""
-        self.engine.save_pretrained(Path(folder), Path(self.model_folder), self.model_section.trust_remote_code)
+        self.engine.save_pretrained(Path(folder), self.folder, self.model_section.trust_remote_code)
 
     def stop(self) -> None:
         """Leave the gang."""

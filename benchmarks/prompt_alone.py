@@ -25,7 +25,7 @@ from dvpo_ray.demo.gold import vader_compound
 from dvpo_ray.maths.statistics import mean_ci95, share_ci95
 from dvpo_ray.rows import Answer, GenerationRequest
 from dvpo_ray.seeds import sampling_seed
-from jobs.setup import base_model
+from jobs.models import base_model
 
 SECTION = "prompt_alone"
 # By name: what is put before a prompt's full stop, and what after it.

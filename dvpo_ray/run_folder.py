@@ -85,7 +85,7 @@ def prepare_folder(recipe: Recipe) -> Path:
             )
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"'{folder}' is not a run folder (no {CONFIG}); it is not replaced")
-        named = [*_strings(recipe.model_dump(exclude={"run"})), recipe.run.resume]
+        named = [*strings_in(recipe.model_dump(exclude={"run"})), recipe.run.resume]
         inside = [text for text in named if _lies_in(text, folder)]
         if inside:
             raise ConfigError(
@@ -112,10 +112,11 @@ def check_same_run(recipe: Recipe, saved: Path, fixed: Sequence[str]) -> None:
 
 
 def _at(tree: Any, path: str) -> Any:
-    """What a setting is; of a section, those settings that are not none, which runs of earlier versions do not know."""
+    """What a setting is; of a section, those settings that are not none, which runs of earlier versions do not know; none of a
+    table that is empty."""
     for part in path.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
-    return {name: value for name, value in tree.items() if value is not None} if isinstance(tree, dict) else tree
+    return {name: value for name, value in tree.items() if value is not None} or None if isinstance(tree, dict) else tree
 
 
 def _died_early(folder: Path) -> bool:
@@ -189,13 +190,13 @@ def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     temporary.rename(path)
 
 
-def _strings(tree: Any) -> Iterator[str]:
+def strings_in(tree: Any) -> Iterator[str]:
     """All strings of a plain tree of settings."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):
         for value in tree.values():
-            yield from _strings(value)
+            yield from strings_in(value)
 
 
 def _lies_in(text: str, folder: Path) -> bool:

@@ -21,6 +21,7 @@ from dvpo_ray.config.references import CODE, data_sources, filled_in, functions,
 from dvpo_ray.config.sections import GenerationSection
 from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
 from dvpo_ray.errors import ConfigError
+from dvpo_ray.models.hub import named_for_elsewhere
 from dvpo_ray.models.packaged import SMOLLM2
 
 RECIPE = "recipe.toml"
@@ -187,8 +188,9 @@ def _on_the_cluster(tree: dict[str, Any], recipe: Recipe, here: bool) -> Iterato
 
 def _lasting(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(dotted path, scheme, path) of what must outlive the job in the file system."""
-    for key, text in (settings_at(recipe, ("run.output_dir",)) | models(recipe)).items():
-        if text != SMOLLM2:
+    yield from ((key, "", text) for key, text in settings_at(recipe, ("run.output_dir",)).items())
+    for key, text in models(recipe).items():
+        if text != SMOLLM2 and not named_for_elsewhere(key, text):
             yield key, "", text
     if recipe.run.resume not in ("auto", "never"):
         yield "run.resume", "", recipe.run.resume

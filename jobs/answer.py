@@ -19,9 +19,9 @@ from dvpo_ray.judging.formats import format_named
 from dvpo_ray.models.folder import hash_files
 from dvpo_ray.run import Event, Listener, failures
 from dvpo_ray.run_folder import locked
+from jobs.models import base_model, settle_devices
 from jobs.preflight import check_engines
 from jobs.resume import job
-from jobs.setup import base_model, settle_devices
 
 
 def answer_questions(
@@ -44,8 +44,8 @@ def answer_questions(
     form = format_named(kind)
     refuse_to_replace(out)
     asked = read_questions(questions, form)
-    model = recipe.model if policy is None else recipe.model.model_copy(update={"path": str(policy)})
-    base = base_model(model)
+    model = recipe.model if policy is None else recipe.model.model_copy(update={"path": str(policy), "revision": None})
+    base = base_model(model, listener)
     recipe, chosen = settle_devices(recipe, base)
     listener(Event("phase", chosen.text))
     check_engines(recipe, base.folder, listener, trains=False)
@@ -63,8 +63,8 @@ def answer_questions(
         logs = out.with_name(f"{out.name}.logs")
         with job(listener) as stop, file, ray_session(cluster), failures(logs, keep_logs):
             stop.kept, stop.again = (lambda: "the answers so far"), "the same command goes on"
-            listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.folder}"))
-            rollouts = RolloutPool(str(base.folder), model, rollout, cluster, recipe.run.seed)
+            listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.place}"))
+            rollouts = RolloutPool(str(base.place), base.section, rollout, cluster, recipe.run.seed)
             try:
                 rollouts.wait_ready()
                 listener(Event("phase", f"asking {len(asked)} questions, {turns} turns"))
@@ -72,7 +72,7 @@ def answer_questions(
             finally:
                 with stop.ending():
                     rollouts.stop()
-        name = name or base.folder.name
+        name = name or Path(base.name if base.place.hub else base.folder).name
         write_rows(out, [form.written(one.question, one.answers, name, one.tokens) for one in found], form)
         kept.unlink()
     return {

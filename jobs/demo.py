@@ -17,10 +17,10 @@ from dvpo_ray.report import write_report
 from dvpo_ray.run import RESULT, Listener, prepare_folder, write_json
 from dvpo_ray.run_folder import locked, run_folder
 from dvpo_ray.stopping import Stop
+from jobs.models import base_model, fitting_advantage, fitting_rewards, settle_devices, with_model
 from jobs.preflight import check_engines
 from jobs.pretrain_value import pretrain_value
-from jobs.resume import job
-from jobs.setup import base_model, fitting_advantage, fitting_rewards, settle_devices
+from jobs.resume import job, models_in
 from jobs.train_policy import train_policy
 
 
@@ -55,12 +55,13 @@ def _accuracies(value: dict[str, Any]) -> list[str]:
 def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dict[str, Any]:
     began = time.time()
     # What is wrong with another model shows before the first half is trained, not after it.
-    base = base_model(recipe.model)
+    resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
+    base = base_model(recipe.model, listener, models_in(run_folder(recipe) / CONFIG) if resuming else frozenset())
+    recipe = with_model(recipe, base)
     fitting_rewards(recipe.policy.rewards, base)
     fitting_advantage(recipe.policy.advantage, base)
     settled, _ = settle_devices(recipe, base)
     check_engines(settled, base.folder, listener)
-    resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
     folder = run_folder(recipe) if resuming else prepare_folder(recipe)
     (folder / CONFIG).write_text(dump_resolved(recipe))
     with ray_session(recipe.cluster):

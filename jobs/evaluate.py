@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.config.sections import MAX_BAD_SHARE
-from dvpo_ray.data import DeadLetters, Reading, Source, load_pairs, refuse_if_too_bad
+from dvpo_ray.data import DeadLetters, Reading, Source, load_pairs, load_tokenizer, refuse_if_too_bad
 from dvpo_ray.data.loading import AS_FOUND, Overlong
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation import Evaluation, Evaluator
@@ -27,6 +27,7 @@ from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.value_update import pair_accuracy, pair_wins
 from dvpo_ray.maths.statistics import share_ci95
 from dvpo_ray.models.folder import check_model_folder
+from dvpo_ray.models.packaged import locate
 from dvpo_ray.models.reader_check import frozen_reader
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import load_value_model, read_seal
@@ -35,14 +36,10 @@ from dvpo_ray.planning.node_facts import measure_node
 from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.rows import Ragged
 from dvpo_ray.run import LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
+from jobs.models import base_model, fitting_value_model, settle_devices, trained_from
 from jobs.preflight import check_engines
 from jobs.reading import read_evaluation_prompts, read_policy_rows
 from jobs.resume import job
-from jobs.setup import (
-    base_model,
-    fitting_value_model,
-    settle_devices,
-)
 
 TOKEN_BUDGET = 8192
 
@@ -63,16 +60,19 @@ def evaluate_value(
         DataError: more than ``max_bad_share`` of the rows cannot be used.
         ModelError: the model is not sealed, or altered.
     """
-    read_seal(folder)
-    return rank_pairs(
-        folder,
+    place = locate(str(folder), field="the value model")
+    record = read_seal(place.folder)
+    found = rank_pairs(
+        place.folder,
         data,
         max_prompt_tokens,
         max_answer_tokens,
         max_bad_share=max_bad_share,
         dead_letters=dead_letters,
         reading=reading,
+        chat_template_kwargs=record.chat_template_kwargs,
     )
+    return found | {"value_model": str(folder if place.hub is None else place)}
 
 
 def rank_pairs(
@@ -85,15 +85,14 @@ def rank_pairs(
     max_bad_share: float = 1.0,
     dead_letters: Path | None = None,
     reading: Reading = AS_FOUND,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """As ``evaluate_value``, of any model that gives tokens values.
 
     PPO trains the ``critic`` of a run at the state before each token and never at the end: its values are q_0..q_{T-1}, the last
     that of the state before the last token.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder, arguments=chat_template_kwargs)
     with DeadLetters(dead_letters) as letters:
         pairs, counts = load_pairs(
             data,
@@ -175,12 +174,18 @@ def _answer_held_out(
     if section is None:
         raise ConfigError("the recipe has no [policy.evaluation] section: say which prompts to answer")
     began = time.time()
-    base = base_model(recipe.model)
+    answering = (
+        None if policy is None else locate(str(policy), field="--policy", tell=lambda text: listener(Event("phase", text)))
+    )
+    # KL is measured against what the policy was trained from.
+    kept = frozenset() if answering is None else trained_from(check_model_folder(answering.folder))
+    base = base_model(recipe.model, listener, kept)
     recipe, chosen = settle_devices(recipe, base)
     listener(Event("phase", chosen.text))
-    value_folder = str(fitting_value_model(value_model, base)[0]) if value_model else None
-    model = str(base.folder if policy is None else check_model_folder(policy).resolve())
-    check_engines(recipe, Path(model), listener, trains=False)
+    value_folder = fitting_value_model(value_model, base)[0] if value_model else None
+    place = answering or base.place
+    model = str(place)
+    check_engines(recipe, place.folder, listener, trains=False)
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
     (folder / CONFIG).write_text(dump_resolved(recipe))
@@ -202,7 +207,7 @@ def _answer_held_out(
         pools.callback(ended, rollouts)
         rollouts.settle_on_gpus()
         scorers = ScorerPool(
-            str(base.folder), value_folder, recipe.model, recipe.policy.scorer, rollout.temperature, recipe.cluster
+            str(base.place), value_folder, recipe.model, recipe.policy.scorer, rollout.temperature, recipe.cluster
         )
         pools.callback(ended, scorers)
         scorers.wait_ready()

@@ -15,8 +15,8 @@ from dvpo_ray.evaluation import Evaluation, Evaluator, compare
 from dvpo_ray.run import Run
 from dvpo_ray.run_folder import EVALUATIONS
 from dvpo_ray.stages import Rollouts, Scorers
+from jobs.models import BaseModel
 from jobs.reading import read_evaluation_prompts
-from jobs.setup import BaseModel
 
 
 def make_evaluator(

@@ -29,6 +29,7 @@ from dvpo_ray.planning.shapes import ModelShape
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import locked, run_folder
 from jobs.held_out_answers import measure
+from jobs.models import BaseModel, base_model, settle_devices
 from jobs.offline import PairTrainer
 from jobs.reading import read_pairs, read_preferences
 from jobs.resume import (
@@ -40,9 +41,10 @@ from jobs.resume import (
     find_commit,
     goes_on_in_place,
     job,
+    kept_models,
+    prepare_copies,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, settle_devices
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 
@@ -61,13 +63,14 @@ def pretrain_value(
 
 
 def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTraining | None) -> dict[str, Any]:
-    base = base_model(recipe.model)
     value = recipe.value
     folder = run_folder(recipe)
     store = store_of(folder, value.commit)
     copier = copier_of(store, value.commit)
     commit = find_commit(recipe, VALUE_FIXED, store, copier)
+    base = base_model(recipe.model, listener, kept_models(commit))
     recipe, chosen = settle_devices(recipe, base, commit)
+    prepare_copies(recipe, commit, copier)
     value = recipe.value
     in_place = goes_on_in_place(recipe, commit)
     run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
@@ -94,7 +97,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
             ray_session(recipe.cluster),
             run.failures(keep_logs),
         ):
-            gang = ValueLearner(str(base.folder), recipe.model, value, recipe.cluster, recipe.run.seed, total)
+            gang = ValueLearner(str(base.place), recipe.model, value, recipe.cluster, recipe.run.seed, total)
             try:
                 gang.wait_ready()
                 run.doubt([gang])
@@ -210,7 +213,7 @@ def _seal(
 ) -> None:
     seal(
         folder,
-        base_model=base.name,
+        **base.origin,
         tokenizer_sha256=tokenizer_hash(base.tokenizer),
         chat_template_sha256=template_hash(base.tokenizer),
         data_sha256=data_sha256,

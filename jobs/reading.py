@@ -28,7 +28,7 @@ from dvpo_ray.data import (
     split_by_prompt,
 )
 from dvpo_ray.run_folder import DEAD_LETTERS
-from jobs.setup import BaseModel
+from jobs.models import BaseModel
 
 Row = TypeVar("Row")
 Prompt = TypeVar("Prompt", bound=EncodedPrompt)

@@ -13,9 +13,10 @@ from dvpo_ray.dumps import read_dump
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
+from dvpo_ray.models.packaged import locate
 from dvpo_ray.models.reader_check import check_reader
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from jobs.setup import base_model, settle_devices
+from jobs.models import base_model, settle_devices
 
 CHECKED = ("log_probs", "ref_log_probs", "values")
 
@@ -31,7 +32,7 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
             "advantage.type = 'ppo': a dump does not hold the critic's values and the rewards before it, so its step cannot be "
             "computed again; look at the rows themselves"
         )
-    folder = policy or base.folder
+    folder = base.folder if policy is None else locate(str(policy), field="--policy").folder
     dtype = getattr(torch, settings.learner.dtype)
     model = load_policy(folder, dtype, recipe.model.attention, recipe.model.trust_remote_code)
     reader = PolicyReader(model, settings.rollout.temperature)

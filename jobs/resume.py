@@ -14,12 +14,14 @@ from dvpo_ray.config.sections import CommitSection
 from dvpo_ray.copier import Copier
 from dvpo_ray.copy_target import CopyTarget
 from dvpo_ray.errors import AS_ASKED, DataError, RunStoppedError
+from dvpo_ray.json_files import read_object
+from dvpo_ray.models.hub import hub_model
 from dvpo_ray.run import Event, Listener, Run
-from dvpo_ray.run_folder import COMMITS, check_same_run, run_folder
+from dvpo_ray.run_folder import COMMITS, check_same_run, run_folder, strings_in
 from dvpo_ray.stopping import Stop, heeding
 
 # What decides which rows come and which numbers the optimizer's state belongs to: it must not change.
-_FIXED = ("run.seed", "model.path")
+_FIXED = ("run.seed", "model.path", "model.chat_template_kwargs")
 _EVALUATION = tuple(
     f"evaluation.{name}" for name in ("source", "split", "subset", "data_dir", "revision", "max_prompts", "answers_per_prompt")
 )
@@ -68,8 +70,7 @@ def find_commit(recipe: Recipe, fixed: Sequence[str], store: CommitStore, copier
 
     Raises:
         CommitError: the one named is damaged, or a copy is not signed with the key.
-        ConfigError: it belongs to a run whose recipe had other settings where ``fixed`` names them, or a run that starts anew
-            would mix its copies with those of another.
+        ConfigError: it belongs to a run whose recipe had other settings where ``fixed`` names them.
     """
     resume = recipe.run.resume
     commit = None
@@ -82,10 +83,37 @@ def find_commit(recipe: Recipe, fixed: Sequence[str], store: CommitStore, copier
         commit = store.open(Path(resume))
     if commit is not None:
         check_same_run(recipe, commit.folder.parent.parent / CONFIG, fixed)
+    return commit
+
+
+def kept_models(commit: Commit | None) -> frozenset[str]:
+    """The models of the Hub, at their commits (``org/name@COMMIT``), of the run that a commit belongs to."""
+    return frozenset() if commit is None else models_in(commit.folder.parent.parent / CONFIG)
+
+
+def models_in(config: Path) -> frozenset[str]:
+    """The same, of the run that has written its recipe into ``config``.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    tree = read_object(config)
+    model = tree.get("model")
+    own = f"{model.get('path')}@{model.get('revision')}" if isinstance(model, dict) else ""
+    found = filter(None, map(hub_model, {own, *strings_in(tree)}))
+    return frozenset(str(one) for one in found if one.is_pinned)
+
+
+def prepare_copies(recipe: Recipe, commit: Commit | None, copier: Copier | None) -> None:
+    """Once nothing speaks against the run any more: take away copies of steps that it will make again.
+
+    Raises:
+        ConfigError: a run that starts anew would mix its copies with those of another.
+        CommitError: one there is of another format, or not signed with the key.
+    """
     if copier is not None:
         in_place = goes_on_in_place(recipe, commit)
         copier.go_on(commit.step if commit is not None and in_place else 0, replace=recipe.run.overwrite)
-    return commit
 
 
 @contextmanager

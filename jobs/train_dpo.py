@@ -33,6 +33,7 @@ from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
+from jobs.models import BaseModel, base_model, settle_devices
 from jobs.offline import PairTrainer
 from jobs.preflight import check_engines
 from jobs.probe import Probe
@@ -47,10 +48,11 @@ from jobs.resume import (
     finishing_run,
     goes_on_in_place,
     job,
+    kept_models,
+    prepare_copies,
     saving,
     store_of,
 )
-from jobs.setup import BaseModel, base_model, settle_devices
 from jobs.train_policy import ENGINES, POLICY
 
 PAIRS_PER_CALL = 256
@@ -95,14 +97,16 @@ def train_dpo(recipe: DpoRecipe, listener: Listener = lambda event: None) -> dic
 
 
 def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
-    dpo, base = recipe.dpo, base_model(recipe.model)
+    dpo = recipe.dpo
     store = store_of(run_folder(recipe), dpo.commit)
     copier = copier_of(store, dpo.commit)
     commit = find_commit(recipe, DPO_FIXED, store, copier)
+    base = base_model(recipe.model, listener, kept_models(commit))
     recipe, chosen = settle_devices(recipe, base, commit)
     dpo = recipe.dpo
     if dpo.evaluation:
         check_engines(recipe, base.folder, listener)
+    prepare_copies(recipe, commit, copier)
     run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit), trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
@@ -130,7 +134,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             gained = _train(learner, steps, train, validation, data_sha256, held_out, run, committer, commit)
             with saving(run, POLICY):
                 saved = (run.folder / POLICY).resolve()
-                learner.save(str(saved), {"base_model": base.name, "steps": total, "data_sha256": data_sha256})
+                learner.save(str(saved), base.origin | {"steps": total, "data_sha256": data_sha256})
         result = {
             "seed": recipe.run.seed,
             "steps": total,
@@ -209,7 +213,7 @@ def _train(
 @contextmanager
 def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, run: Run) -> Iterator[DpoLearner]:
     """Start Ray, the learner, and engines and scorers when there is an evaluation; take everything down again."""
-    dpo, cluster, model, folder = recipe.dpo, recipe.cluster, recipe.model, str(base.folder)
+    dpo, cluster, model, folder = recipe.dpo, recipe.cluster, recipe.model, str(base.place)
     with ray_session(cluster), run.failures(keep_logs):
         started: list[Any] = []
         try:

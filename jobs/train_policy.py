@@ -21,7 +21,7 @@ from actors.scorer_pool import ScorerPool
 from dvpo_ray import cli
 from dvpo_ray.committer import Committer
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.rewards import RewardConfig, model_rewards
+from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.data import EncodedDemonstration, fingerprint
 from dvpo_ray.driver import Driver
 from dvpo_ray.evaluation import Evaluation
@@ -33,6 +33,7 @@ from dvpo_ray.models.value_model import ValueModelSeal
 from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
 from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
+from jobs.models import BaseModel, base_model, fitting_models, settle_devices
 from jobs.preflight import check_engines
 from jobs.probe import Probe
 from jobs.reading import read_policy_rows
@@ -46,16 +47,10 @@ from jobs.resume import (
     finishing_run,
     goes_on_in_place,
     job,
+    kept_models,
+    prepare_copies,
     saving,
     store_of,
-)
-from jobs.setup import (
-    BaseModel,
-    base_model,
-    fitting_advantage,
-    fitting_rewards,
-    fitting_value_model,
-    settle_devices,
 )
 
 POLICY = "policy"
@@ -87,18 +82,14 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 
 
 def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
-    base = base_model(recipe.model)
-    policy = recipe.policy.model_copy(update={"advantage": fitting_advantage(recipe.policy.advantage, base)})
-    recipe = recipe.model_copy(update={"policy": policy})
-    # A value model that nothing reads is not loaded either.
-    named = policy.value_model if policy.advantage.reads_values else None
-    value_folder, gvm = fitting_value_model(named, base) if named else (None, None)
-    rewards = fitting_rewards(policy.rewards, base)
-    store = store_of(run_folder(recipe), policy.commit)
-    copier = copier_of(store, policy.commit)
+    store = store_of(run_folder(recipe), recipe.policy.commit)
+    copier = copier_of(store, recipe.policy.commit)
     commit = find_commit(recipe, POLICY_FIXED, store, copier)
+    base = base_model(recipe.model, listener, kept_models(commit))
+    recipe, gvm = fitting_models(recipe, base, listener)
     recipe, chosen = settle_devices(recipe, base, commit)
     check_engines(recipe, base.folder, listener)
+    prepare_copies(recipe, commit, copier)
     policy = recipe.policy
     in_place = goes_on_in_place(recipe, commit)
     run = Run(recipe, policy.steps, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
@@ -121,7 +112,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         with (
             MemoryMonitor(os.getpid()) as memory,
             copying(copier, run),
-            _stages(recipe, base, value_folder, rewards, demonstrations, run) as stages,
+            _stages(recipe, base, demonstrations, run) as stages,
         ):
             value_hash, *reward_hashes = stages.scorers.value_hash().split(",")
             engines, learner = stages.rollouts, stages.learner
@@ -150,7 +141,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
                     evaluate_after(policy.steps)
             with saving(run, POLICY):
                 saved = (run.folder / POLICY).resolve()
-                facts = {"base_model": base.name, "steps": policy.steps, "gvm_parameters_sha256": value_hash}
+                facts = base.origin | {"steps": policy.steps, "gvm_parameters_sha256": value_hash}
                 stages.learner.save(str(saved), facts)
         result = _result(recipe, gvm, evaluations, run.folder, value_hash)
         result |= {
@@ -182,14 +173,12 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
 def _stages(
     recipe: PolicyRecipe,
     base: BaseModel,
-    value_folder: Path | None,
-    rewards: Mapping[str, RewardConfig],
     demonstrations: Sequence[EncodedDemonstration],
     run: Run,
 ) -> Iterator[ActorStages]:
     """Start Ray and all actors at once, wait for them, and take everything down again."""
     policy, cluster, seed = recipe.policy, recipe.cluster, recipe.run.seed
-    folder, model = str(base.folder), recipe.model
+    folder, model = str(base.place), recipe.model
     with ray_session(cluster), run.failures(keep_logs):
         run.phase(
             f"starting {policy.rollout.actors} rollout actor(s), {policy.scorer.actors} scorer(s), "
@@ -199,8 +188,9 @@ def _stages(
         try:
             started.append(rollouts := RolloutPool(folder, model, policy.rollout, cluster, seed, run.folder / ENGINES))
             rollouts.settle_on_gpus()
-            value, temperature = str(value_folder) if value_folder else None, policy.rollout.temperature
-            started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, rewards))
+            # A value model that nothing reads is not loaded either.
+            value, temperature = policy.value_model if policy.advantage.reads_values else None, policy.rollout.temperature
+            started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, policy.rewards))
             shown = Demonstrations.of(demonstrations) if demonstrations else None
             started.append(learner := make_learner(folder, model, policy, cluster, seed, shown))
             learner.wait_ready()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from dvpo_ray.config.base import EntryPoint, PathField, Place, Secret, Section
 
@@ -20,6 +20,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 MAX_BAD_SHARE = 0.05
+# What `apply_chat_template` of transformers takes by these names is not the template's.
+TEMPLATE_OWN = frozenset(
+    {
+        *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        "tokenizer_kwargs",
+    }
+)
 
 
 def settled(value: T | Auto) -> T:
@@ -75,7 +83,18 @@ class ModelSection(Section):
 
     path: Place = Field(
         "smollm2-135m-instruct",
-        description="Folder with safetensors, config and tokenizer; `smollm2-135m-instruct` is the packaged demo model.",
+        description="Folder with safetensors, config and tokenizer, or the name of a model on the Hugging Face Hub (`org/name`), "
+        "which is pulled into its cache; `smollm2-135m-instruct` is the packaged demo model.",
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="Branch, tag or commit of a model of the Hub; none is `main`. A run keeps the commit that it began with.",
+    )
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        {},
+        description="Arguments of the chat template, `{enable_thinking = false}` for example, wherever it is applied. A value "
+        "model remembers those that it was trained with.",
     )
     attention: Attention = Field(
         "auto",
@@ -94,6 +113,17 @@ class ModelSection(Section):
         "other kernels then compute attention between all rows and mask it, which costs more than padding.",
     )
     trust_remote_code: bool = Field(False, description="Run Python code found in the model folder.")
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _validate_template_arguments(cls, given: Any) -> Any:
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if not name.isidentifier() or name in TEMPLATE_OWN:
+                what = "is filled in by this service" if name in TEMPLATE_OWN else "is no name of a template's variable"
+                raise ValueError(f"'{name}' {what}: leave it out")
+            if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+                raise ValueError(f"{name} = {value!r:.80}: expected text, a finite number, true or false")
+        return given
 
     @property
     def packed(self) -> bool:

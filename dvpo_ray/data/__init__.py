@@ -1,6 +1,7 @@
 """Datasets: reading, checking, encoding and splitting. Imports no torch, Ray, vLLM or DeepSpeed."""
 
 from dvpo_ray.data.admission import LoadCounts, Reading
+from dvpo_ray.data.chat_template import arguments_of, ignored_arguments, load_tokenizer
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.encode import ChatEncoder, encode_prompt, template_hash, tokenizer_hash
 from dvpo_ray.data.encoded import EncodedAnswer, EncodedDemonstration, EncodedPair, EncodedPrompt, Preference
@@ -21,13 +22,16 @@ __all__ = [
     "Reading",
     "Source",
     "TurnEnd",
+    "arguments_of",
     "disjoint",
     "encode_prompt",
     "fingerprint",
+    "ignored_arguments",
     "load_demonstrations",
     "load_pairs",
     "load_preferences",
     "load_prompts",
+    "load_tokenizer",
     "refuse_if_too_bad",
     "split_by_prompt",
     "template_hash",

@@ -13,18 +13,18 @@ from collections import Counter
 from functools import cached_property
 from typing import Any
 
+from dvpo_ray.data.chat_template import TEMPLATE_ERRORS, arguments_of, templated
 from dvpo_ray.data.messages import Message, Messages
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes import Prompted
-from dvpo_ray.data.turn_end import TEMPLATE_ERRORS, turn_end
+from dvpo_ray.data.thinking import Thinking
+from dvpo_ray.data.turn_end import turn_end
 from dvpo_ray.errors import ModelError
 
 FOLDED = "system messages put before the first question, for want of a system turn"
 ENDED = "answers that ended in the end mark already"
-THOUGHT = "answers that opened the thinking that the template opens"
 CONTROL = "prompts and answers with control words in them, read as text"
 SYSTEM, ASKED, ANSWERED = "dvpoSystem", "dvpoQuestion", "dvpoAnswer"
-THINK = "<think>"
 
 
 def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
@@ -65,9 +65,9 @@ class ChatEncoder:
     def answer(self, text: str, asked: Prompted) -> list[int]:
         """Token ids of an answer to a prompt, and of the token that ends it (see ``turn_end``)."""
         shown = self._without_end(text)
-        if self._opening and shown.lstrip().startswith(self._opening):
-            self.notes[THOUGHT] += 1
-            shown = shown.lstrip().removeprefix(self._opening).lstrip("\n")
+        if self._thinking is not None:
+            shown, note = self._thinking.without(shown)
+            self.notes.update([note] if note else [])
         if self._controls(shown):
             self.notes[CONTROL] += 1
             return [*self._as_text(shown), self._end.end_id]
@@ -146,13 +146,13 @@ class ChatEncoder:
         return SYSTEM not in text and ASKED in text
 
     @cached_property
-    def _opening(self) -> str:
+    def _thinking(self) -> Thinking | None:
         """What the template itself writes of an answer's thinking."""
         try:
             text = self._rendered([{"role": "user", "content": ASKED}]) if self.tokenizer.chat_template else ""
         except BadRow:
-            return ""
-        return THINK if text.rstrip().endswith(THINK) else ""
+            return None
+        return Thinking.of(text)
 
     @cached_property
     def _answers_join(self) -> bool:
@@ -206,7 +206,7 @@ class ChatEncoder:
         """
         with_tools = {"tools": json.loads(tools)} if tools else {}
         try:
-            return self.tokenizer.apply_chat_template(turns, **options, **with_tools)
+            return templated(self.tokenizer, turns, **options, **with_tools)
         except TEMPLATE_ERRORS as error:
             raise BadRow(Reason.BAD_CONVERSATION, f"the chat template refuses the conversation: {error}") from error
 
@@ -245,9 +245,11 @@ def refuse_nameless_templates(tokenizer: Any) -> None:
 
 
 def template_hash(tokenizer: Any) -> str:
-    """sha256 of the chat template (empty when there is none)."""
+    """sha256 of the chat template (empty when there is none), and of the arguments that it is given, if there are any."""
     found = tokenizer.chat_template or ""
-    return hashlib.sha256((found if isinstance(found, str) else json.dumps(found, sort_keys=True)).encode()).hexdigest()
+    text, arguments = found if isinstance(found, str) else json.dumps(found, sort_keys=True), arguments_of(tokenizer)
+    content = json.dumps([text, arguments], sort_keys=True) if arguments else text
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

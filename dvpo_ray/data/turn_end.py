@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
+from dvpo_ray.data.chat_template import TEMPLATE_ERRORS, templated
 from dvpo_ray.errors import DataError, ModelError
 from dvpo_ray.json_files import read_object
 
 # In this order, as engines do: the first that is there counts.
 CONFIGS = ("generation_config.json", "config.json")
-# What a template may do with a conversation that it was not written for.
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 QUESTION, ANSWER, NEXT = "dvpoQuestion", "dvpoAnswer", "dvpoNext"
 
 
@@ -101,7 +98,7 @@ def _written_end(tokenizer: Any, stops: Set[int]) -> int | None:
 def _after_answer(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     """What the template writes after the assistant's words; nothing when it refuses the conversation, or leaves them out."""
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        text = str(templated(tokenizer, turns, tokenize=False))
     except TEMPLATE_ERRORS:
         return ""
     return text.rpartition(ANSWER)[2] if ANSWER in text else ""

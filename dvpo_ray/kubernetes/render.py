@@ -31,6 +31,7 @@ from dvpo_ray.kubernetes.pods import (
     worker_template,
 )
 from dvpo_ray.kubernetes.sizing import GIB, SMALLEST_STORE_GIB, Group, groups_of
+from dvpo_ray.models.hub import named_for_elsewhere
 from dvpo_ray.models.packaged import SMOLLM2
 
 RETRIES = 3
@@ -257,7 +258,7 @@ def _is_local(key: str, text: str) -> bool:
     if text.startswith((f"{RUNS}/", "package:")) or text == SMOLLM2:
         return False
     is_folder = key in ("model.path", "policy.value_model") or key.endswith((".folder", ".initial"))
-    return is_folder or names_a_path(text) or Path(text).exists()
+    return (is_folder and not named_for_elsewhere(key, text)) or names_a_path(text) or Path(text).exists()
 
 
 class _PlainDumper(yaml.SafeDumper):

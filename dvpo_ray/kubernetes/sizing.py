@@ -9,7 +9,7 @@ from pathlib import Path
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, Recipe
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import UserInputError
-from dvpo_ray.models.packaged import resolve_model
+from dvpo_ray.models.packaged import config_folder
 from dvpo_ray.planning import ModelShape, make_plan, parse_devices
 from dvpo_ray.planning.device_defaults import ROLES, Choices, settle
 from dvpo_ray.planning.devices import DeviceGroup
@@ -69,7 +69,7 @@ def groups_of(recipe: Recipe, devices: str, gpus_per_node: int, model: Path | No
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
         raise UserInputError("a training on pairs alone is not rendered: take a policy recipe, or both with --kind demo")
     found = parse_devices(devices)
-    shape = ModelShape.from_folder(model or resolve_model(recipe.model.path))
+    shape = ModelShape.from_folder(config_folder(recipe.model, model))
     made: tuple[PolicyRecipe | PipelineRecipe, Choices] = settle(recipe, {role: [found.device.facts] for role in ROLES}, shape)
     recipe = made[0]
     policy = recipe.policy

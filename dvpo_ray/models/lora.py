@@ -104,14 +104,14 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     return found
 
 
-def save_adapters(model: Any, folder: Path, base: Path) -> None:
-    """Write adapters and their settings as peft reads them."""
+def save_adapters(model: Any, folder: Path, base: str, revision: str | None = None) -> None:
+    """Write adapters and their settings as peft reads them; ``base``: their model, a folder or a name on the Hub."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, adapter_name=ONLY, save_embedding_layers=False)
     tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    replace(model.peft_config[ONLY], inference_mode=True, base_model_name_or_path=str(base)).save_pretrained(folder)
+    replace(model.peft_config[ONLY], inference_mode=True, base_model_name_or_path=base, revision=revision).save_pretrained(folder)
 
 
 def merged_tensors(

@@ -12,19 +12,20 @@ from dvpo_ray.config.rewards import ModelReward
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import SequenceBatch
 from dvpo_ray.maths.statistics import aggregate_values
+from dvpo_ray.models.packaged import folder_of
 from dvpo_ray.models.reader_check import frozen_reader
 from dvpo_ray.models.token_reader import ValueReader, parameter_hash
 from dvpo_ray.models.value_model import ValueModelSeal, load_value_model, read_seal, refuse_reward_model
 from dvpo_ray.rows import Ragged
 
 
-def read_reward_seal(name: str, config: ModelReward) -> ValueModelSeal:
-    """Read and verify the seal of a reward's model.
+def read_reward_seal(name: str, config: ModelReward, folder: Path) -> ValueModelSeal:
+    """Read and verify the seal of a reward's model, which is in ``folder`` here.
 
     Raises:
         ModelError: the folder is not a sealed model, a file does not match, or it has no values to take the mean of.
     """
-    record = read_seal(config.folder)
+    record = read_seal(folder)
     if config.score == "mean":
         refuse_reward_model(record, f"policy.rewards.{name}", config.folder, "take score = 'last'")
     return record
@@ -41,9 +42,10 @@ class RewardModel:
         self, name: str, config: ModelReward, section: ModelSection, dtype: torch.dtype, device: torch.device | str, end_id: int
     ) -> None:
         """Raises ModelError as ``read_reward_seal`` and ``frozen_reader``."""
-        self._ends_cut = read_reward_seal(name, config).is_reward_model and config.end_cut_answers
+        folder = folder_of(config.folder)
+        self._ends_cut = read_reward_seal(name, config, folder).is_reward_model and config.end_cut_answers
         self._end_id = end_id
-        model = load_value_model(Path(config.folder), dtype, section.attention, section.trust_remote_code)
+        model = load_value_model(folder, dtype, section.attention, section.trust_remote_code)
         self._reader = frozen_reader(ValueReader(model, section.share_prefix != "off", section.packed), device)
         self._score = config.score
 

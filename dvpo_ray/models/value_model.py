@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from dvpo_ray.data.chat_template import said
 from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import check_files, check_weights, hash_files, tensor_files
 from dvpo_ray.models.loading import load_whole, model_config
@@ -34,8 +35,10 @@ class ValueModelSeal(BaseModel):
     format: Literal[1] = Field(1, description="Version of this record.")
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"), description="UTC time.")
     base_model: str = Field(description="Name or folder of the language model it was grown from.")
+    base_revision: str | None = Field(None, description="Commit of that model, when it is from the Hugging Face Hub.")
     tokenizer_sha256: str = Field(description="Hash of vocabulary and special tokens.")
-    chat_template_sha256: str = Field(description="Hash of the chat template.")
+    chat_template_sha256: str = Field(description="Hash of the chat template and its arguments.")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="Arguments of the chat template.")
     data_sha256: str = Field(description="Fingerprint of the training pairs and answers.")
     pairs: int = Field(description="Training pairs.")
     answers: int = Field(0, description="Training answers that are in no pair, with labels of their own.")
@@ -170,17 +173,34 @@ def read_seal(folder: str | Path) -> ValueModelSeal:
     return record
 
 
-def check_fits(record: ValueModelSeal, tokenizer_sha256: str, chat_template_sha256: str, folder: str | Path) -> None:
-    """Refuse a value model that reads other tokens, or another chat form, than the policy writes."""
+def check_fits(
+    record: ValueModelSeal,
+    tokenizer_sha256: str,
+    chat_template_sha256: str,
+    folder: str | Path,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse a value model that reads other tokens, or another chat form, than the policy writes.
+
+    Raises:
+        ModelError: naming what differs: the tokenizer, the chat template, or the arguments that it is given.
+    """
     for what, mine, theirs in (
         ("tokenizer", record.tokenizer_sha256, tokenizer_sha256),
         ("chat template", record.chat_template_sha256, chat_template_sha256),
     ):
-        if mine != theirs:
+        if mine == theirs:
+            continue
+        its, ours = record.chat_template_kwargs, dict(chat_template_kwargs or {})
+        if what == "chat template" and its != ours:
             raise ModelError(
-                f"value model '{folder}' was trained with another {what} (sha256 {mine[:16]}...) than the policy has "
-                f"({theirs[:16]}...): its values would be meaningless; train it from this policy's base model"
+                f"value model '{folder}' was trained with model.chat_template_kwargs = {said(its)}, and the policy has "
+                f"{said(ours)}: its values would be meaningless; give the policy the same, or train the value model again"
             )
+        raise ModelError(
+            f"value model '{folder}' was trained with another {what} (sha256 {mine[:16]}...) than the policy has "
+            f"({theirs[:16]}...): its values would be meaningless; train it from this policy's base model"
+        )
 
 
 def refuse_reward_model(record: ValueModelSeal, field: str, folder: str | Path, remedy: str) -> None:

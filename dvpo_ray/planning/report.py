@@ -8,7 +8,7 @@ from typing import Any
 
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, Recipe
 from dvpo_ray.errors import UserInputError
-from dvpo_ray.models.packaged import resolve_model
+from dvpo_ray.models.packaged import config_folder
 from dvpo_ray.planning.calibration import calibrated, measured, recipe_of
 from dvpo_ray.planning.compare import online_critic
 from dvpo_ray.planning.device_defaults import ROLES, Choices, settle
@@ -33,7 +33,7 @@ def describe(recipe: Recipe, devices: str, model: Path | None, run: Path | None,
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
         raise UserInputError("a training on pairs has one stage: plan a policy recipe, or the demo with --kind demo")
     group = parse_devices(devices)
-    shape = ModelShape.from_folder(model or resolve_model(recipe.model.path))
+    shape = ModelShape.from_folder(config_folder(recipe.model, model))
     made: tuple[PolicyRecipe | PipelineRecipe, Choices] = settle(recipe, {role: [group.device.facts] for role in ROLES}, shape)
     recipe, chosen = made
     policy = recipe.policy
@@ -43,7 +43,7 @@ def describe(recipe: Recipe, devices: str, model: Path | None, run: Path | None,
         seconds, tokens = measured(run)
         work = Workload.of(policy, answer_tokens or tokens)
         done = recipe_of(run)
-        its_shape = ModelShape.from_folder(resolve_model(done.model.path))
+        its_shape = ModelShape.from_folder(config_folder(done.model))
         efficiency = calibrated(done.policy, its_shape, group.device, Workload.of(done.policy, tokens), seconds)
     plan = make_plan(policy, shape, recipe.model.attention, group, work, efficiency)
     critic = online_critic(policy, shape, group.device, efficiency, work)

@@ -26,7 +26,7 @@ from dvpo_ray.ledger import Ledger
 from dvpo_ray.manifests import KEY_VARIABLE
 from dvpo_ray.run import Event, Run
 from dvpo_ray.run_folder import run_folder
-from jobs.resume import POLICY_FIXED, copier_of, copying, find_commit, goes_on_in_place, store_of
+from jobs.resume import POLICY_FIXED, copier_of, copying, find_commit, goes_on_in_place, prepare_copies, store_of
 from tests.unit.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
 
 
@@ -237,6 +237,7 @@ def live(config: PolicyRecipe, stages: ChainStages, evaluate: Callable[[int], fl
     store = store_of(run_folder(config), config.policy.commit)
     copier = copier_of(store, config.policy.commit)
     found = find_commit(config, POLICY_FIXED, store, copier)
+    prepare_copies(config, found, copier)
     run = Run(config, STEPS, events.append, in_place=goes_on_in_place(config, found))
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
     try:

@@ -20,8 +20,8 @@ from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import CommitError
 from dvpo_ray.planning.device_defaults import ROLES
 from dvpo_ray.planning.node_facts import NodeFacts
-from jobs import setup
-from jobs.setup import base_model, settle_devices
+from jobs import models
+from jobs.models import base_model, settle_devices
 
 FAST = NodeFacts("fast CPU", False, 3.0, 64e9, 100.0)
 SLOW = NodeFacts("slow CPU", False, 0.13, 24e9, 138.0)
@@ -70,7 +70,7 @@ def test_a_resumed_run_keeps_its_number_types_on_another_machine(tiny_model: Pat
     tree = {"model": {"path": str(tiny_model)}, "value": {"data": {"source": "x.jsonl"}}}
     recipe = build(ValueRecipe, tree)
     base = base_model(recipe.model)
-    monkeypatch.setattr(setup, "nodes_by_role", lambda cluster: {"learner": [SLOW]})
+    monkeypatch.setattr(models, "nodes_by_role", lambda cluster: {"learner": [SLOW]})
     assert settle_devices(recipe, base)[1].number_types == {"learner": "float32"}
     commit = Commit(Path("step-00000001"), 1, {"number_types": {"learner": "bfloat16"}})
     settled, chosen = settle_devices(recipe, base, commit)

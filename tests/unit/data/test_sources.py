@@ -280,7 +280,7 @@ def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 def test_another_split_is_held_out(tmp_path: Path, tokenizer: Any) -> None:
     from jobs.reading import read_evaluation_prompts, read_pairs
-    from jobs.setup import BaseModel
+    from jobs.models import BaseModel
 
     for name in ("train", "test"):
         row = {"prompt": name, "chosen": "a", "rejected": "b"}

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from dvpo_ray.data import DeadLetters, EncodedPair, LoadCounts, load_pairs, load_prompts, template_hash
-from dvpo_ray.data.encode import CONTROL, ENDED, FOLDED, THOUGHT, ChatEncoder
+from dvpo_ray.data.encode import CONTROL, ENDED, FOLDED, ChatEncoder
 from dvpo_ray.data.messages import Message
+from dvpo_ray.data.thinking import THOUGHT
 from dvpo_ray.errors import ModelError
 from tests.unit.data.conftest import Family, Make
 from tests.unit.data.test_turn_end import CHATML, FAMILIES

@@ -12,7 +12,7 @@ from actors.rollout import sampling_params, stop_ids
 from dvpo_ray.config.sections import ModelSection, RolloutSection
 from dvpo_ray.data import DeadLetters, TurnEnd, load_demonstrations, load_pairs, turn_end
 from dvpo_ray.errors import ModelError
-from jobs.setup import base_model
+from jobs.models import base_model
 from tests.unit.data.conftest import Family, Make
 
 CHATML = (
@@ -73,7 +73,7 @@ def test_the_end_of_a_turn_is_what_the_template_writes(name: str, make: Make) ->
     expected = TurnEnd(special.index(end), tuple(sorted(special.index(one) for one in stops)))
     assert turn_end(tokenizer, folder) == expected
     assert turn_end(tokenizer) == expected, "the folder that the tokenizer is from"
-    assert stop_ids(str(folder), False) == expected.stop_ids
+    assert stop_ids(folder, False) == expected.stop_ids
     asked = sampling_params(RolloutSection(), 0, expected.stop_ids)
     assert tuple(asked.stop_token_ids) == expected.stop_ids
 

@@ -17,8 +17,8 @@ from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import EncodedDemonstration, EncodedPair, EncodedPrompt
 from dvpo_ray.errors import DataError, ModelError
 from dvpo_ray.models.limits import Limits
+from jobs.models import BaseModel, base_model
 from jobs.reading import read_policy_rows
-from jobs.setup import BaseModel, base_model
 from tests.real import write_lines
 
 LIMITS = Limits(320, 16, "n_positions")

@@ -63,7 +63,7 @@ def test_merged_weights_are_those_of_peft(tiny_model: Path, tmp_path: Path, conf
     assert config.scale == (2.0 if config.rslora else 1.5)
     model = model_of(tiny_model, config)
     found = merged_state(model)
-    save_adapters(model, tmp_path, tiny_model)
+    save_adapters(model, tmp_path, str(tiny_model))
     loaded = PeftModel.from_pretrained(load_policy(tiny_model, torch.float32, "eager"), str(tmp_path))
     assert torch.allclose(loaded(INPUT).logits, model(INPUT).logits, atol=1e-6), "peft reads the adapters as they are"
     expected = loaded.merge_and_unload().state_dict()

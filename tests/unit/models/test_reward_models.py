@@ -22,7 +22,7 @@ from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import ValueModel, load_value_model, new_value_model, seal
 from dvpo_ray.rows import Answer, ScoredBatch
-from jobs.setup import base_model, fitting_rewards, fitting_value_model
+from jobs.models import base_model, fitting_rewards, fitting_value_model
 from tests.decided import scorer_section
 
 PROMPTS = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
@@ -145,15 +145,15 @@ def test_no_model_is_loaded_that_no_reward_names(tiny_model: Path) -> None:
 
 
 def test_values_of_a_reward_model_are_not_averaged(reward_folder: Path, value_folder: Path) -> None:
-    assert read_reward_seal("x", ModelReward(folder=str(value_folder), score="mean")).target == {"type": "td"}
+    assert read_reward_seal("x", ModelReward(folder=str(value_folder), score="mean"), value_folder).target == {"type": "td"}
     with pytest.raises(ModelError, match=r"policy\.rewards\.x: .* is a reward model, .* take score = 'last'"):
-        read_reward_seal("x", ModelReward(folder=str(reward_folder), score="mean"))
+        read_reward_seal("x", ModelReward(folder=str(reward_folder), score="mean"), reward_folder)
 
 
 def test_a_reward_model_is_no_value_model(tiny_model: Path, reward_folder: Path, value_folder: Path) -> None:
     base = base_model(ModelSection(path=str(tiny_model)))
     folder, record = fitting_value_model(str(value_folder), base)
-    assert folder == value_folder and not record.is_reward_model
+    assert folder == str(value_folder) and not record.is_reward_model
     with pytest.raises(ModelError, match=r"policy\.value_model: .* of unfinished answers .* \[policy\.rewards\.NAME\]"):
         fitting_value_model(str(reward_folder), base)
 

@@ -20,7 +20,7 @@ from dvpo_ray.data import template_hash
 from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import check_files, check_model_folder, hash_files
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from jobs.setup import base_model
+from jobs.models import base_model
 from tests.decided import learner_section
 from tests.ranks import WrappedReader
 

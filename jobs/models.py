@@ -1,0 +1,208 @@
+"""What every job does first: find its models, and verify that they fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actors.node_facts import nodes_by_role
+from dvpo_ray.commits import Commit
+from dvpo_ray.config import PolicyRecipe, Recipe
+from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
+from dvpo_ray.config.rewards import RewardConfig, model_rewards
+from dvpo_ray.config.sections import ModelSection, NumberType
+from dvpo_ray.data import arguments_of, ignored_arguments, load_tokenizer, template_hash, tokenizer_hash, turn_end
+from dvpo_ray.errors import ConfigError, ModelError
+from dvpo_ray.json_files import read_object
+from dvpo_ray.models.folder import MANIFEST, check_model_folder, check_savable
+from dvpo_ray.models.limits import Limits
+from dvpo_ray.models.loading import check_tensors, model_config
+from dvpo_ray.models.packaged import ModelPlace, locate
+from dvpo_ray.models.reward_model import read_reward_seal
+from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
+from dvpo_ray.planning.device_defaults import Choices, settle
+from dvpo_ray.planning.preflight import parameters_in
+from dvpo_ray.planning.shapes import ModelShape
+from dvpo_ray.run import NUMBER_TYPES, Event, Listener
+
+R = TypeVar("R", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A verified model, its tokenizer, and what it can read.
+
+    ``section`` is the recipe's, with the commit of a model of the Hub in it; ``kept`` are models of the Hub at the commits
+    (``org/name@COMMIT``) that count where the recipe names none, because an earlier run had them.
+    """
+
+    place: ModelPlace
+    section: ModelSection
+    tokenizer: Any
+    limits: Limits
+    kept: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """As the recipe names it."""
+        return self.section.path
+
+    @property
+    def folder(self) -> Path:
+        """Where it is on this machine."""
+        return self.place.folder
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What is recorded of it with all that is made of it."""
+        given = self.section.chat_template_kwargs
+        return {"base_model": self.name, "base_revision": self.place.revision} | (
+            {"chat_template_kwargs": given} if given else {}
+        )
+
+    @property
+    def commit_bytes(self) -> float:
+        """What a commit of all its parameters takes, at least: float32 weights and two moments of each."""
+        return 12 * parameters_in(self.folder)
+
+
+def base_model(section: ModelSection, listener: Listener = lambda event: None, kept: frozenset[str] = frozenset()) -> BaseModel:
+    """Find, verify, and (once) pull or convert the model that a recipe names; ``kept`` as in ``BaseModel``.
+
+    Raises:
+        ModelError: it cannot be found or used, is not whole or could not be saved again, its tokenizer is not the model's, or it
+            does not say how the model ends its turns.
+    """
+    place = locate(section.path, section.revision, kept=kept, tell=lambda text: listener(Event("phase", text)))
+    folder = check_model_folder(place.folder)
+    tokenizer = load_tokenizer(folder, section.trust_remote_code, section.chat_template_kwargs)
+    turn_end(tokenizer, folder)
+    config = model_config(folder, section.trust_remote_code)
+    limits = Limits.of(config)
+    limits.check_tokenizer(tokenizer, folder)
+    check_tensors(folder, config)
+    check_savable(folder, config, tokenizer)
+    if isinstance(tokenizer.chat_template, dict):
+        # Named templates: conversations are encoded with this one.
+        tokenizer.chat_template = tokenizer.get_chat_template()
+    for name in ignored_arguments(tokenizer):
+        text = f"model.chat_template_kwargs.{name}: the model's chat template writes the same without it; is the name right?"
+        listener(Event("warning", text))
+    if place.hub is not None:
+        section = section.model_copy(update={"path": place.hub.name, "revision": place.revision})
+    return BaseModel(place, section, tokenizer, limits, kept)
+
+
+def with_model(recipe: R, base: BaseModel) -> R:
+    """The recipe with its model as it was found: one of the Hub at its commit.
+
+    Raises:
+        ConfigError: the run had another commit of it.
+    """
+    before = next((one.rpartition("@")[2] for one in base.kept if one.rpartition("@")[0] == base.name), base.place.revision)
+    if before != base.place.revision:
+        raise ConfigError(
+            f"cannot go on with this run: its model was '{base.name}' of the Hub at commit {before}, and is now "
+            f"{base.place}: leave model.revision out, and no folder of that name here"
+        )
+    return recipe.model_copy(update={"model": base.section})
+
+
+def trained_from(policy: Path) -> frozenset[str]:
+    """The model of the Hub at the commit that a policy in a verified folder was trained from; none of other folders.
+
+    Raises:
+        DataError: its manifest cannot be read.
+    """
+    manifest = read_object(policy / MANIFEST) if (policy / MANIFEST).is_file() else {}
+    name, revision = manifest.get("base_model"), manifest.get("base_revision")
+    return frozenset([f"{name}@{revision}"] if revision else [])
+
+
+def settle_devices(recipe: R, base: BaseModel, commit: Commit | None = None) -> tuple[R, Choices]:
+    """The recipe with all that it leaves to the devices decided, once and for all its actors: before any of them starts, from
+    the nodes that each role may be placed on. A run that goes on keeps the number types it began with.
+
+    Raises:
+        RunError: the cluster cannot be reached.
+    """
+    kept = commit.part(NUMBER_TYPES, dict[str, NumberType]) if commit is not None and NUMBER_TYPES in commit.state else None
+    recipe = recipe.model_copy(update={"model": base.section}) if commit is None else with_model(recipe, base)
+    return settle(recipe, nodes_by_role(recipe.cluster), ModelShape.if_known(base.folder), kept)
+
+
+def fitting_value_model(folder: str, base: BaseModel) -> tuple[str, ValueModelSeal]:
+    """The place and seal of the value model that a policy recipe names, verified.
+
+    Raises:
+        ModelError: it is altered, made for another tokenizer or chat template, or a reward model.
+    """
+    place = locate(folder, field="policy.value_model", kept=base.kept)
+    record = read_seal(place.folder)
+    remedy = "name a folder of `dvpo value train`; a reward model goes into [policy.rewards.NAME] with type = 'model'"
+    refuse_reward_model(record, "policy.value_model", folder, remedy)
+    _check_fits(record, base, place)
+    return str(place), record
+
+
+def fitting_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> dict[str, RewardConfig]:
+    """A policy recipe's rewards; models among them are verified, and their folders named in full, as actors need them.
+
+    Raises:
+        ModelError: one is altered or made for another tokenizer or chat template, or a reward model's values were to be averaged.
+    """
+    found = dict(rewards)
+    for name, config in model_rewards(rewards).items():
+        place = locate(config.folder, field=f"policy.rewards.{name}.folder", kept=base.kept)
+        _check_fits(read_reward_seal(name, config, place.folder), base, place)
+        found[name] = config.model_copy(update={"folder": str(place)})
+    return found
+
+
+def fitting_advantage(advantage: AdvantageConfig, base: BaseModel) -> AdvantageConfig:
+    """A policy recipe's estimator; the model that its critic starts from is verified, and its folder named in full.
+
+    Raises:
+        ModelError: that model is altered or made for another tokenizer or chat template.
+    """
+    if not isinstance(advantage, Ppo) or advantage.critic.initial is None:
+        return advantage
+    field = "policy.advantage.critic.initial"
+    place = locate(advantage.critic.initial, field=field, kept=base.kept)
+    try:
+        _check_fits(read_seal(place.folder), base, place)
+    except ModelError as error:
+        raise ModelError(f"{field}: {error}") from error
+    return advantage.model_copy(update={"critic": advantage.critic.model_copy(update={"initial": str(place)})})
+
+
+def fitting_models(recipe: PolicyRecipe, base: BaseModel, listener: Listener) -> tuple[PolicyRecipe, ValueModelSeal | None]:
+    """A policy recipe whose models are verified and named as actors find them, and the seal of the value model that it reads.
+
+    Raises:
+        ModelError: as the three above.
+    """
+    policy = recipe.policy
+    found: dict[str, Any] = {
+        "advantage": fitting_advantage(policy.advantage, base),
+        "rewards": fitting_rewards(policy.rewards, base),
+    }
+    record = None
+    if policy.value_model is not None and policy.advantage.reads_values:
+        found["value_model"], record = fitting_value_model(policy.value_model, base)
+        if record.base_model == base.name and (record.base_revision or base.place.revision) != base.place.revision:
+            listener(
+                Event(
+                    "warning",
+                    f"the value model was grown from commit {record.base_revision} of '{base.name}', the policy starts from "
+                    f"{base.place.revision}: set model.revision to have both from one",
+                )
+            )
+    return recipe.model_copy(update={"policy": policy.model_copy(update=found)}), record
+
+
+def _check_fits(record: ValueModelSeal, base: BaseModel, place: ModelPlace) -> None:
+    tokenizer = base.tokenizer
+    check_fits(record, tokenizer_hash(tokenizer), template_hash(tokenizer), str(place), arguments_of(tokenizer))
