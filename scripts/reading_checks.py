@@ -68,7 +68,7 @@ def read(reader: PolicyReader, batch: SequenceBatch) -> Tensor:
 
 def check_near(found: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     """Raises AssertionError, telling how far numbers are off."""
-    gap = float((found - expected).abs().max())
+    gap = float((found - expected).detach().abs().max())
     assert gap <= tolerance, f"{what}: {gap:.3g} off"
 
 

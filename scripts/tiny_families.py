@@ -49,6 +49,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "n_group": 1,
         "topk_group": 1,
         "first_k_dense_replace": 1,
+        # Not of transformers' configuration, and in that of the models: vLLM has a correction of scores only with it.
+        "topk_method": "noaux_tc",
         "num_key_value_heads": 4,
         "head_dim": 16,
     },
@@ -126,7 +128,7 @@ def made_tokenizer() -> Any:
     return fast
 
 
-def save(family: str, folder: Path, seed: int = 0) -> None:
+def save(family: str, folder: Path, seed: int = 0, **changes: Any) -> None:
     """Write an ordinary model folder of a family."""
-    made(family, seed).save_pretrained(folder)
+    made(family, seed, **changes).save_pretrained(folder)
     made_tokenizer().save_pretrained(folder)

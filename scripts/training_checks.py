@@ -20,13 +20,14 @@ from actors.dpo_learner import DpoLearnerRank
 from actors.learner_state import SEPARATOR, pieces
 from actors.rank import Rank, free_port
 from actors.value_learner import ValueLearnerRank
+from dvpo_ray.config.algorithms import TdTarget
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import LearnerSection, LoraSection, ModelSection, PairsSection
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.pairs import LabelledAnswer, Pair
 from dvpo_ray.models.lora import ADAPTERS, merged_tensors
-from dvpo_ray.models.token_reader import load_policy, parameter_hash
+from dvpo_ray.models.token_reader import parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
 from scripts.reading_checks import REFUSED, TOLERANCE, YES, check_near, policy_of, seal_with_facts
 
@@ -35,6 +36,7 @@ SECTION = ModelSection(path="tiny", attention="eager")
 LEARNER = LearnerSection(
     dtype="float32", learning_rate=1e-3, token_budget=96, max_padding=0.5, cpu_threads=1, betas=(0.9, 0.95), grad_clip=1e9
 )
+PAIRS = PairsSection(source="pairs", max_prompt_tokens=16, max_answer_tokens=16)
 LORA = LoraSection(rank=4, alpha=8)
 STEPS = 3
 SEED = 5
@@ -55,7 +57,7 @@ def pairs() -> list[Pair]:
 def dpo_rank(base: Path, lora: LoraSection | None = None, **learner: Any) -> Iterator[DpoLearnerRank]:
     """A rank that has loaded a policy; its memory is given back."""
     settings = DpoTraining(
-        data=PairsSection(source="pairs", max_prompt_tokens=16, max_answer_tokens=16),
+        data=PAIRS,
         learner=LEARNER.model_copy(update=learner),
         lora=lora,
     )
@@ -149,6 +151,8 @@ def check_for_engines(rank: DpoLearnerRank, base: Path, merged: Path) -> None:
     adapters = {name: weight.detach() for name, weight in rank.engine.weights().items()}
     loaded = dict(merged_tensors(base, adapters, LORA.scale, [], torch.float32))
     before = load_file(base / "model.safetensors")
+    idle = [name for name, weight in adapters.items() if ".lora_B." in name and not weight.any()]
+    assert not idle, f"{len(idle)} adapters are never trained, such as {idle[0]}"
     changed = {name for name in stored if not torch.equal(stored[name], before[name])}
     assert changed and changed <= set(loaded), f"engines are not sent {sorted(changed - set(loaded))}"
     for name, tensor in loaded.items():
@@ -213,7 +217,7 @@ def count_calls(model: Any) -> list[int]:
 
 def value_learner(base: Path, room: Path) -> str:
     """Steps of the value learner lower the loss, and the sealed folder holds the model that was trained."""
-    settings = ValueTraining(data=PairsSection(source="pairs", max_prompt_tokens=16, max_answer_tokens=16), learner=LEARNER)
+    settings = ValueTraining(data=PAIRS, learner=LEARNER, target=TdTarget(lam=0.9))
     rank = StayingValueRank(0, 1, str(base), SECTION, settings, SEED, total_steps=STEPS)
     answers = [answer for pair in pairs() for answer in pair]
     with started(rank):

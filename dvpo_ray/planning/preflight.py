@@ -78,6 +78,13 @@ def unservable(config: Mapping[str, Any], engines: Engines, head_sizes: frozense
             f"model.path: its attention heads have {size} numbers, and vLLM's CPU kernels are made for "
             f"{', '.join(map(str, sorted(head_sizes)))}: take a model with one of these sizes, or a GPU for the engines"
         )
+    window = config.get("sliding_window") or math.inf
+    if config.get("model_type") == "cohere2" and engine.max_model_len > window:
+        yield (
+            f"{field}.engine.max_model_len ({engine.max_model_len}) is more than the sliding window of a 'cohere2' ({window} "
+            "tokens), beyond which vLLM's attention reaches one token further back than transformers' and log-probs differ: "
+            f"lower it to {window}, or take another model"
+        )
     longest, key = longest_context(config)
     if engine.max_model_len > longest and not long_allowed:
         yield (

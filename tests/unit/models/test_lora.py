@@ -14,7 +14,7 @@ from dvpo_ray.errors import ModelError, WeightSyncError
 from dvpo_ray.models.folder import tensor_files, weights_sha256
 from dvpo_ray.models.lora import add_adapters, merged, merged_state, merged_tensors, save_adapters, set_dropout
 from dvpo_ray.models.token_reader import load_policy
-from scripts.model_table import made
+from scripts.tiny_families import made
 
 FUSED = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
 INPUT = torch.tensor([[5, 9, 200, 31, 7]])

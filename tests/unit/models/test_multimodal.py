@@ -16,7 +16,7 @@ from dvpo_ray.models.reader_check import check_reader
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, load_policy
 from dvpo_ray.models.value_model import load_value_model, new_value_model
 from dvpo_ray.planning import ModelShape
-from scripts.model_table import FAMILIES, SIZES
+from scripts.tiny_families import FAMILIES, SIZES
 
 VISION = {
     "hidden_size": 32,

@@ -13,7 +13,7 @@ from dvpo_ray.errors import ModelError
 from dvpo_ray.models import value_model
 from dvpo_ray.models.token_reader import parameter_hash
 from dvpo_ray.models.value_model import load_value_model, new_value_model
-from scripts.model_table import SIZES, made
+from scripts.tiny_families import SIZES, made
 
 IDS = torch.tensor([[5, 9, 200, 31, 7]])
 CLASSIFIERS = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Phi3", "StableLm"]

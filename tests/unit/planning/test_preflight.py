@@ -66,6 +66,14 @@ def test_head_sizes(config: dict[str, Any], size: int) -> None:
     assert head_size(TINY | config) == size
 
 
+def test_rows_beyond_a_window_that_engines_take_for_wider_are_refused() -> None:
+    config = TINY | {"head_dim": 32, "model_type": "cohere2", "sliding_window": 128}
+    assert problems(config, engines(max_model_len=128)) == []
+    (found,) = problems(config, engines(max_model_len=129))
+    assert "max_model_len (129) is more than the sliding window of a 'cohere2' (128 tokens)" in found
+    assert problems(config | {"model_type": "mistral"}, engines(max_model_len=129)) == []
+
+
 def test_a_length_beyond_the_models_is_refused_with_the_key_that_says_so() -> None:
     config = TINY | {"head_dim": 32}
     assert problems(config, engines(max_model_len=512)) == []
