@@ -94,7 +94,9 @@ def main() -> None:
     logging.getLogger("dvpo_ray").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(HEADER)
+    before, found, rest = text.partition(HEADER)
+    if not found:
+        raise SystemExit(f"{PAGE} has no table of the columns {', '.join(COLUMNS)}: write its first two lines where it shall be")
     after = "".join(dropwhile(lambda line: not line.startswith("## "), rest.splitlines(keepends=True)))
     PAGE.write_text(before + table() + "\n" + after, encoding="utf-8")
 
