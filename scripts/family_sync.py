@@ -91,9 +91,9 @@ def served(family: str) -> Served:
         caching = True
         answers, reason = asked_of_an_engine(*folders, caching)
         if not answers:
-            without, why = asked_of_an_engine(*folders, False)
-            if without:
-                caching, answers, reason = False, without, why or reason
+            caching, before = False, reason
+            answers, reason = asked_of_an_engine(*folders, caching)
+            reason = reason or before
         gaps = [gap(found, load_policy(folder, torch.float32, "eager")) for found, folder in zip(answers, folders, strict=False)]
         return Served(vllm.__version__, known, caching, reason, *gaps)
 

@@ -29,7 +29,7 @@ SIZES: dict[str, Any] = {
 }
 GPT2 = {"n_embd": 128, "n_head": 4, "n_layer": 2, "n_positions": 64}
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-LATENT = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32}
+LATENT = {"q_lora_rank": 24, "kv_lora_rank": 512, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 32}
 LINEAR = {
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
@@ -52,7 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         # Not of transformers' configuration, and in that of the models: vLLM has a correction of scores only with it.
         "topk_method": "noaux_tc",
         "num_key_value_heads": 4,
-        "head_dim": 16,
+        "head_dim": 64,
     },
     "Exaone4": {"sliding_window": 8},
     # It makes its own of the hidden size.
@@ -71,7 +71,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "GraniteMoe": EXPERTS | {"logits_scaling": 4.0},
     "Helium": {},
     "Jamba": EXPERTS | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-    "Lfm2": {"layer_types": ["conv", "full_attention"]},
+    # Its published configurations name the widths of its blocks, which transformers takes from the hidden size.
+    "Lfm2": {"layer_types": ["conv", "full_attention"], "conv_dim": 128, "block_dim": 128},
     "Llama": {},
     "Mamba": {},
     "Mistral": {},
