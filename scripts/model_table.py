@@ -1,16 +1,17 @@
-"""Writes the table of docs/models.md from tiny random models, one of each family: `python -m scripts.model_table`.
+"""Writes the table of docs/models.md from tiny random models, one of each family: `python -m scripts.model_table [--engines]`.
 
 A cell is what a check of ``scripts.reading_checks`` or ``scripts.training_checks`` says when it is run; what engines serve is
-read from ``family_sync.json`` (``scripts.family_sync``).
+read from ``family_sync.json`` (``scripts.family_sync``). ``--engines`` writes that column alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from itertools import dropwhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import torch
@@ -78,27 +79,42 @@ def reasons(served: Mapping[str, Served]) -> str:
     return "".join(f"- {', '.join(names)}: {reason}\n" for reason, names in families.items())
 
 
-def table() -> str:
-    """The whole table, and the reasons beneath it."""
-    served = read_found()
+def checked_rows(served: Mapping[str, Served]) -> list[str]:
+    """The lines of all families, their checks run now."""
     rows = []
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(row_of(family, Path(folder), served))
-    versions = ", ".join(sorted({one.vllm for one in served.values()}))
-    return HEADER + "\n".join(rows) + "\n\n" + REASONS.format(version=versions) + "\n" + reasons(served)
+    return rows
+
+
+def written_rows(text: str) -> list[str]:
+    """The lines of a page's table."""
+    return list(takewhile(lambda line: line.startswith("|"), text.partition(HEADER)[2].splitlines()))
+
+
+def with_engines(rows: list[str], served: Mapping[str, Served]) -> list[str]:
+    """Lines of all families, each with what engines make of it now."""
+    given = zip(FAMILIES, rows, strict=True)
+    return [f"{row.rpartition(' | ')[0]} | {status_of(family, served)} |" for family, row in given]
 
 
 def main() -> None:
-    """Put the table into its page, in the place of the one that is there."""
+    """Put the table into its page, in the place of the one that is there, and vLLM's reasons beneath it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engines", action="store_true", help="only what engines make of the families, and why")
+    engines_alone = parser.parse_args().engines
     logging.getLogger("dvpo_ray").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    text = PAGE.read_text(encoding="utf-8")
+    text, served = PAGE.read_text(encoding="utf-8"), read_found()
     before, found, rest = text.partition(HEADER)
     if not found:
         raise SystemExit(f"{PAGE} has no table of the columns {', '.join(COLUMNS)}: write its first two lines where it shall be")
+    rows = with_engines(written_rows(text), served) if engines_alone else checked_rows(served)
+    versions = ", ".join(sorted({one.vllm for one in served.values()}))
+    table = HEADER + "\n".join(rows) + "\n\n" + REASONS.format(version=versions) + "\n" + reasons(served)
     after = "".join(dropwhile(lambda line: not line.startswith("## "), rest.splitlines(keepends=True)))
-    PAGE.write_text(before + table() + "\n" + after, encoding="utf-8")
+    PAGE.write_text(f"{before}{table}\n{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma3": {"sliding_window": 8},
     "Glm4": {},
     "GPT2": GPT2,
-    "GPTBigCode": GPT2,
+    "GPTBigCode": GPT2 | {"num_key_value_heads": 1},
     "GPTJ": GPT2 | {"rotary_dim": 8},
     "GPTNeo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
     "GPTNeoX": {},
@@ -82,7 +82,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Olmo2": {},
     "Olmo3": {"sliding_window": 8},
     "Olmoe": EXPERTS,
-    "OPT": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+    "OPT": {"ffn_dim": 96, "word_embed_proj_dim": 64, "init_std": 0.2},
     "Phi": {},
     "Phi3": {},
     "Qwen2": {},
@@ -106,7 +106,9 @@ CHAT_TEMPLATE = (
 def made(family: str, seed: int = 0, **changes: Any) -> Any:
     """A tiny random model of a family, in float32."""
     kind = getattr(transformers, CLASSES.get(family, f"{family}ForCausalLM"))
-    given = SIZES | FAMILIES[family] | changes
+    known = kind.config_class()
+    # A size that a family does not know (heads of keys in GPT-NeoX) would be saved with it, and engines would believe it.
+    given = {key: value for key, value in SIZES.items() if hasattr(known, key)} | FAMILIES[family] | changes
     config = kind.config_class(**{key: value for key, value in given.items() if value is not None})
     no_dropout(config)
     config._attn_implementation = "eager"

@@ -6,7 +6,6 @@ The lines of the table in docs/models.md are what the checks of these models say
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from scripts.family_sync import read_found
-from scripts.model_table import HEADER, PAGE, reasons, row_of
+from scripts.model_table import PAGE, reasons, row_of, with_engines, written_rows
 from scripts.tiny_families import FAMILIES
 
 # One of each kind: dense, with capped logits, a mixture of experts, linear attention, recurrent, and with transposed weights.
@@ -38,8 +37,7 @@ def one_thread(process_group: None) -> Iterator[None]:
 
 def lines() -> list[str]:
     """The lines of the table."""
-    _, _, after = PAGE.read_text(encoding="utf-8").partition(HEADER)
-    return list(takewhile(lambda line: line.startswith("|"), after.splitlines()))
+    return written_rows(PAGE.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("family", families(QUICK))
@@ -51,5 +49,7 @@ def test_the_table_names_these_families_and_no_others() -> None:
     assert len(lines()) == len(FAMILIES)
 
 
-def test_the_page_gives_the_engines_reasons() -> None:
-    assert reasons(read_found()) in PAGE.read_text(encoding="utf-8"), RUN_AGAIN
+def test_the_page_says_of_engines_what_is_recorded_of_them() -> None:
+    found = read_found()
+    assert lines() == with_engines(lines(), found), "run `python -m scripts.model_table --engines`"
+    assert reasons(found) in PAGE.read_text(encoding="utf-8"), "run `python -m scripts.model_table --engines`"

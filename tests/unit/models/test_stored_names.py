@@ -48,7 +48,7 @@ def test_experts_are_tensors_of_their_own_again(tmp_path: Path) -> None:
     specs = {spec.name: spec.shape for spec in StoredNames(model, dict(model.named_parameters())).specs}
     for expert in range(4):
         prefix = f"model.layers.0.block_sparse_moe.experts.{expert}"
-        assert [specs[f"{prefix}.{part}.weight"] for part in ("w1", "w2", "w3")] == [(96, 64), (64, 96), (96, 64)]
+        assert [specs[f"{prefix}.{part}.weight"] for part in ("w1", "w2", "w3")] == [(96, 128), (128, 96), (96, 128)]
 
 
 def test_shapes_of_shards_are_those_of_the_whole(tmp_path: Path) -> None:
