@@ -14,7 +14,7 @@ from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.models.loading import model_config
-from dvpo_ray.planning.preflight import Engines, Memory, parameters_in, too_large, unservable, untrainable
+from dvpo_ray.planning.preflight import Engines, Memory, parameters_in, too_large, unservable, unsyncable
 from dvpo_ray.run import Event, Listener
 
 LONG_ALLOWED = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -39,8 +39,6 @@ def check_engines(
     text = config.get_text_config().to_dict()
     long_allowed = os.environ.get(LONG_ALLOWED, "0") == "1"
     problems = list(unservable(text, Engines(field, section, on_cpu), cpu_head_sizes(), long_allowed))
-    if trains:
-        problems += untrainable(text, on_cpu)
     doubts = []
     named = set(config.architectures or ())
     if named and architectures() and named.isdisjoint(architectures()):
@@ -48,6 +46,8 @@ def check_engines(
     if trains and on_cpu and recipe.cluster.address is None and not isinstance(recipe, DpoRecipe):
         never, maybe = too_large(recipe.policy, text, parameters_in(folder), recipe.model.attention, Memory.of_this_machine())
         problems, doubts = problems + never, doubts + maybe
+    if trains:
+        problems += unsyncable(text)
     if problems:
         raise ConfigError("; ".join(problems))
     for doubt in doubts:

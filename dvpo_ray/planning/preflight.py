@@ -17,7 +17,7 @@ from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import weight_files
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.memory import GB, element_size, processes
-from dvpo_ray.planning.shapes import Experts, ModelShape
+from dvpo_ray.planning.shapes import ModelShape
 
 # What of a model's configuration vLLM takes for its longest context, the smallest of those there are.
 LENGTHS = (
@@ -101,19 +101,6 @@ def unservable(config: Mapping[str, Any], engines: Engines, head_sizes: frozense
         )
 
 
-def untrainable(config: Mapping[str, Any], on_cpu: bool) -> Iterator[str]:
-    """Why a model whose text part has this configuration cannot be trained with engines that serve it.
-
-    On CPU a tiny Qwen3-MoE and a tiny Mixtral were served right at the start (tests/integration/test_mixture.py), and after a
-    weight update 11 nats from the weights that were sent.
-    """
-    if on_cpu and Experts.of(config) is not None:
-        yield (
-            f"model.path: a mixture of experts ('{config.get('model_type')}') is served by CPU engines with other weights than "
-            "they are sent, so it cannot be trained with them: use GPUs for the engines, or a model without experts"
-        )
-
-
 def head_size(config: Mapping[str, Any]) -> int:
     """Numbers of one attention head; 0 where the configuration does not tell, as with compressed keys and values (MLA)."""
     if config.get("kv_lora_rank"):
@@ -163,6 +150,19 @@ def cache_bytes(config: Mapping[str, Any], section: GenerationSection) -> float:
     engine = section.engine
     heads = max(1, shape.kv_heads // engine.tensor_parallel)
     return shape.kv_bytes(engine.max_model_len, element_size(engine.dtype)) * heads / shape.kv_heads
+
+
+def unsyncable(config: Mapping[str, Any]) -> Iterator[str]:
+    """Why engines that serve a model cannot take its weights anew.
+
+    An update reaches parameters through their loaders. vLLM fills experts and attention sinks of GPT-OSS without: a tiny one was
+    served right, and after an update 11 nats from the weights that were sent (``scripts.family_sync``).
+    """
+    if config.get("model_type") == "gpt_oss":
+        yield (
+            "model.path: engines do not take up all weights of a 'gpt_oss' that they are sent, so it cannot be trained with "
+            "them: take a model of another type"
+        )
 
 
 def parameters_in(folder: Path) -> int:

@@ -19,7 +19,7 @@ from dvpo_ray.planning.preflight import (
     parameters_in,
     too_large,
     unservable,
-    untrainable,
+    unsyncable,
 )
 from tests.engines import settings
 
@@ -72,6 +72,12 @@ def test_rows_beyond_a_window_that_engines_take_for_wider_are_refused() -> None:
     (found,) = problems(config, engines(max_model_len=129))
     assert "max_model_len (129) is more than the sliding window of a 'cohere2' (128 tokens)" in found
     assert problems(config | {"model_type": "mistral"}, engines(max_model_len=129)) == []
+
+
+def test_a_type_whose_new_weights_engines_do_not_take_up_is_refused_by_name() -> None:
+    (found,) = unsyncable(TINY | {"model_type": "gpt_oss"})
+    assert "engines do not take up all weights of a 'gpt_oss'" in found
+    assert list(unsyncable(TINY)) == []
 
 
 def test_a_length_beyond_the_models_is_refused_with_the_key_that_says_so() -> None:
@@ -151,10 +157,3 @@ def test_memory_is_refused_when_models_alone_exceed_it_and_doubted_when_the_esti
     assert maybe == [] and "models and optimizer alone take 3.8 GB, this machine has 3.7" in never[0]
     never, maybe = found(3.8e9, 3e9)
     assert never == [] and "3.0 are free" in maybe[0]
-
-
-def test_mixtures_of_experts_are_not_trained_with_cpu_engines() -> None:
-    mixture = TINY | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
-    (found,) = untrainable(mixture, on_cpu=True)
-    assert "('mixtral')" in found and "use GPUs for the engines" in found
-    assert list(untrainable(mixture, on_cpu=False)) == list(untrainable(TINY, on_cpu=True)) == []
