@@ -49,8 +49,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "n_group": 1,
         "topk_group": 1,
         "first_k_dense_replace": 1,
-        # Not of transformers' configuration, and in that of the models: vLLM has a correction of scores only with it.
+        # Published configurations name them, transformers does not, and vLLM takes others if they are not there.
         "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
         "num_key_value_heads": 4,
         "head_dim": 64,
     },
