@@ -35,7 +35,6 @@ LARGEST_GAP = 0.01
 # A model travels in several.
 BUCKET_BYTES = 2**18
 ROWS = 6
-LONGEST_REASON = 200
 # vLLM's sliding window of Cohere 2 is a token wider than transformers': beyond it `dvpo` refuses to start engines.
 CHANGES = {"Cohere2": {"sliding_window": SIZES["max_position_embeddings"]}}
 SECTION = RolloutSection(
@@ -147,11 +146,11 @@ def import_code(architecture: str) -> None:
 
 
 def root_of(error: BaseException) -> str:
-    """The first line of the error that came first."""
+    """The first sentence of the error that came first."""
     while error.__cause__:
         error = error.__cause__
     text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    return f"{type(error).__name__}: {text}".splitlines()[0][:LONGEST_REASON]
+    return f"{type(error).__name__}: {text}".splitlines()[0].split(". ")[0].removesuffix(".")
 
 
 def answered(engine: Any) -> list[Answered]:

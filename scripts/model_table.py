@@ -75,7 +75,9 @@ def reasons(served: Mapping[str, Served]) -> str:
     families = defaultdict(list)
     for family in FAMILIES:
         if family in served and served[family].reason:
-            families[served[family].reason].append(f"`{made(family).config.model_type}`")
+            started = served[family].gap_at_start is not None
+            how = " with `prefix_caching = true`" if started else ""
+            families[served[family].reason].append(f"`{made(family).config.model_type}`{how}")
     return "".join(f"- {', '.join(names)}: {reason}\n" for reason, names in families.items())
 
 

@@ -32,7 +32,7 @@ def test_a_family_that_is_not_served_has_a_reason() -> None:
     assert all(one.reason for one in found.values() if one.gap_at_start is None)
 
 
-def test_the_reason_is_the_first_line_of_the_error_that_came_first() -> None:
+def test_the_reason_is_the_first_sentence_of_the_error_that_came_first() -> None:
     try:
         try:
             raise KeyError("e_score\nand more")
@@ -40,4 +40,4 @@ def test_the_reason_is_the_first_line_of_the_error_that_came_first() -> None:
             raise RuntimeError("the engine did not start") from first
     except RuntimeError as error:
         assert root_of(error) == r"KeyError: 'e_score\nand more'"
-    assert root_of(ValueError("one\ntwo")) == "ValueError: one"
+    assert root_of(ValueError("one. two.\nthree")) == "ValueError: one"
