@@ -47,7 +47,8 @@ def check_engines(
         never, maybe = too_large(recipe.policy, text, parameters_in(folder), recipe.model.attention, Memory.of_this_machine())
         problems, doubts = problems + never, doubts + maybe
     if trains:
-        problems += unsyncable(text)
+        trained = recipe.dpo if isinstance(recipe, DpoRecipe) else recipe.policy
+        problems += unsyncable(text, adapters=trained.lora is not None)
     if problems:
         raise ConfigError("; ".join(problems))
     for doubt in doubts:

@@ -152,16 +152,17 @@ def cache_bytes(config: Mapping[str, Any], section: GenerationSection) -> float:
     return shape.kv_bytes(engine.max_model_len, element_size(engine.dtype)) * heads / shape.kv_heads
 
 
-def unsyncable(config: Mapping[str, Any]) -> Iterator[str]:
-    """Why engines that serve a model cannot take its weights anew.
+def unsyncable(config: Mapping[str, Any], adapters: bool) -> Iterator[str]:
+    """Why engines that serve a model cannot take its weights anew; ``adapters``: only those are trained.
 
     An update reaches parameters through their loaders. vLLM fills experts and attention sinks of GPT-OSS without: a tiny one was
-    served right, and after an update 11 nats from the weights that were sent (``scripts.family_sync``).
+    served right, and after an update 11 nats from the weights that were sent (``scripts.family_sync``). Layers that have
+    adapters are reached.
     """
-    if config.get("model_type") == "gpt_oss":
+    if config.get("model_type") == "gpt_oss" and not adapters:
         yield (
-            "model.path: engines do not take up all weights of a 'gpt_oss' that they are sent, so it cannot be trained with "
-            "them: take a model of another type"
+            "model.path: engines do not take up all weights of a 'gpt_oss' that they are sent, so the whole model cannot be "
+            "trained with them: train adapters (a section 'lora'), or take a model of another type"
         )
 
 
