@@ -14,7 +14,7 @@ from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.models.loading import model_config
-from dvpo_ray.planning.preflight import Engines, Memory, parameters_in, too_large, unservable
+from dvpo_ray.planning.preflight import Engines, Memory, parameters_in, too_large, unservable, unsyncable
 from dvpo_ray.run import Event, Listener
 
 LONG_ALLOWED = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -46,6 +46,9 @@ def check_engines(
     if trains and on_cpu and recipe.cluster.address is None and not isinstance(recipe, DpoRecipe):
         never, maybe = too_large(recipe.policy, text, parameters_in(folder), recipe.model.attention, Memory.of_this_machine())
         problems, doubts = problems + never, doubts + maybe
+    if trains:
+        trained = recipe.dpo if isinstance(recipe, DpoRecipe) else recipe.policy
+        problems += unsyncable(text, adapters=trained.lora is not None)
     if problems:
         raise ConfigError("; ".join(problems))
     for doubt in doubts:

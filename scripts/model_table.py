@@ -1,148 +1,122 @@
-"""Writes the table of docs/models.md from tiny random models, one of each family: `python -m scripts.model_table`."""
+"""Writes the table of docs/models.md from tiny random models, one of each family: `python -m scripts.model_table [--engines]`.
+
+A cell is what a check of ``scripts.reading_checks`` or ``scripts.training_checks`` says when it is run; what engines serve is
+read from ``family_sync.json`` (``scripts.family_sync``). ``--engines`` writes that column alone.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import tempfile
-from itertools import dropwhile
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
-from torch import nn
 
-from dvpo_ray.models.reader_check import check_reader
-from dvpo_ray.models.stored_names import StoredNames
-from dvpo_ray.models.token_reader import PolicyReader, load_policy, no_dropout
+from scripts import reading_checks, training_checks
+from scripts.family_sync import Served, read_found
+from scripts.tiny_families import FAMILIES, made, save
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
-HEADER = "| type | class | common beginnings read once | weights renamed for engines | LoRA |\n|---|---|---|---|---|\n"
-SIZES = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
+Check = Callable[[Path, Path], str]
+# Columns, each with the checks that all must say the same.
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "log-probs": (reading_checks.log_probs,),
+    "packed rows": (reading_checks.packing,),
+    "shared prefix": (reading_checks.shared_prefix,),
+    "renamed": (reading_checks.stored_names,),
+    "value model": (reading_checks.value_model, training_checks.value_learner),
+    "seal": (reading_checks.sealed,),
+    "DPO": (training_checks.dpo,),
+    "LoRA": (training_checks.lora,),
+    "resume": (training_checks.resume,),
+    "checkpointing": (training_checks.checkpointing,),
 }
-GPT2 = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}
-EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-LATENT = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
-LINEAR = {
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "layer_types": ["linear_attention", "full_attention"],
-}
-# Names of causal classes of transformers (without ForCausalLM), and what their configurations differ by from SIZES.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "Bloom": {"n_layer": 2, "n_head": 4},
-    "Cohere": {"logit_scale": 0.25},
-    "Cohere2": {"logit_scale": 0.25, "sliding_window": 8},
-    "DeepseekV3": EXPERTS
-    | LATENT
-    | {
-        "n_routed_experts": 4,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "num_key_value_heads": 4,
-        "head_dim": 8,
-    },
-    "Exaone4": {"sliding_window": 8},
-    # It makes its own of the hidden size.
-    "Falcon": {"head_dim": None},
-    "Gemma": {},
-    "Gemma2": {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 2.0, "sliding_window": 8},
-    "Gemma3": {"sliding_window": 8},
-    "Glm4": {},
-    "GPT2": GPT2,
-    "GPTBigCode": GPT2,
-    "GPTJ": GPT2 | {"rotary_dim": 8},
-    "GPTNeo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
-    "GPTNeoX": {},
-    "GptOss": EXPERTS | {"sliding_window": 8},
-    "Granite": {"logits_scaling": 4.0, "embedding_multiplier": 3.0},
-    "GraniteMoe": EXPERTS | {"logits_scaling": 4.0},
-    "Helium": {},
-    "Jamba": EXPERTS | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-    "Lfm2": {"layer_types": ["conv", "full_attention"]},
-    "Llama": {},
-    "Mamba": {},
-    "Mistral": {},
-    "Mixtral": EXPERTS,
-    "Nemotron": {},
-    "Olmo": {},
-    "Olmo2": {},
-    "Olmo3": {"sliding_window": 8},
-    "Olmoe": EXPERTS,
-    "OPT": {"ffn_dim": 96, "word_embed_proj_dim": 32},
-    "Phi": {},
-    "Phi3": {},
-    "Qwen2": {},
-    "Qwen2Moe": EXPERTS | {"shared_expert_intermediate_size": 32},
-    "Qwen3": {},
-    "Qwen3Moe": EXPERTS,
-    "Qwen3Next": EXPERTS | LINEAR | {"shared_expert_intermediate_size": 32},
-    "Qwen3_5": LINEAR,
-    "RecurrentGemma": {"lru_width": 64, "logits_soft_cap": 1.0},
-    "SmolLM3": {},
-    "StableLm": {},
-    "Starcoder2": {},
-}
-CLASSES = {"GPT2": "GPT2LMHeadModel"}
+COLUMNS = ("type", "class", *CHECKS, "served and synced")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
+REASONS = "Why engines on a CPU do not serve or sync a family (vLLM {version}, its own words):\n"
 
 
-def made(family: str, **changes: Any) -> Any:
-    """A tiny random model of a family, in float32."""
-    kind = getattr(transformers, CLASSES.get(family, f"{family}ForCausalLM"))
-    given = SIZES | FAMILIES[family] | changes
-    config = kind.config_class(**{key: value for key, value in given.items() if value is not None})
-    no_dropout(config)
-    config._attn_implementation = "eager"
-    torch.manual_seed(0)
-    return kind(config).eval()
+def row_of(family: str, folder: Path, served: Mapping[str, Served]) -> str:
+    """The table's line of a family, whose checks are run in an empty folder.
+
+    Raises:
+        AssertionError: a check found the product wrong.
+    """
+    base = folder / "base"
+    save(family, base)
+    cells = [cell_of(checks, base, folder) for checks in CHECKS.values()]
+    model = made(family)
+    cells = [f"`{model.config.model_type}`", type(model).__name__, *cells, status_of(family, served)]
+    return f"| {' | '.join(cells)} |"
 
 
-def row_of(model: Any) -> str:
-    """The table's line of a model that was loaded from a folder; its reader is checked."""
-    reader = PolicyReader(model)
-    check_reader(reader)
-    names = StoredNames(model, dict(model.named_parameters()))
-    renamed = {spec.name for spec in names.specs} != {name for name, _ in model.named_parameters()}
-    head = model.get_output_embeddings()
-    linear = any(isinstance(layer, nn.Linear) and layer is not head for layer in model.modules())
-    facts = (reader.share_prefix, renamed, linear)
-    return (
-        f"| `{model.config.model_type}` | {type(model).__name__} | " + " | ".join("yes" if one else "no" for one in facts) + " |"
-    )
+def cell_of(checks: tuple[Check, ...], base: Path, folder: Path) -> str:
+    """What all the checks of a column say."""
+    said = []
+    for check in checks:
+        room = folder / check.__name__
+        room.mkdir()
+        said.append(check(base, room))
+    assert len(set(said)) == 1, f"{[check.__name__ for check in checks]} say {said}"
+    return said[0]
 
 
-def table() -> str:
-    """The whole table."""
+def status_of(family: str, served: Mapping[str, Served]) -> str:
+    """What engines make of a family."""
+    return served[family].status if family in served else "not tried yet"
+
+
+def reasons(served: Mapping[str, Served]) -> str:
+    """A list of vLLM's own words on what it does not serve, each with the families that they are of."""
+    families = defaultdict(list)
+    for family in FAMILIES:
+        if family in served and served[family].reason:
+            started = served[family].gap_at_start is not None
+            how = " with `prefix_caching = true`" if started else ""
+            families[served[family].reason].append(f"`{made(family).config.model_type}`{how}")
+    return "".join(f"- {', '.join(names)}: {reason}\n" for reason, names in families.items())
+
+
+def checked_rows(served: Mapping[str, Served]) -> list[str]:
+    """The lines of all families, their checks run now."""
     rows = []
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
-            made(family).save_pretrained(folder)
-            rows.append(row_of(load_policy(Path(folder), torch.float32, "eager")))
-    return HEADER + "\n".join(rows) + "\n"
+            rows.append(row_of(family, Path(folder), served))
+    return rows
+
+
+def written_rows(text: str) -> list[str]:
+    """The lines of a page's table."""
+    return list(takewhile(lambda line: line.startswith("|"), text.partition(HEADER)[2].splitlines()))
+
+
+def with_engines(rows: list[str], served: Mapping[str, Served]) -> list[str]:
+    """Lines of all families, each with what engines make of it now."""
+    given = zip(FAMILIES, rows, strict=True)
+    return [f"{row.rpartition(' | ')[0]} | {status_of(family, served)} |" for family, row in given]
 
 
 def main() -> None:
-    """Put the table into its page, in the place of the one that is there."""
+    """Put the table into its page, in the place of the one that is there, and vLLM's reasons beneath it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engines", action="store_true", help="only what engines make of the families, and why")
+    engines_alone = parser.parse_args().engines
     logging.getLogger("dvpo_ray").setLevel(logging.ERROR)
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(HEADER)
-    after = "".join(dropwhile(lambda line: line.startswith("|"), rest.splitlines(keepends=True)))
-    PAGE.write_text(before + table() + after, encoding="utf-8")
+    torch.set_num_threads(1)
+    text, served = PAGE.read_text(encoding="utf-8"), read_found()
+    before, found, rest = text.partition(HEADER)
+    if not found:
+        raise SystemExit(f"{PAGE} has no table of the columns {', '.join(COLUMNS)}: write its first two lines where it shall be")
+    rows = with_engines(written_rows(text), served) if engines_alone else checked_rows(served)
+    versions = ", ".join(sorted({one.vllm for one in served.values()}))
+    table = HEADER + "\n".join(rows) + "\n\n" + REASONS.format(version=versions) + "\n" + reasons(served)
+    after = "".join(dropwhile(lambda line: not line.startswith("## "), rest.splitlines(keepends=True)))
+    PAGE.write_text(f"{before}{table}\n{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

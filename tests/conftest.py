@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,14 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 pytest_plugins = ["tests.real"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level tokenizer of 300 tokens with a ChatML template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from scripts.tiny_families import made_tokenizer
 
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator([], trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet))
-    fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return made_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +55,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """A process group of this process alone, for all tests that train in it: DeepSpeed keeps the first one."""
+    import torch.distributed as dist
+
+    from actors.deepspeed_engine import join_process_group
+    from actors.rank import free_port
+
+    join_process_group(0, 1, "127.0.0.1", free_port(), 1)
+    yield
+    dist.destroy_process_group()

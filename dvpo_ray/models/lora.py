@@ -1,7 +1,7 @@
 """LoRA: a frozen model with small trained matrices beside its linear layers, and the model that both together are.
 
 Legend: W [out, in] a layer's weight; A [rank, in] and B [out, rank] its adapter. The layer with its adapter is the layer
-``W + scale * B @ A`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+``W + scale * B @ A`` (Hu et al. 2021, arXiv 2106.09685, section 4.1). GPT-2's layers (``Conv1D``) keep W transposed [in, out].
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ModelError, WeightSyncError
 from dvpo_ray.models.folder import tensor_files
+from dvpo_ray.models.lora_targets import is_transposed, targets
 
 # The folder of adapters, beside the one of the merged policy.
 ADAPTERS = "adapters"
@@ -37,13 +38,14 @@ def add_adapters(model: Any, config: LoraSection, folder: Path) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    chosen = _targets(model, config.target_modules)
+    chosen = targets(model, config.target_modules)
     stored = tensor_files(folder)
     absent = [name for name in chosen if f"{name}.weight" not in stored]
     if absent:
         raise ModelError(
-            f"model folder '{folder}' has no tensor '{absent[0]}.weight' (it keeps {len(absent)} of the layers chosen under "
-            "other names): take them out of policy.lora.target_modules, or train without policy.lora"
+            f"model type '{model.config.model_type}': folder '{folder}' has no tensor '{absent[0]}.weight' (it keeps "
+            f"{len(absent)} of the layers chosen under other names): take them out of policy.lora.target_modules, or train "
+            "without policy.lora"
         )
     settings = LoraConfig(
         task_type="CAUSAL_LM",
@@ -52,32 +54,10 @@ def add_adapters(model: Any, config: LoraSection, folder: Path) -> None:
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
         target_modules=chosen,
+        fan_in_fan_out=all(is_transposed(model.get_submodule(name)) for name in chosen),
     )
     inject_adapter_in_model(settings, model, ONLY)
     set_dropout(model, False)
-
-
-def _targets(model: Any, wanted: str | Sequence[str]) -> list[str]:
-    """Full names of the linear layers that get adapters; the output head, often the embedding as well, is none of them."""
-    head = model.get_output_embeddings()
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
-    if not linear:
-        kinds = ", ".join(sorted({type(layer).__name__ for layer in model.modules() if hasattr(layer, "weight")}))
-        raise ModelError(
-            f"model type '{model.config.model_type}' has no linear layers (torch.nn.Linear) that can have adapters, only {kinds} "
-            "(the Conv1D of GPT-2 keeps its weight transposed): train without policy.lora"
-        )
-    if isinstance(wanted, str):
-        return linear
-    chosen = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}
-    for target, names in chosen.items():
-        if not names:
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise ModelError(
-                f"lora.target_modules names '{target}', which is no linear layer that can have an adapter: "
-                f"name some of {known}, or 'all-linear'"
-            )
-    return [name for name in linear if any(name in names for names in chosen.values())]
 
 
 def set_dropout(model: nn.Module, active: bool) -> None:
@@ -87,9 +67,10 @@ def set_dropout(model: nn.Module, active: bool) -> None:
             layer.train(active)
 
 
-def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """``W + scale * B @ A``, computed in float32 and given in the type of W."""
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
+def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, transposed: bool = False) -> Tensor:
+    """``W + scale * B @ A``, computed in float32 and given in the type of W, and as W is when that is ``transposed``."""
+    first, second = (a.T, b.T) if transposed else (b, a)
+    return torch.addmm(weight.float(), first.float(), second.float(), alpha=scale).to(weight.dtype)
 
 
 @torch.no_grad()
@@ -100,7 +81,8 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     for name, layer in model.named_modules():
         if f"{name}{A}" in state:
             weight = f"{name}.weight"
-            found[weight] = merged(found[weight], state[name + A], state[name + B], layer.scaling[ONLY])
+            transposed = is_transposed(layer.base_layer)
+            found[weight] = merged(found[weight], state[name + A], state[name + B], layer.scaling[ONLY], transposed)
     return found
 
 
@@ -129,6 +111,7 @@ def merged_tensors(
     files = tensor_files(folder)
     device = next(iter(adapters.values())).device
     opened = {file: safe_open(file, framework="pt", device=str(device)) for file in set(files.values())}
+    transposed = _keeps_transposed(opened.values())
     stored = defaultdict(list)
     for name in files:
         stored[name.rpartition(".")[0]].append(name)
@@ -138,8 +121,20 @@ def merged_tensors(
             if layer in layers and name == f"{layer}.weight":
                 if layer + A not in adapters or layer + B not in adapters:
                     raise WeightSyncError(f"the adapter of '{layer}' came with one of its matrices only")
-                tensor = merged(tensor.float(), adapters[layer + A], adapters[layer + B], scale)
+                tensor = merged(tensor.float(), adapters[layer + A], adapters[layer + B], scale, transposed)
             yield name, tensor.to(dtype)
+
+
+def _keeps_transposed(files: Iterable[Any]) -> bool:
+    """Whether open safetensors files are of a model with transposed layers. These always have biases, which are [out]."""
+    for file in files:
+        names = set(file.keys())
+        for name in names:
+            bias = f"{name.removesuffix('.weight')}.bias"
+            shape = file.get_slice(name).get_shape()
+            if name.endswith(".weight") and bias in names and len(shape) == 2 and shape[0] != shape[1]:
+                return bool(file.get_slice(bias).get_shape() == [shape[1]])
+    return False
 
 
 def _with_fused(layers: Sequence[str], fused: Sequence[Sequence[str]]) -> list[str]:

@@ -78,6 +78,13 @@ def unservable(config: Mapping[str, Any], engines: Engines, head_sizes: frozense
             f"model.path: its attention heads have {size} numbers, and vLLM's CPU kernels are made for "
             f"{', '.join(map(str, sorted(head_sizes)))}: take a model with one of these sizes, or a GPU for the engines"
         )
+    window = config.get("sliding_window") or math.inf
+    if config.get("model_type") == "cohere2" and engine.max_model_len > window:
+        yield (
+            f"{field}.engine.max_model_len ({engine.max_model_len}) is more than the sliding window of a 'cohere2' ({window} "
+            "tokens), beyond which vLLM's attention reaches one token further back than transformers' and log-probs differ: "
+            f"lower it to {window}, or take another model"
+        )
     longest, key = longest_context(config)
     if engine.max_model_len > longest and not long_allowed:
         yield (
@@ -143,6 +150,20 @@ def cache_bytes(config: Mapping[str, Any], section: GenerationSection) -> float:
     engine = section.engine
     heads = max(1, shape.kv_heads // engine.tensor_parallel)
     return shape.kv_bytes(engine.max_model_len, element_size(engine.dtype)) * heads / shape.kv_heads
+
+
+def unsyncable(config: Mapping[str, Any], adapters: bool) -> Iterator[str]:
+    """Why engines that serve a model cannot take its weights anew; ``adapters``: only those are trained.
+
+    An update reaches parameters through their loaders. vLLM fills experts and attention sinks of GPT-OSS without: a tiny one was
+    served right, and after an update 11 nats from the weights that were sent (``scripts.family_sync``). Layers that have
+    adapters are reached.
+    """
+    if config.get("model_type") == "gpt_oss" and not adapters:
+        yield (
+            "model.path: engines do not take up all weights of a 'gpt_oss' that they are sent, so the whole model cannot be "
+            "trained with them: train adapters (a section 'lora'), or take a model of another type"
+        )
 
 
 def parameters_in(folder: Path) -> int:

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
-from actors.deepspeed_engine import join_process_group
 from actors.learner_state import LEARNER, load_pieces
 from actors.rank import free_port
 from tests.host_reads import HostReads
@@ -37,12 +35,11 @@ FEW = 100
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
+def one_thread(process_group: None) -> Iterator[None]:
+    """Threads of so small a layer would wait for one another."""
     threads = torch.get_num_threads()
-    join_process_group(0, 1, "127.0.0.1", free_port(), 1)
+    torch.set_num_threads(1)
     yield
-    dist.destroy_process_group()
     torch.set_num_threads(threads)
 
 

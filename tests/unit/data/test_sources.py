@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dvpo_ray.cli import app
 from dvpo_ray.config.loading import build, load_recipe
 from dvpo_ray.config.recipes import PolicyRecipe, ValueRecipe
-from dvpo_ray.config.sections import EvaluationSection, PairsSection
+from dvpo_ray.config.sections import EvaluationSection, ModelSection, PairsSection
 from dvpo_ray.data import ChatEncoder, DeadLetters, Reading, Source, load_pairs, load_prompts
 from dvpo_ray.data.shapes import Prompted
 from dvpo_ray.data.sources import iter_raw_rows, names_a_path
@@ -26,6 +26,7 @@ from dvpo_ray.data.split_names import split_of
 from dvpo_ray.data.text_limits import longest_token
 from dvpo_ray.errors import ConfigError, DataError
 from dvpo_ray.models.limits import Limits
+from dvpo_ray.models.packaged import ModelPlace
 from tests.real import write_lines
 
 
@@ -279,8 +280,8 @@ def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_another_split_is_held_out(tmp_path: Path, tokenizer: Any) -> None:
-    from jobs.reading import read_evaluation_prompts, read_pairs
     from jobs.models import BaseModel
+    from jobs.reading import read_evaluation_prompts, read_pairs
 
     for name in ("train", "test"):
         row = {"prompt": name, "chosen": "a", "rejected": "b"}
@@ -293,7 +294,7 @@ def test_another_split_is_held_out(tmp_path: Path, tokenizer: Any) -> None:
         assert {pair.prompt_text[:5] for pair in train} == {"train"} and counts.read == 3
         assert [pair.prompt_text for pair in held_out] == ["test 0", "test 1", "test 2"]
     evaluation = EvaluationSection(source=str(tmp_path), split="test", max_prompts=2)
-    base = BaseModel("m", tmp_path, tokenizer, Limits(320, 64, "n_positions"))
+    base = BaseModel(ModelPlace(tmp_path), ModelSection(path="m"), tokenizer, Limits(320, 64, "n_positions"))
     found = read_evaluation_prompts(evaluation, section, base, tmp_path / "run", train)
     assert [prompt.prompt_text for prompt in found] == ["test 0", "test 1"]
     with pytest.raises(DataError, match=rf"'{tmp_path}', row 'test.jsonl:1': .* tokens, the model was made for 4"):

@@ -17,6 +17,7 @@ from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import EncodedDemonstration, EncodedPair, EncodedPrompt
 from dvpo_ray.errors import DataError, ModelError
 from dvpo_ray.models.limits import Limits
+from dvpo_ray.models.packaged import ModelPlace
 from jobs.models import BaseModel, base_model
 from jobs.reading import read_policy_rows
 from tests.real import write_lines
@@ -77,7 +78,8 @@ def test_rows_that_cannot_be_read_are_told_with_their_own_source(tmp_path: Path,
     shown = write_lines(tmp_path / "shown.jsonl", [{"prompt": "q", "completion": "r" * 40}])
     data: dict[str, Any] = {"source": str(shown), "max_answer_tokens": 60}
     policy = build(PolicyRecipe, {"policy": {"value_model": "v", "data": {"source": str(prompts)}, "ptx": {"data": data}}}).policy
-    enough, few = (BaseModel("m", tmp_path, tokenizer, Limits(320, size, "n_positions")) for size in (200, 40))
+    place, section = ModelPlace(tmp_path), ModelSection(path="m")
+    enough, few = (BaseModel(place, section, tokenizer, Limits(320, size, "n_positions")) for size in (200, 40))
     found = read_policy_rows(policy, enough, tmp_path / "run")
     assert [len(rows) for rows in found] == [1, 1]
     with pytest.raises(DataError, match=rf"'{shown}', row 'shown.jsonl:1': .* the model was made for 40"):

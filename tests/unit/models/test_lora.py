@@ -14,7 +14,7 @@ from dvpo_ray.errors import ModelError, WeightSyncError
 from dvpo_ray.models.folder import tensor_files, weights_sha256
 from dvpo_ray.models.lora import add_adapters, merged, merged_state, merged_tensors, save_adapters, set_dropout
 from dvpo_ray.models.token_reader import load_policy
-from scripts.model_table import made
+from scripts.tiny_families import made
 
 FUSED = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
 INPUT = torch.tensor([[5, 9, 200, 31, 7]])
@@ -143,9 +143,56 @@ def test_the_digest_of_a_folder_is_that_of_its_weights(tiny_model: Path, tmp_pat
     assert tensor_files(tiny_model)["model.norm.weight"] == tiny_model / "model.safetensors"
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ("c_attn",)])
-def test_layers_that_keep_their_weights_transposed_are_refused_by_name(targets: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["all-linear", ("attn.c_proj",)])
+def test_layers_that_keep_their_weights_transposed(targets: Any, tmp_path: Path) -> None:
+    """GPT-2's, also when the only ones with adapters are square and do not tell."""
     made("GPT2").save_pretrained(tmp_path)
+    config = LoraSection(rank=4, target_modules=targets)
+    model = model_of(tmp_path, config)
+    plain = load_policy(tmp_path, torch.float32, "eager")
+    before = plain(INPUT).logits
+    plain.load_state_dict(merged_state(model))
+    assert torch.allclose(plain(INPUT).logits, model(INPUT).logits, atol=1e-4)
+    assert not torch.allclose(plain(INPUT).logits, before, atol=1e-2)
+    loaded = dict(merged_tensors(tmp_path, adapters_of(model), config.scale, [], torch.float32))
+    assert {name for name in loaded if name.endswith(".weight")} == {
+        f"transformer.h.{i}.{part}.weight"
+        for i in (0, 1)
+        for part in (["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"] if targets == "all-linear" else ["attn.c_proj"])
+    }
+    assert all(torch.allclose(tensor, merged_state(model)[name], atol=1e-6) for name, tensor in loaded.items())
+
+
+def test_the_merge_of_a_transposed_layer_by_hand() -> None:
+    """As above, W and the sum transposed: [[1, 3], [2, 4]] + 0.5 [[10, 20], [20, 40]]."""
+    a, b = torch.tensor([[10.0, 20.0]]), torch.tensor([[1.0], [2.0]])
+    assert torch.equal(merged(torch.tensor([[1.0, 3.0], [2.0, 4.0]]), a, b, 0.5, True), torch.tensor([[6.0, 13.0], [12.0, 24.0]]))
+
+
+def test_a_model_without_linear_layers_is_refused_by_name(tmp_path: Path) -> None:
+    made("Llama", num_hidden_layers=0).save_pretrained(tmp_path)
     model = load_policy(tmp_path, torch.float32, "eager")
-    with pytest.raises(ModelError, match=r"model type 'gpt2' has no linear layers .* Conv1D, .* train without policy\.lora"):
-        add_adapters(model, LoraSection(target_modules=targets), tmp_path)
+    with pytest.raises(ModelError, match=r"model type 'llama' has no linear layers .*Embedding.*train without policy\.lora"):
+        add_adapters(model, LoraSection(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "left", "kept"),
+    [
+        ("Mamba", ["x_proj", "dt_proj", "out_proj"], "in_proj"),
+        ("Jamba", ["dt_proj"], "x_proj"),
+        ("Qwen3Next", ["gate_proj", "up_proj", "down_proj"], "shared_expert_gate"),
+    ],
+)
+def test_layers_that_adapters_would_not_reach_have_none_and_the_log_says_so(
+    family: str, left: list[str], kept: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made(family).save_pretrained(tmp_path)
+    model = load_policy(tmp_path, torch.float32, "eager")
+    with pytest.raises(ModelError, match=f"names '{left[0]}', which is no linear layer that can have an adapter"):
+        add_adapters(model, LoraSection(target_modules=(left[0],)), tmp_path)
+    add_adapters(model, LoraSection(rank=4), tmp_path)
+    layers = {name.removesuffix(".lora_A.default.weight").rpartition(".")[2] for name in adapters_of(model) if "lora_A" in name}
+    assert kept in layers and not layers & set(left)
+    assert not any(".experts." in name for name in adapters_of(model))
+    assert f"linear layers have no adapters ({', '.join(sorted(left))})" in caplog.text

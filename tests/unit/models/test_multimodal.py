@@ -16,7 +16,9 @@ from dvpo_ray.models.reader_check import check_reader
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, load_policy
 from dvpo_ray.models.value_model import load_value_model, new_value_model
 from dvpo_ray.planning import ModelShape
-from scripts.model_table import FAMILIES, SIZES
+from scripts.model_table import CHECKS, cell_of
+from scripts.reading_checks import REFUSED, YES
+from scripts.tiny_families import FAMILIES, SIZES
 
 VISION = {
     "hidden_size": 32,
@@ -61,6 +63,16 @@ def test_the_language_model_of_a_multimodal_folder_is_read(make: Any, tmp_path: 
     check_reader(ValueReader(value))
     value.save_pretrained(tmp_path / "value")
     load_value_model(tmp_path / "value", torch.float32, "eager")
+
+
+@pytest.mark.parametrize("make", [gemma3, qwen3_5], ids=lambda make: make.__name__)
+def test_it_is_read_and_trained_as_language_models_are(make: Any, tokenizer: Any, tmp_path: Path, process_group: None) -> None:
+    """But for adapters where the folder has its layers under other names."""
+    make().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    said = {column: cell_of(checks, tmp_path / "base", tmp_path) for column, checks in CHECKS.items()}
+    assert {said[column] for column in ("log-probs", "value model", "DPO", "resume", "checkpointing")} == {YES}
+    assert said["LoRA"] == REFUSED
 
 
 def test_a_multimodal_model_without_one_is_refused_by_name(tmp_path: Path) -> None:

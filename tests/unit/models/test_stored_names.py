@@ -12,7 +12,7 @@ from torch import Tensor
 from dvpo_ray.models.stored_names import StoredNames
 from dvpo_ray.models.token_reader import load_policy
 from dvpo_ray.weights import layout, plan_buckets, read_bucket, write_bucket
-from scripts.model_table import made
+from scripts.tiny_families import made
 
 FAMILIES = ["Llama", "GPTNeoX", "Mixtral", "Qwen3Moe", "Olmoe", "GraniteMoe"]
 
@@ -48,7 +48,7 @@ def test_experts_are_tensors_of_their_own_again(tmp_path: Path) -> None:
     specs = {spec.name: spec.shape for spec in StoredNames(model, dict(model.named_parameters())).specs}
     for expert in range(4):
         prefix = f"model.layers.0.block_sparse_moe.experts.{expert}"
-        assert [specs[f"{prefix}.{part}.weight"] for part in ("w1", "w2", "w3")] == [(96, 64), (64, 96), (96, 64)]
+        assert [specs[f"{prefix}.{part}.weight"] for part in ("w1", "w2", "w3")] == [(96, 128), (128, 96), (96, 128)]
 
 
 def test_shapes_of_shards_are_those_of_the_whole(tmp_path: Path) -> None:

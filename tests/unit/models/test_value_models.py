@@ -13,7 +13,7 @@ from dvpo_ray.errors import ModelError
 from dvpo_ray.models import value_model
 from dvpo_ray.models.token_reader import parameter_hash
 from dvpo_ray.models.value_model import load_value_model, new_value_model
-from scripts.model_table import SIZES, made
+from scripts.tiny_families import SIZES, made
 
 IDS = torch.tensor([[5, 9, 200, 31, 7]])
 CLASSIFIERS = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Phi3", "StableLm"]
@@ -24,7 +24,9 @@ CLASSIFIERS = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Phi3", "StableLm
 def test_folders_of_earlier_versions_are_read_as_they_were(family: str, tmp_path: Path) -> None:
     kind = getattr(transformers, f"{family}ForTokenClassification")
     torch.manual_seed(0)
-    old = kind(kind.config_class(**SIZES | {"num_labels": 1, "classifier_dropout": 0.0})).eval()
+    config = kind.config_class(**SIZES | {"num_labels": 1, "classifier_dropout": 0.0})
+    config._attn_implementation = "eager"
+    old = kind(config).eval()
     torch.nn.init.normal_(old.score.weight)
     torch.nn.init.normal_(old.score.bias)
     old.save_pretrained(tmp_path)
@@ -70,7 +72,7 @@ def test_nothing_of_the_vocabularys_output_is_kept(tmp_path: Path) -> None:
 def test_the_head_is_as_wide_as_what_the_output_layer_reads(tmp_path: Path) -> None:
     """OPT-350m projects its last hidden states to the width of its embeddings."""
     made("OPT").save_pretrained(tmp_path)
-    assert new_value_model(tmp_path, "eager", torch.float32).score.in_features == 32
+    assert new_value_model(tmp_path, "eager", torch.float32).score.in_features == 64
 
 
 def test_it_keeps_the_number_type_and_can_checkpoint(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from dvpo_ray.models.token_reader import load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, new_value_model
 from dvpo_ray.planning.preflight import parameters_in
 from jobs.models import base_model
-from scripts.model_table import made
+from scripts.tiny_families import made
 
 Weights = dict[str, Tensor]
 

@@ -19,6 +19,7 @@ from dvpo_ray.planning.preflight import (
     parameters_in,
     too_large,
     unservable,
+    unsyncable,
 )
 from tests.engines import settings
 
@@ -63,6 +64,20 @@ def test_a_head_size_without_cpu_kernel_is_refused_on_cpu_alone() -> None:
 )
 def test_head_sizes(config: dict[str, Any], size: int) -> None:
     assert head_size(TINY | config) == size
+
+
+def test_rows_beyond_a_window_that_engines_take_for_wider_are_refused() -> None:
+    config = TINY | {"head_dim": 32, "model_type": "cohere2", "sliding_window": 128}
+    assert problems(config, engines(max_model_len=128)) == []
+    (found,) = problems(config, engines(max_model_len=129))
+    assert "max_model_len (129) is more than the sliding window of a 'cohere2' (128 tokens)" in found
+    assert problems(config | {"model_type": "mistral"}, engines(max_model_len=129)) == []
+
+
+def test_a_type_whose_new_weights_engines_do_not_take_up_is_refused_by_name() -> None:
+    (found,) = unsyncable(TINY | {"model_type": "gpt_oss"}, adapters=False)
+    assert "engines do not take up all weights of a 'gpt_oss'" in found and "train adapters" in found
+    assert list(unsyncable(TINY | {"model_type": "gpt_oss"}, adapters=True)) == list(unsyncable(TINY, adapters=False)) == []
 
 
 def test_a_length_beyond_the_models_is_refused_with_the_key_that_says_so() -> None:
