@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import finished, mean_of, table
-from dvpo_ray.json_files import read_records
-from dvpo_ray.run_folder import METRICS, recorded_steps
+from dvpo_ray.io.json_files import read_records
+from dvpo_ray.runs.folder import METRICS, recorded_steps
 
 COLOURS = {"dvpo": "#0b6e4f", "ppo": "#b42318", "grpo": "#1f6feb", "rloo": "#7a3fb0", "p3o": "#c77700", "dpo": "#555555"}
 WANTED_GOLD = 0.6

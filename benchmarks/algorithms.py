@@ -41,9 +41,9 @@ from benchmarks.common import (
     write_section,
 )
 from benchmarks.seeds import reward_model, value_model
-from dvpo_ray.commits import CommitStore
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.config import PipelineRecipe, load_recipe
-from dvpo_ray.run_folder import COMMITS
+from dvpo_ray.runs.folder import COMMITS
 
 GROUPS = {"grpo": (8, 4), "rloo": (8, 4), "p3o": (16, 2)}
 SECTION = "algorithms"

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import figures, keep_figures, table, write_section
-from dvpo_ray.json_files import read_object
+from dvpo_ray.io.json_files import read_object
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.planning.node_facts import NodeFacts, measure_node
-from dvpo_ray.run_folder import recorded_steps
+from dvpo_ray.runs.folder import recorded_steps
 
 SECTION = "bare_step"
 # Eight pairs of answers of 30 tokens to prompts of 37, less their common beginning.

@@ -27,7 +27,7 @@ def start(recipe: PolicyRecipe, folder: Path, resume: str) -> subprocess.Popen[s
     file = folder / f"{recipe.run.name}.toml"
     file.write_text(to_toml(without_none(json.loads(dump_resolved(recipe)))))
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "DVPO_EMBEDDED"))}
-    command = [sys.executable, "-m", "dvpo_ray.cli", "policy", "train", str(file), "--json", "--resume", resume]
+    command = [sys.executable, "-m", "jobs.cli.main", "policy", "train", str(file), "--json", "--resume", resume]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
 
 

@@ -39,7 +39,7 @@ def dvpo(*arguments: str) -> None:
         subprocess.CalledProcessError: it failed.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "dvpo_ray.cli", *arguments], check=True, cwd=ROOT, env=environment)
+    subprocess.run([sys.executable, "-m", "jobs.cli.main", *arguments], check=True, cwd=ROOT, env=environment)
 
 
 def demo_recipe(facts: NodeFacts | None = None) -> PipelineRecipe:

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import table, write_section
-from dvpo_ray.commits import CommitStore
-from dvpo_ray.committer import Committer
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.driver import Driver
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import GenerationRequest, Receivers, ServedWeights, StepResult
-from dvpo_ray.run import Run
+from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.driver import Driver
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
+from dvpo_ray.types import GenerationRequest, Receivers, ServedWeights, StepResult
 
 ROLLOUTS, SCORERS, RANKS = 256, 64, 64
 ROWS_PER_CALL = 16

@@ -28,9 +28,9 @@ from benchmarks.common import RUNS, mean_of, table, write_section
 from benchmarks.seeds import demo
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
-from dvpo_ray.json_files import iter_records, read_object
-from dvpo_ray.run import RESULT, write_json
-from dvpo_ray.run_folder import METRICS
+from dvpo_ray.io.json_files import iter_records, read_object
+from dvpo_ray.runs.folder import METRICS
+from dvpo_ray.runs.run import RESULT, write_json
 
 COMMIT_EVERY = 2
 FOLDER = RUNS / "failures"

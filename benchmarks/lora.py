@@ -10,18 +10,18 @@ from dataclasses import replace
 import numpy as np
 import ray
 
-from actors.placement import ray_session
-from actors.policy_gang import PolicyLearner
-from actors.rollout_pool import RolloutPool
+from actors.cluster.session import ray_session
+from actors.learner.policy_gang import PolicyLearner
+from actors.rollout.pool import RolloutPool
 from benchmarks.common import demo_recipe, table, write_section
 from benchmarks.overheads import scored_rows
 from dvpo_ray.config.sections import ClusterSection, LoraSection, ModelSection
-from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.planning.devices import parse_devices
 from dvpo_ray.planning.memory import processes
 from dvpo_ray.planning.shapes import ModelShape
-from dvpo_ray.rows import Ragged
+from dvpo_ray.runs.memory import MemoryMonitor
+from dvpo_ray.types import Ragged
 
 STEPS, WARM_UP = 6, 1
 RANK = 16

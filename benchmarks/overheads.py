@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.placement import actor_environment, engine_environment, ray_session
-from actors.policy_gang import PolicyLearner
-from actors.rank import free_port
-from actors.rollout_pool import RolloutPool
-from actors.scorer_pool import ScorerPool
+from actors.cluster.session import actor_environment, engine_environment, ray_session
+from actors.learner.policy_gang import PolicyLearner
+from actors.learner.rank import free_port
+from actors.rollout.pool import RolloutPool
+from actors.scorer.pool import ScorerPool
 from benchmarks.common import ROOT, demo_recipe, table, write_section
 from benchmarks.step_time import value_model
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection, settled
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.models.packaged import resolve_model
-from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch
+from dvpo_ray.types import Answer, GenerationRequest, Ragged, ScoredBatch
 
 ROUNDS, WARM_UP = 10, 2
 # Tokens of the demo's held-out answers before training: 32 quantiles of 126.
@@ -93,8 +93,8 @@ def bare_rollout(policy: PolicyTraining) -> Iterator[Work]:
     """vLLM's AsyncLLM with the engine's own arguments."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from actors.engine_traces import clear, keep_sockets_together, traces_of_children
-    from actors.rollout import engine_arguments, sampling_params, thread_binding
+    from actors.rollout.actor import engine_arguments, sampling_params, thread_binding
+    from actors.rollout.leftovers import clear, keep_sockets_together, traces_of_children
 
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(policy.rollout)
     keep_sockets_together()
@@ -151,7 +151,7 @@ def bare_learn(policy: PolicyTraining) -> Iterator[Work]:
     """A DeepSpeed loop on the same micro-batches: forward, a policy-gradient loss, backward, optimizer step."""
     import torch
 
-    from actors.deepspeed_engine import TrainingEngine, join_process_group
+    from actors.learner.deepspeed.engine import TrainingEngine, join_process_group
     from dvpo_ray.learning.batching import micro_batches, pad_sequences
     from dvpo_ray.models.token_reader import PolicyReader, load_policy
 

@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from actors.calls import get
-from actors.placement import ray_session
-from actors.rollout_pool import RolloutPool
+from actors.cluster.calls import get
+from actors.cluster.session import ray_session
+from actors.rollout.pool import RolloutPool
 from benchmarks.common import commit, demo_recipe, figures, keep_figures, machine, table, write_section
 from dvpo_ray.data import DeadLetters, EncodedPrompt, load_prompts
 from dvpo_ray.data.encode import encode_prompt
 from dvpo_ray.data.messages import Message
 from dvpo_ray.demo.gold import vader_compound
+from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.maths.statistics import mean_ci95, share_ci95
-from dvpo_ray.rows import Answer, GenerationRequest
-from dvpo_ray.seeds import sampling_seed
+from dvpo_ray.types import Answer, GenerationRequest
 from jobs.models import base_model
 
 SECTION = "prompt_alone"

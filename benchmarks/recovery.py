@@ -13,14 +13,14 @@ from typing import Any
 
 import ray
 
-from actors.placement import ray_session
-from actors.policy_gang import PolicyLearner
-from actors.rollout_pool import RolloutPool
-from actors.scorer_pool import ScorerPool
+from actors.cluster.session import ray_session
+from actors.learner.policy_gang import PolicyLearner
+from actors.rollout.pool import RolloutPool
+from actors.scorer.pool import ScorerPool
 from benchmarks.common import demo_recipe, table, write_section
 from benchmarks.overheads import ATTENTION, CLUSTER, MODEL, answers_of, requests, scored_rows
 from benchmarks.step_time import value_model
-from dvpo_ray.commits import CommitStore
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.errors import LearnerLostError
 from dvpo_ray.models.packaged import resolve_model
 

@@ -26,7 +26,7 @@ from benchmarks.algorithms import policy_tree
 from benchmarks.common import RUNS, figures, finished, keep_figures, mean_of, run_commit, table, train, write_section
 from benchmarks.seeds import value_model
 from dvpo_ray.demo.gold import lexicon, vader_compound
-from dvpo_ray.run_folder import recorded_steps
+from dvpo_ray.runs.folder import recorded_steps
 
 SECTION = "robustness"
 SHIFT = 5.0

@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trainer", choices=("ppo", "grpo", "rloo"), default="ppo")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--monitor", required=True, help="path of dvpo_ray/memory.py")
+    parser.add_argument("--monitor", required=True, help="path of dvpo_ray/runs/memory.py")
     parser.add_argument("--prompts", required=True, help="JSON lines, gzipped, with a field 'prompt'")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)

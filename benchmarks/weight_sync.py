@@ -6,13 +6,13 @@ import os
 import statistics
 import time
 
-from actors.placement import ray_session
-from actors.policy_gang import PolicyLearner
-from actors.rollout_pool import RolloutPool
+from actors.cluster.session import ray_session
+from actors.learner.policy_gang import PolicyLearner
+from actors.rollout.pool import RolloutPool
 from benchmarks.common import demo_recipe, table, write_section
 from dvpo_ray.config.sections import ClusterSection, ModelSection
-from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.packaged import resolve_model
+from dvpo_ray.runs.memory import MemoryMonitor
 
 ROUNDS, WARM_UP = 10, 2
 WAYS = (("shared_memory", 512), ("shared_memory", 64), ("object_store", 64), ("broadcast", 512), ("broadcast", 64))

@@ -11,13 +11,13 @@ import statistics
 from contextlib import ExitStack
 from pathlib import Path
 
-from actors.placement import ray_session
+from actors.cluster.session import ray_session
 from benchmarks.common import RUNS, table, write_section
 from benchmarks.overheads import CLUSTER, PARTS, bare
 from benchmarks.step_time import value_model
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
-from dvpo_ray.run import Event
+from dvpo_ray.runs.run import Event
 from jobs.train_policy import train_policy
 
 ROUNDS, WARM_UP = 10, 2

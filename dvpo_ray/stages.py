@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from dvpo_ray.errors import RowsLostError
-from dvpo_ray.rows import GenerationRequest, Receivers, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.types import GenerationRequest, Receivers, ScoredBatch, ServedWeights, StepResult
 
 Handle = Any
 T = TypeVar("T")

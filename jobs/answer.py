@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.calls import get
-from actors.placement import keep_logs, ray_session
-from actors.rollout_pool import RolloutPool
+from actors.cluster.calls import get
+from actors.cluster.session import keep_logs, ray_session
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.judging.answer_file import AnswerFile
@@ -17,11 +17,11 @@ from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.files import read_questions, refuse_to_replace, write_rows
 from dvpo_ray.judging.formats import format_named
 from dvpo_ray.models.folder import hash_files
-from dvpo_ray.run import Event, Listener, failures
-from dvpo_ray.run_folder import locked
+from dvpo_ray.runs.folder import locked
+from dvpo_ray.runs.run import Event, Listener, failures
 from jobs.models import base_model, settle_devices
 from jobs.preflight import check_engines
-from jobs.resume import job
+from jobs.session import job
 
 
 def answer_questions(

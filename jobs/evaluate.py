@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.placement import keep_logs, ray_session
-from actors.rollout_pool import RolloutPool
-from actors.scorer_pool import ScorerPool
-from dvpo_ray.best_of import best_of_curve, check_choosable
+from actors.cluster.session import keep_logs, ray_session
+from actors.rollout.pool import RolloutPool
+from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.config.sections import MAX_BAD_SHARE
 from dvpo_ray.data import DeadLetters, Reading, Source, load_pairs, load_tokenizer, refuse_if_too_bad
 from dvpo_ray.data.loading import AS_FOUND, Overlong
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.evaluation import Evaluation, Evaluator
+from dvpo_ray.evaluation.best_of import best_of_curve, check_choosable
+from dvpo_ray.evaluation.held_out import Evaluation, Evaluator
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.value_update import pair_accuracy, pair_wins
 from dvpo_ray.maths.statistics import share_ci95
@@ -34,12 +34,12 @@ from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.planning.node_facts import measure_node
 from dvpo_ray.report.frontier import draw_best_of
-from dvpo_ray.rows import Ragged
-from dvpo_ray.run import LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
+from dvpo_ray.runs.run import LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
+from dvpo_ray.types import Ragged
+from jobs.inputs import read_evaluation_prompts, read_policy_rows
 from jobs.models import base_model, fitting_value_model, settle_devices, trained_from
 from jobs.preflight import check_engines
-from jobs.reading import read_evaluation_prompts, read_policy_rows
-from jobs.resume import job
+from jobs.session import job
 
 TOKEN_BUDGET = 8192
 

@@ -11,12 +11,12 @@ from typing import Any
 from dvpo_ray.config.algorithms import AdvantageConfig
 from dvpo_ray.config.sections import CommitSection, DataSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.evaluation import Evaluation, Evaluator, compare
-from dvpo_ray.run import Run
-from dvpo_ray.run_folder import EVALUATIONS
+from dvpo_ray.evaluation.held_out import Evaluation, Evaluator, compare
+from dvpo_ray.runs.folder import EVALUATIONS
+from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Rollouts, Scorers
+from jobs.inputs import read_evaluation_prompts
 from jobs.models import BaseModel
-from jobs.reading import read_evaluation_prompts
 
 
 def make_evaluator(

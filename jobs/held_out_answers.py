@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.gang import Gang
+from actors.learner.gang import Gang
 from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
 from dvpo_ray.data import Preference
 from dvpo_ray.learning.pairs import unit

@@ -27,7 +27,7 @@ from dvpo_ray.data import (
     refuse_if_too_bad,
     split_by_prompt,
 )
-from dvpo_ray.run_folder import DEAD_LETTERS
+from dvpo_ray.runs.folder import DEAD_LETTERS
 from jobs.models import BaseModel
 
 Row = TypeVar("Row")

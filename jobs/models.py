@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.node_facts import nodes_by_role
-from dvpo_ray.commits import Commit
+from actors.cluster.node_facts import nodes_by_role
+from dvpo_ray.checkpoints.store import Commit
 from dvpo_ray.config import PolicyRecipe, Recipe
 from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import ModelSection, NumberType
 from dvpo_ray.data import arguments_of, ignored_arguments, load_tokenizer, template_hash, tokenizer_hash, turn_end
 from dvpo_ray.errors import ConfigError, ModelError
-from dvpo_ray.json_files import read_object
+from dvpo_ray.io.json_files import read_object
 from dvpo_ray.models.folder import MANIFEST, check_model_folder, check_savable
 from dvpo_ray.models.limits import Limits
 from dvpo_ray.models.loading import check_tensors, model_config
@@ -25,7 +25,7 @@ from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, r
 from dvpo_ray.planning.device_defaults import Choices, settle
 from dvpo_ray.planning.preflight import parameters_in
 from dvpo_ray.planning.shapes import ModelShape
-from dvpo_ray.run import NUMBER_TYPES, Event, Listener
+from dvpo_ray.runs.run import NUMBER_TYPES, Event, Listener
 
 R = TypeVar("R", bound=Recipe)
 

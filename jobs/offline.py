@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from actors.gang import StandingGang
-from actors.nodes import leaving, this_node
-from dvpo_ray.commits import Commit
-from dvpo_ray.committer import Committer
+from actors.cluster.nodes import leaving, this_node
+from actors.learner.gang import StandingGang
+from dvpo_ray.checkpoints.store import Commit
 from dvpo_ray.errors import AS_ASKED, LOST, RunStoppedError
-from dvpo_ray.restarts import Restarts
-from dvpo_ray.run import Run
+from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.restarts import Restarts
+from dvpo_ray.runs.run import Run
 
 
 @dataclass
@@ -25,7 +25,7 @@ class PairTrainer:
     Args:
         row_ids: names of all pairs, and of answers in none.
         batches: indices of each step's rows.
-        data_sha256: fingerprint of the rows, kept in commits (``jobs.resume.check_same_data``).
+        data_sha256: fingerprint of the rows, kept in commits (``jobs.session.check_same_data``).
         learn: trains on them, given the step, and returns its metrics.
         evaluate: is called with the number of finished steps, and returns their held-out score when they are to have one; a run
             that is to stop does not wait for it.

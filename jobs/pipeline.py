@@ -7,20 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from actors.placement import ray_session
-from dvpo_ray import cli
+from actors.cluster.session import ray_session
 from dvpo_ray.config import PipelineRecipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import DataError
-from dvpo_ray.json_files import REMEDY, check_numbers, read_object
+from dvpo_ray.io.json_files import REMEDY, check_numbers, read_object
 from dvpo_ray.report import write_report
-from dvpo_ray.run import RESULT, Listener, prepare_folder, write_json
-from dvpo_ray.run_folder import locked, run_folder
-from dvpo_ray.stopping import Stop
+from dvpo_ray.runs.folder import locked, run_folder
+from dvpo_ray.runs.run import RESULT, Listener, prepare_folder, write_json
+from dvpo_ray.runs.stopping import Stop
+from jobs.cli import main as cli
 from jobs.models import base_model, fitting_advantage, fitting_rewards, settle_devices, with_model
 from jobs.preflight import check_engines
 from jobs.pretrain_value import pretrain_value
-from jobs.resume import job, models_in
+from jobs.session import job, models_in
 from jobs.train_policy import train_policy
 
 
@@ -86,7 +86,7 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dic
 
 
 def main() -> None:
-    """Entry point of a Ray job: ``python -m jobs.demo RECIPE [--set KEY=VALUE]``."""
+    """Entry point of a Ray job: ``python -m jobs.pipeline RECIPE [--set KEY=VALUE]``."""
     sys.argv[1:1] = ["demo"]
     cli.main()
 

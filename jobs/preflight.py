@@ -8,14 +8,14 @@ from pathlib import Path
 import ray
 import torch
 
-from actors.engine_tables import architectures, cpu_head_sizes
-from actors.placement import cluster_has_gpus, ray_session
+from actors.cluster.session import cluster_has_gpus, ray_session
+from actors.rollout.engine_tables import architectures, cpu_head_sizes
 from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.models.loading import model_config
 from dvpo_ray.planning.preflight import Engines, Memory, parameters_in, too_large, unservable, unsyncable
-from dvpo_ray.run import Event, Listener
+from dvpo_ray.runs.run import Event, Listener
 
 LONG_ALLOWED = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 

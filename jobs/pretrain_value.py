@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.gang import ValueLearner
-from actors.metrics import RayTracker
-from actors.placement import keep_logs, ray_session
-from dvpo_ray import cli
-from dvpo_ray.committer import Committer
+from actors.cluster.metrics import RayTracker
+from actors.cluster.session import keep_logs, ray_session
+from actors.learner.gang import ValueLearner
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
@@ -22,17 +20,19 @@ from dvpo_ray.data import EncodedPair, LoadCounts, Preference, fingerprint, temp
 from dvpo_ray.errors import AS_ASKED, RunStoppedError
 from dvpo_ray.learning.pairs import batches, unit
 from dvpo_ray.learning.value_update import resolve_target
-from dvpo_ray.memory import MemoryMonitor
+from dvpo_ray.loop.checkpointer import Committer
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.planning.ahead import policy_seconds
 from dvpo_ray.planning.shapes import ModelShape
-from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
-from dvpo_ray.run_folder import locked, run_folder
+from dvpo_ray.runs.folder import locked, run_folder
+from dvpo_ray.runs.memory import MemoryMonitor
+from dvpo_ray.runs.run import NUMBER_TYPES, RESULT, Listener, Run
+from jobs.cli import main as cli
 from jobs.held_out_answers import measure
+from jobs.inputs import read_pairs, read_preferences
 from jobs.models import BaseModel, base_model, settle_devices
 from jobs.offline import PairTrainer
-from jobs.reading import read_pairs, read_preferences
-from jobs.resume import (
+from jobs.session import (
     VALUE_FIXED,
     check_same_data,
     copier_of,

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from actors.actor_critic import ActorCriticLearner
-from actors.calls import get
-from actors.policy_gang import ServingGang
-from actors.rollout_pool import RolloutPool
+from actors.cluster.calls import get
+from actors.learner.actor_critic import ActorCriticLearner
+from actors.learner.policy_gang import ServingGang
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection, GenerationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ServedModelError
-from dvpo_ray.rows import Answer, GenerationRequest, PlainSampling
+from dvpo_ray.types import Answer, GenerationRequest, PlainSampling
 
 ROWS, TOKENS = 8, 16
 START, FIRST_UPDATE = "at the start", "after the first weight update"

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.dumps import read_dump
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.learning.policy_update import TokenBatch, loss, prepare
+from dvpo_ray.loop.dumps import read_dump
 from dvpo_ray.models.packaged import locate
 from dvpo_ray.models.reader_check import check_reader
 from dvpo_ray.models.token_reader import PolicyReader, load_policy

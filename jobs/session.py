@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from dvpo_ray.commits import Commit, CommitStore
+from dvpo_ray.checkpoints.remote import CopyTarget
+from dvpo_ray.checkpoints.replicator import Copier
+from dvpo_ray.checkpoints.store import Commit, CommitStore
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.config.sections import CommitSection
-from dvpo_ray.copier import Copier
-from dvpo_ray.copy_target import CopyTarget
 from dvpo_ray.errors import AS_ASKED, DataError, RunStoppedError
-from dvpo_ray.json_files import read_object
+from dvpo_ray.io.json_files import read_object
 from dvpo_ray.models.hub import hub_model
-from dvpo_ray.run import Event, Listener, Run
-from dvpo_ray.run_folder import COMMITS, check_same_run, run_folder, strings_in
-from dvpo_ray.stopping import Stop, heeding
+from dvpo_ray.runs.folder import COMMITS, check_same_run, run_folder, strings_in
+from dvpo_ray.runs.run import Event, Listener, Run
+from dvpo_ray.runs.stopping import Stop, heeding
 
 # What decides which rows come and which numbers the optimizer's state belongs to: it must not change.
 _FIXED = ("run.seed", "model.path", "model.chat_template_kwargs")

@@ -12,33 +12,33 @@ from typing import Any
 
 import numpy as np
 
-from actors.metrics import RayTracker
-from actors.placement import keep_logs, ray_session
-from actors.policy_gang import DpoLearner
-from actors.rollout_pool import RolloutPool
-from actors.scorer_pool import ScorerPool
-from dvpo_ray import cli
-from dvpo_ray.commits import Commit
-from dvpo_ray.committer import Committer
+from actors.cluster.metrics import RayTracker
+from actors.cluster.session import keep_logs, ray_session
+from actors.learner.policy_gang import DpoLearner
+from actors.rollout.pool import RolloutPool
+from actors.scorer.pool import ScorerPool
+from dvpo_ray.checkpoints.store import Commit
 from dvpo_ray.config import DpoRecipe
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.data import EncodedPair, fingerprint
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.evaluation import Evaluation, Evaluator
+from dvpo_ray.evaluation.held_out import Evaluation, Evaluator
 from dvpo_ray.learning.pairs import batches, labelled
+from dvpo_ray.loop.checkpointer import Committer
 from dvpo_ray.maths.statistics import share_ci95, wins
-from dvpo_ray.memory import MemoryMonitor
 from dvpo_ray.models.lora import ADAPTERS
-from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
-from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
+from dvpo_ray.runs.folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
+from dvpo_ray.runs.memory import MemoryMonitor
+from dvpo_ray.runs.run import NUMBER_TYPES, RESULT, Listener, Run
+from jobs.cli import main as cli
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
+from jobs.inputs import read_pairs
 from jobs.models import BaseModel, base_model, settle_devices
 from jobs.offline import PairTrainer
 from jobs.preflight import check_engines
 from jobs.probe import Probe
-from jobs.reading import read_pairs
-from jobs.resume import (
+from jobs.session import (
     DPO_FIXED,
     check_same_data,
     copier_of,

@@ -11,33 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.actor_critic import ActorCriticLearner, make_learner
-from actors.metrics import RayTracker
-from actors.nodes import leaving, this_node
-from actors.placement import keep_logs, ray_session
-from actors.policy_gang import PolicyLearner
-from actors.rollout_pool import RolloutPool
-from actors.scorer_pool import ScorerPool
-from dvpo_ray import cli
-from dvpo_ray.committer import Committer
+from actors.cluster.metrics import RayTracker
+from actors.cluster.nodes import leaving, this_node
+from actors.cluster.session import keep_logs, ray_session
+from actors.learner.actor_critic import ActorCriticLearner, make_learner
+from actors.learner.policy_gang import PolicyLearner
+from actors.rollout.pool import RolloutPool
+from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.data import EncodedDemonstration, fingerprint
-from dvpo_ray.driver import Driver
-from dvpo_ray.evaluation import Evaluation
+from dvpo_ray.evaluation.held_out import Evaluation
 from dvpo_ray.learning.ptx import Demonstrations
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.memory import MemoryMonitor
+from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.driver import Driver
+from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.models.value_model import ValueModelSeal
-from dvpo_ray.run import NUMBER_TYPES, RESULT, Listener, Run
-from dvpo_ray.run_folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
+from dvpo_ray.runs.folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
+from dvpo_ray.runs.memory import MemoryMonitor
+from dvpo_ray.runs.run import NUMBER_TYPES, RESULT, Listener, Run
+from jobs.cli import main as cli
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
+from jobs.inputs import read_policy_rows
 from jobs.models import BaseModel, base_model, fitting_models, settle_devices
 from jobs.preflight import check_engines
 from jobs.probe import Probe
-from jobs.reading import read_policy_rows
-from jobs.resume import (
+from jobs.session import (
     POLICY_FIXED,
     check_same_data,
     copier_of,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from dvpo_ray import cli
+from jobs.cli import main as cli
 
 
 def main() -> None:

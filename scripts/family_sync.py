@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from actors.weights.buckets import SharedBuffer, layout, plan_buckets, write_bucket
 from dvpo_ray.config.sections import EngineSection, RolloutSection
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.stored_names import StoredNames
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, write_bucket
 from scripts.tiny_families import FAMILIES, SIZES, save
 
 FOUND = Path(__file__).with_name("family_sync.json")
@@ -122,7 +122,7 @@ def serve(first: Path, second: Path, caching: bool, told: Any) -> None:
     """Tell an engine's answers by the first folder's weights, then by the second's, or else the error that came first."""
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from actors.rollout import engine_arguments
+    from actors.rollout.actor import engine_arguments
 
     policy = load_policy(second, torch.float32, "eager")
     try:
@@ -155,7 +155,7 @@ def root_of(error: BaseException) -> str:
 
 def answered(engine: Any) -> list[Answered]:
     """What an engine answers to a few prompts."""
-    from actors.rollout import sampling_params
+    from actors.rollout.actor import sampling_params
 
     numbers = np.random.default_rng(0)
     prompts = {str(i): numbers.integers(3, 300, 6 + i % 3) for i in range(ROWS)}

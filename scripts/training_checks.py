@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from actors.dpo_learner import DpoLearnerRank
-from actors.learner_state import SEPARATOR, pieces
-from actors.rank import Rank, free_port
-from actors.value_learner import ValueLearnerRank
+from actors.learner.deepspeed.state import SEPARATOR, pieces
+from actors.learner.dpo import DpoLearnerRank
+from actors.learner.rank import Rank, free_port
+from actors.learner.value import ValueLearnerRank
 from dvpo_ray.config.algorithms import TdTarget
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.recipes import ValueTraining

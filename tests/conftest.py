@@ -18,7 +18,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-pytest_plugins = ["tests.real"]
+pytest_plugins = ["tests.support.real"]
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +62,8 @@ def process_group() -> Iterator[None]:
     """A process group of this process alone, for all tests that train in it: DeepSpeed keeps the first one."""
     import torch.distributed as dist
 
-    from actors.deepspeed_engine import join_process_group
-    from actors.rank import free_port
+    from actors.learner.deepspeed.engine import join_process_group
+    from actors.learner.rank import free_port
 
     join_process_group(0, 1, "127.0.0.1", free_port(), 1)
     yield

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from actors.telling import raised
+from actors.cluster.telling import raised
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import (
     ActorDiedError,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from actors.engine_traces import clear, socket_folders_of, traces_of
-from dvpo_ray.rows import EngineTraces
+from actors.rollout.leftovers import clear, socket_folders_of, traces_of
+from dvpo_ray.types import EngineTraces
 
 GONE_S = 2.0
 MEETING_POINT = "vllm_dist_"

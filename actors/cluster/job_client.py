@@ -26,7 +26,7 @@ from ray.util.state.exception import RayStateApiException
 
 from dvpo_ray.config.sections import RUN_NAME
 from dvpo_ray.errors import ConfigError, DvpoError, RunError, UserInputError
-from dvpo_ray.submission import Submission
+from dvpo_ray.submission.package import Submission
 
 # A package passes through the dashboard and into the store of the cluster's state: the smaller of their limits holds.
 UPLOAD_LIMIT = min(DASHBOARD_CLIENT_MAX_SIZE, GCS_STORAGE_MAX_SIZE)
@@ -49,7 +49,7 @@ class _PatientClient(JobSubmissionClient):
 
 
 class JobClient:
-    """The job server of one cluster. The token comes from the environment or a file (``dvpo_ray.cluster_token``)."""
+    """The job server of one cluster. The token comes from the environment or a file (``actors.cluster.token``)."""
 
     def __init__(self, address: str | None) -> None:
         """``address``: the dashboard's URL; none takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine.

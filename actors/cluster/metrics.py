@@ -1,4 +1,4 @@
-"""Ray's application metrics: what ``dvpo_ray.monitoring`` names, sent by whichever process knows it; without a Ray, by none."""
+"""Ray's application metrics: what ``dvpo_ray.runs.prometheus`` names, sent by whichever process knows it; none without Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from dvpo_ray.monitoring import BUSY, CATALOGUE, RUN_METRICS, Metric
+from dvpo_ray.runs.prometheus import BUSY, CATALOGUE, RUN_METRICS, Metric
 
 DRIVER = "driver"
 REFRESH_S = 5.0

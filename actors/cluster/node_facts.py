@@ -7,9 +7,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.calls import get
-from actors.nodes import this_node
-from actors.placement import ray_session
+from actors.cluster.calls import get
+from actors.cluster.nodes import this_node
+from actors.cluster.session import ray_session
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.planning.device_defaults import ROLES
 from dvpo_ray.planning.node_facts import NodeFacts, measure_node

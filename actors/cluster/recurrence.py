@@ -6,7 +6,7 @@ import builtins
 import re
 from enum import Enum
 
-from dvpo_ray.refusals import remedy
+from dvpo_ray.io.remedies import remedy
 
 # By the names of classes, with those they derive from: what a process only wrote in its log has no more.
 CERTAIN = {

@@ -16,14 +16,14 @@ import ray
 from ray._private import services
 from ray.exceptions import AuthenticationError
 
-from actors.family import children, end_family
-from actors.own_folder import own_folder
-from actors.telling import telling
-from actors.watchdog import LATE_AFTER
-from dvpo_ray.cluster_token import make_token, protect_token
+from actors.cluster.family import children, end_family
+from actors.cluster.scratch import own_folder
+from actors.cluster.telling import telling
+from actors.cluster.token import make_token, protect_token
+from actors.cluster.watchdog import LATE_AFTER
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import RunError
-from dvpo_ray.stopping import current, keeping_handlers
+from dvpo_ray.runs.stopping import current, keeping_handlers
 
 # How often Ray's waits let this process look for signals, in milliseconds: by itself once a second.
 SIGNALS_LOOKED_FOR = "RAY_get_check_signal_interval_milliseconds"
@@ -92,7 +92,7 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
     # Ray turns token authentication on by itself, which is what we want, and warns of it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Actors import this very package, whether it is installed or run from a checkout.
-    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     make_token()
     try:
@@ -211,6 +211,6 @@ def nodes_for(role: str, cluster: ClusterSection) -> dict[str, Any]:
 
 def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float, **options: Any) -> Any:
     """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any. What it
-    raises is told in words (``actors.telling``)."""
+    raises is told in words (``actors.cluster.telling``)."""
     resources = {"num_cpus": 1, "num_gpus": gpus if cluster_has_gpus() else 0}
     return ray.remote(telling(kind)).options(name=name, **resources, runtime_env={"env_vars": environment}, **options)

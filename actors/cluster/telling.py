@@ -15,10 +15,10 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from actors.nodes import this_actor
-from actors.recurrence import Recurrence, recurrence, sentence
+from actors.cluster.nodes import this_actor
+from actors.cluster.recurrence import Recurrence, recurrence, sentence
 from dvpo_ray.errors import DvpoError, RaisedError
-from dvpo_ray.said import said_of
+from dvpo_ray.io.error_text import said_of
 
 
 @cache

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.critic import CriticRank
-from actors.gang import StandingGang
-from actors.policy_gang import GangWeights, PolicyLearner
-from actors.rollout_pool import RolloutPool
+from actors.learner.critic import CriticRank
+from actors.learner.gang import StandingGang
+from actors.learner.policy_gang import GangWeights, PolicyLearner
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection
 from dvpo_ray.learning.ptx import Demonstrations
-from dvpo_ray.rows import StepResult
 from dvpo_ray.stages import Handle
+from dvpo_ray.types import StepResult
 
 CRITIC = "critic"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from actors.deepspeed_engine import TrainingEngine, all_reduce
-from actors.device_sums import DeviceSums
-from actors.rank import Rank
-from actors.watchdog import watched
+from actors.cluster.watchdog import watched
+from actors.learner.deepspeed.engine import TrainingEngine, all_reduce
+from actors.learner.device_sums import DeviceSums
+from actors.learner.rank import Rank
 from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
@@ -25,7 +25,7 @@ from dvpo_ray.maths.running import RunningMoments
 from dvpo_ray.models.packaged import folder_of
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import load_value_model, new_value_model, read_seal
-from dvpo_ray.rows import Ragged, ScoredBatch
+from dvpo_ray.types import Ragged, ScoredBatch
 
 
 class CriticRank(Rank):

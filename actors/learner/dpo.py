@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.deepspeed_engine import all_reduce
-from actors.device_sums import DeviceSums
-from actors.policy_rank import PolicyRank
-from actors.watchdog import watched
+from actors.cluster.watchdog import watched
+from actors.learner.deepspeed.engine import all_reduce
+from actors.learner.device_sums import DeviceSums
+from actors.learner.policy_rank import PolicyRank
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.dpo_update import answer_scores, loss

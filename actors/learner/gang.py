@@ -9,15 +9,15 @@ from typing import Any
 
 import ray
 
-from actors.calls import get, mean_busy_seconds, stop_actors
-from actors.metrics import count
-from actors.nodes import leaving
-from actors.placement import actor_environment, nodes_for, start_actor
-from actors.value_learner import ValueLearnerRank
+from actors.cluster.calls import get, mean_busy_seconds, stop_actors
+from actors.cluster.metrics import count
+from actors.cluster.nodes import leaving
+from actors.cluster.session import actor_environment, nodes_for, start_actor
+from actors.learner.value import ValueLearnerRank
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LearnerSection, ModelSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, LearnerLostError, PermanentFailureError
-from dvpo_ray.monitoring import RESTARTS
+from dvpo_ray.runs.prometheus import RESTARTS
 
 LOOK_S = 5.0
 

@@ -9,10 +9,10 @@ import time
 import numpy as np
 from torch import Tensor
 
-from actors.deepspeed_engine import all_reduce
-from actors.device_sums import DeviceSums
-from actors.policy_rank import PolicyRank
-from actors.watchdog import watched
+from actors.cluster.watchdog import watched
+from actors.learner.deepspeed.engine import all_reduce
+from actors.learner.device_sums import DeviceSums
+from actors.learner.policy_rank import PolicyRank
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection, settled
 from dvpo_ray.learning.batching import share_rows
@@ -32,7 +32,7 @@ from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_m
 from dvpo_ray.learning.streaming import OpenStep
 from dvpo_ray.learning.token_rewards import running_of, running_state
 from dvpo_ray.models.lora import set_dropout
-from dvpo_ray.rows import Ragged, ScoredBatch, StepResult
+from dvpo_ray.types import Ragged, ScoredBatch, StepResult
 
 
 class PolicyLearnerRank(PolicyRank):

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
-from actors.dpo_learner import DpoLearnerRank
-from actors.gang import Gang, StandingGang
-from actors.policy_learner import PolicyLearnerRank
-from actors.rollout_pool import RolloutPool
+from actors.learner.dpo import DpoLearnerRank
+from actors.learner.gang import Gang, StandingGang
+from actors.learner.policy import PolicyLearnerRank
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import AUTO, OBJECT_STORE, SHARED_MEMORY, ClusterSection, ModelSection, TransferSection
 from dvpo_ray.errors import LearnerLostError
 from dvpo_ray.learning.ptx import Demonstrations
-from dvpo_ray.rows import Receivers, StepResult
 from dvpo_ray.stages import Handle
+from dvpo_ray.types import Receivers, StepResult
 
 
 class ServingGang(Gang):

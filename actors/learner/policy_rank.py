@@ -12,10 +12,11 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.broadcast import Sender
-from actors.deepspeed_engine import TrainingEngine
-from actors.rank import Rank
-from actors.watchdog import watched
+from actors.cluster.watchdog import watched
+from actors.learner.deepspeed.engine import TrainingEngine
+from actors.learner.rank import Rank
+from actors.weights.broadcast import Sender
+from actors.weights.buckets import SharedBuffer, layout, plan_buckets, write_bucket
 from dvpo_ray.config.sections import (
     BROADCAST,
     SHARED_MEMORY,
@@ -30,8 +31,7 @@ from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.lora import ADAPTERS, add_adapters, set_dropout
 from dvpo_ray.models.stored_names import StoredNames
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Adapters, Receivers, TensorSpec, WeightBucket
-from dvpo_ray.weights import SharedBuffer, layout, plan_buckets, write_bucket
+from dvpo_ray.types import Adapters, Receivers, TensorSpec, WeightBucket
 
 
 class PolicyRank(Rank):

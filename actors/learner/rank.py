@@ -16,19 +16,29 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from actors.busy import BusyClock
-from actors.deepspeed_engine import TrainingEngine, all_reduce, join_process_group
-from actors.learner_state import FACTS, LEARNER, SEPARATOR, StateWriter, file_name, load_pieces, pieces, reading, updates_done
-from actors.metrics import busy_counter
-from actors.node_facts import doubt
-from actors.nodes import this_node
-from actors.watchdog import watched
+from actors.cluster.busy import BusyClock
+from actors.cluster.metrics import busy_counter
+from actors.cluster.node_facts import doubt
+from actors.cluster.nodes import this_node
+from actors.cluster.watchdog import watched
+from actors.learner.deepspeed.engine import TrainingEngine, all_reduce, join_process_group
+from actors.learner.deepspeed.state import (
+    FACTS,
+    LEARNER,
+    SEPARATOR,
+    StateWriter,
+    file_name,
+    load_pieces,
+    pieces,
+    reading,
+    updates_done,
+)
 from dvpo_ray.config.sections import LearnerSection, ModelSection, settled
 from dvpo_ray.errors import CommitError, NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences, share_rows
 from dvpo_ray.learning.pairs import LabelledAnswer, Unit
 from dvpo_ray.models.packaged import folder_of
-from dvpo_ray.rows import Ragged
+from dvpo_ray.types import Ragged
 
 GROWTH_ALLOWED = 1.1
 STEPS_BETWEEN_TRIMS = 4
@@ -195,7 +205,7 @@ class Rank:
     def release_free_memory(self) -> None:
         """Give freed memory back to the kernel when the process has grown a tenth beyond its size after the first step.
 
-        The allocator keeps what it has (``actors.placement.actor_environment``), and micro-batches of ever new shapes leave
+        The allocator keeps what it has (``actors.cluster.session.actor_environment``), and micro-batches of ever new shapes leave
         holes in it. Only with CPU learners on glibc, and only now and then: fresh pages are costly.
         """
         libc = ctypes.CDLL(None)

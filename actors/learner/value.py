@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.deepspeed_engine import TrainingEngine, all_reduce
-from actors.device_sums import DeviceSums
-from actors.rank import Rank
-from actors.watchdog import watched
+from actors.cluster.watchdog import watched
+from actors.learner.deepspeed.engine import TrainingEngine, all_reduce
+from actors.learner.device_sums import DeviceSums
+from actors.learner.rank import Rank
 from dvpo_ray.config.algorithms import TargetConfig
 from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import ModelSection

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.busy import BusyClock
-from actors.engine_log import EngineLog, engine_errors, start_errors
-from actors.engine_traces import clear, ending_before_us, keep_sockets_together, traces_of_children
-from actors.metrics import busy_counter, count, show
-from actors.node_facts import doubt
-from actors.nodes import this_actor, this_node
-from actors.watchdog import stacks_of_family
+from actors.cluster.busy import BusyClock
+from actors.cluster.metrics import busy_counter, count, show
+from actors.cluster.node_facts import doubt
+from actors.cluster.nodes import this_actor, this_node
+from actors.cluster.watchdog import stacks_of_family
+from actors.rollout.engine_log import EngineLog, engine_errors, start_errors
+from actors.rollout.leftovers import clear, ending_before_us, keep_sockets_together, traces_of_children
+from actors.weights.buckets import SharedBuffer, verify
 from dvpo_ray.config.sections import GenerationSection, settled
 from dvpo_ray.data import load_tokenizer, turn_end
 from dvpo_ray.errors import (
@@ -31,10 +32,11 @@ from dvpo_ray.errors import (
     RowDeadlineError,
     WeightSyncError,
 )
+from dvpo_ray.io.error_text import said_of
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.packaged import folder_of
-from dvpo_ray.monitoring import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
-from dvpo_ray.rows import (
+from dvpo_ray.runs.prometheus import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
+from dvpo_ray.types import (
     Adapters,
     Answer,
     Channel,
@@ -44,8 +46,6 @@ from dvpo_ray.rows import (
     ServedWeights,
     WeightBucket,
 )
-from dvpo_ray.said import said_of
-from dvpo_ray.weights import SharedBuffer, verify
 
 MAX_BATCHED_TOKENS = 4096
 # How often it is looked whether the engine that owes an answer lives.
@@ -377,7 +377,7 @@ def engine_arguments(model: str, config: GenerationSection, seed: int, trust_rem
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from actors.one_process import ONE_PROCESS
+    from actors.rollout.one_process import ONE_PROCESS
 
     engine = config.engine
     on_cpu = not torch.cuda.is_available()
@@ -401,7 +401,7 @@ def engine_arguments(model: str, config: GenerationSection, seed: int, trust_rem
         seed=seed,
         # Log-probs of the distribution sampled from; the default would ignore temperature and top-p.
         logprobs_mode="processed_logprobs",
-        worker_extension_cls="actors.vllm_worker.DvpoWorkerExtension",
+        worker_extension_cls="actors.rollout.vllm_worker.DvpoWorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend="dvpo_buckets"),
         disable_log_stats=True,
     )
@@ -411,7 +411,7 @@ def start_engine(args: Any) -> Any:
     """vLLM's engine (``AsyncLLM``) with these arguments, in processes of its own."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from actors.one_process import bound_threads
+    from actors.rollout.one_process import bound_threads
 
     with bound_threads(args):
         return AsyncLLM.from_engine_args(args)

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import psutil
 
-from actors.nodes import this_actor
-from actors.recurrence import Recurrence, recurrence_of_text, sentence
+from actors.cluster.nodes import this_actor
+from actors.cluster.recurrence import Recurrence, recurrence_of_text, sentence
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, DvpoError, PermanentFailureError
-from dvpo_ray.refusals import remedy
-from dvpo_ray.said import MOST_FRAMES, Said, place, said_of, shortened
+from dvpo_ray.io.error_text import MOST_FRAMES, Said, place, said_of, shortened
+from dvpo_ray.io.remedies import remedy
 
 STREAMS = (1, 2)
 MOST_BYTES = 4 * 2**20

@@ -15,7 +15,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dvpo_ray.rows import EngineTraces
+from dvpo_ray.types import EngineTraces
 
 # What the processes of an engine share: message queues and semaphores of Python's multiprocessing, and between its workers on
 # CPU the buffers of their collectives.

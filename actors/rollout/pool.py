@@ -15,11 +15,11 @@ from typing import Any
 
 import ray
 
-from actors.calls import actor_errors, get, mean_busy_seconds, stop_actors
-from actors.engine_traces import clear_on
-from actors.metrics import count
-from actors.placement import EMBEDDED_FOLDER, cluster_has_gpus, engine_environment, nodes_for, start_actor
-from actors.rollout import RolloutActor
+from actors.cluster.calls import actor_errors, get, mean_busy_seconds, stop_actors
+from actors.cluster.metrics import count
+from actors.cluster.session import EMBEDDED_FOLDER, cluster_has_gpus, engine_environment, nodes_for, start_actor
+from actors.rollout.actor import RolloutActor
+from actors.rollout.leftovers import clear_on
 from dvpo_ray.config.sections import ClusterSection, GenerationSection, ModelSection
 from dvpo_ray.errors import (
     LOST,
@@ -32,11 +32,11 @@ from dvpo_ray.errors import (
     RowDeadlineError,
     WeightSyncError,
 )
-from dvpo_ray.monitoring import RESTARTS
-from dvpo_ray.restarts import Sentences
-from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, Receivers, ServedWeights
+from dvpo_ray.loop.restarts import Sentences
+from dvpo_ray.runs.prometheus import RESTARTS
+from dvpo_ray.runs.stopping import AT_ONCE_S, current
 from dvpo_ray.stages import Handle, Weights
-from dvpo_ray.stopping import AT_ONCE_S, current
+from dvpo_ray.types import Answer, EngineTraces, GenerationRequest, Receivers, ServedWeights
 
 SENDINGS = 3
 RETRY_S = 1.0

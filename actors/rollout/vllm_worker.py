@@ -25,12 +25,12 @@ from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
-from actors.broadcast import Receiver
-from actors.watchdog import answer_with_stacks
-from dvpo_ray.digests import digest
+from actors.cluster.watchdog import answer_with_stacks
+from actors.weights.broadcast import Receiver
+from actors.weights.buckets import mapped, read_bucket
+from dvpo_ray.io.digests import digest
 from dvpo_ray.models.lora import merged_tensors
-from dvpo_ray.rows import Channel, TensorSpec
-from dvpo_ray.weights import mapped, read_bucket
+from dvpo_ray.types import Channel, TensorSpec
 
 BACKEND = "dvpo_buckets"
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.busy import BusyClock
-from actors.metrics import busy_counter, count, show, started_again
-from actors.node_facts import doubt
-from actors.watchdog import watched
+from actors.cluster.busy import BusyClock
+from actors.cluster.metrics import busy_counter, count, show, started_again
+from actors.cluster.node_facts import doubt
+from actors.cluster.watchdog import watched
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import ModelSection, ScorerSection, settled
 from dvpo_ray.data import load_tokenizer, turn_end
@@ -26,9 +26,9 @@ from dvpo_ray.models.reader_check import frozen_reader
 from dvpo_ray.models.reward_model import RewardModel
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
-from dvpo_ray.monitoring import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
-from dvpo_ray.rewards import Rewards
-from dvpo_ray.rows import Answer, Ragged, ScoredBatch
+from dvpo_ray.rewards.answers import Rewards
+from dvpo_ray.runs.prometheus import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
+from dvpo_ray.types import Answer, Ragged, ScoredBatch
 
 
 class ScorerActor:

@@ -10,17 +10,17 @@ from typing import Any
 
 import ray
 
-from actors.calls import get, mean_busy_seconds
-from actors.metrics import show
-from actors.placement import actor_environment, nodes_for, start_actor
-from actors.scorer import ScorerActor
+from actors.cluster.calls import get, mean_busy_seconds
+from actors.cluster.metrics import show
+from actors.cluster.session import actor_environment, nodes_for, start_actor
+from actors.scorer.actor import ScorerActor
+from actors.scorer.scaling import Load, least_loaded, queue_age, to_remove
 from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.config.sections import ClusterSection, ModelSection, ScorerSection
 from dvpo_ray.errors import ActorFailedError
-from dvpo_ray.monitoring import QUEUE_AGE, SCORERS
-from dvpo_ray.rows import ScoredBatch
-from dvpo_ray.scaling import Load, least_loaded, queue_age, to_remove
+from dvpo_ray.runs.prometheus import QUEUE_AGE, SCORERS
 from dvpo_ray.stages import Handle
+from dvpo_ray.types import ScoredBatch
 
 TICK_S = 0.25
 

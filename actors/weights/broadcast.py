@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dvpo_ray.rows import Channel, Receivers
+from dvpo_ray.types import Channel, Receivers
 
 NCCL, GLOO = "nccl", "gloo"
 # What makes a wait for NCCL end with an error when its time is over; without it torch ends the whole process.

@@ -2,7 +2,7 @@
 
 A bucket is some whole tensors, one after another, without a header; what lies where travels beside it as plain numbers. It is
 kept in anonymous shared memory, which has a name only while its process lives: nothing stays behind when one is killed, and
-the size of ``/dev/shm`` does not matter. Buckets that are broadcast (``actors.broadcast``) lie on the learner's device.
+the size of ``/dev/shm`` does not matter. Buckets that are broadcast (``actors.weights.broadcast``) lie on the learner's device.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.digests import digest, hash_in_memory
 from dvpo_ray.errors import DamagedWeightsError, WeightSyncError
-from dvpo_ray.rows import TensorSpec, WeightBucket
+from dvpo_ray.io.digests import digest, hash_in_memory
+from dvpo_ray.types import TensorSpec, WeightBucket
 
 ALIGNMENT = 64
 _MAPPED: dict[tuple[int, int, int], mmap.mmap] = {}

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dvpo_ray.errors import CommitError, DamagedCommitError
-from dvpo_ray.json_files import parse_object
+from dvpo_ray.io.json_files import parse_object
 
 KEY_VARIABLE = "DVPO_COMMIT_KEY"
 FORMAT = 2

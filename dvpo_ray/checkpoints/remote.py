@@ -13,12 +13,12 @@ from pathlib import Path
 
 from fsspec.core import url_to_fs
 
-from dvpo_ray.commits import LATEST, NAME, PREFIX, Commit, CommitStore, step_of
+from dvpo_ray.checkpoints.manifest import LARGEST, Manifest, read_manifest
+from dvpo_ray.checkpoints.store import LATEST, NAME, PREFIX, Commit, CommitStore, step_of
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import CommitError, ConfigError, DamagedCommitError, DvpoError
-from dvpo_ray.manifests import LARGEST, Manifest, read_manifest
 from dvpo_ray.models.folder import MANIFEST, flush_file
-from dvpo_ray.run_folder import restore_records
+from dvpo_ray.runs.folder import restore_records
 
 PROBE = ".dvpo-ray-was-here"
 

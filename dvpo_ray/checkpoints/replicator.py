@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from dvpo_ray.commits import Commit, CommitStore, score_in
+from dvpo_ray.checkpoints.remote import CopyTarget
+from dvpo_ray.checkpoints.retention import Retention
+from dvpo_ray.checkpoints.store import Commit, CommitStore, score_in
 from dvpo_ray.config.sections import CommitSection
-from dvpo_ray.copy_target import CopyTarget
 from dvpo_ray.errors import CommitError, ConfigError, DamagedCommitError
-from dvpo_ray.retention import Retention
 
 MOST_WAITING = 4
 FIRST_PAUSE_S = 1.0

@@ -19,10 +19,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from dvpo_ray.checkpoints.manifest import KEY_VARIABLE, LARGEST, manifest_text, read_manifest
+from dvpo_ray.checkpoints.retention import Retention
 from dvpo_ray.errors import CommitError, DamagedCommitError, ModelError
-from dvpo_ray.manifests import KEY_VARIABLE, LARGEST, manifest_text, read_manifest
 from dvpo_ray.models.folder import MANIFEST, check_files
-from dvpo_ray.retention import Retention
 
 LATEST = "latest"
 PREFIX, UNFINISHED, QUARANTINE, ABANDONED = "step-", ".unfinished-", "quarantine-", "abandoned-"

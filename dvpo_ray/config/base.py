@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from dvpo_ray.paths import expanded
+from dvpo_ray.io.paths import expanded
 
 # TOML knows neither paths nor tuples: these two read a string or a list where everything else stays strict.
 PathField = Annotated[Path, Field(strict=False), AfterValidator(lambda path: Path(expanded(str(path))))]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, SecretStr
 
 from dvpo_ray.config.recipes import Recipe
 from dvpo_ray.config.rewards import FunctionReward, model_rewards
-from dvpo_ray.paths import expanded
+from dvpo_ray.io.paths import expanded
 
 # The packages of this project, whose modules are wherever it runs.
 CODE = ("dvpo_ray", "actors", "jobs")

@@ -13,7 +13,7 @@ from dvpo_ray.data.opening import head_of, refuse_foreign
 from dvpo_ray.data.raw_rows import RawRow
 from dvpo_ray.data.split_names import chosen, says, split_of, word_of
 from dvpo_ray.errors import DataError
-from dvpo_ray.json_files import read_object
+from dvpo_ray.io.json_files import read_object
 
 DATA = "data"
 # What lies beside data and describes it.

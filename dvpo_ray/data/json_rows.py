@@ -14,7 +14,7 @@ from dvpo_ray.data.opening import MAX_LINE, lines, opened
 from dvpo_ray.data.raw_rows import RawRow
 from dvpo_ray.data.reasons import Reason
 from dvpo_ray.errors import DataError
-from dvpo_ray.json_files import DuplicateKeyError, parse_object, unique_keys
+from dvpo_ray.io.json_files import DuplicateKeyError, parse_object, unique_keys
 
 # Of a file that is one JSON value and so must be held as a whole.
 MAX_DOCUMENT = 2**31

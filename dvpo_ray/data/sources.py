@@ -15,7 +15,7 @@ from dvpo_ray.data.hub import load_named
 from dvpo_ray.data.raw_rows import RawRow
 from dvpo_ray.data.split_names import says
 from dvpo_ray.errors import DataError
-from dvpo_ray.paths import expanded
+from dvpo_ray.io.paths import expanded
 
 PACKAGE_PREFIX = "package:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

@@ -14,7 +14,7 @@ from typing import Any
 
 from dvpo_ray.data.chat_template import TEMPLATE_ERRORS, templated
 from dvpo_ray.errors import DataError, ModelError
-from dvpo_ray.json_files import read_object
+from dvpo_ray.io.json_files import read_object
 
 # In this order, as engines do: the first that is there counts.
 CONFIGS = ("generation_config.json", "config.json")

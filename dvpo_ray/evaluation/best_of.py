@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation
+from dvpo_ray.evaluation.held_out import EvaluatedAnswer, Evaluation
 from dvpo_ray.maths.statistics import best_of_n, mean_ci95
 
 

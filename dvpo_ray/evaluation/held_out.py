@@ -16,15 +16,15 @@ from dvpo_ray.algorithms import Signals, advantages
 from dvpo_ray.config.algorithms import AdvantageConfig
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, DataError
-from dvpo_ray.json_files import read_records
+from dvpo_ray.io.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
+from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.maths.statistics import bootstrap_ci95, mean_ci95, share_ci95, win_rate, wins
-from dvpo_ray.rewards import called, checked
-from dvpo_ray.rows import GenerationRequest, ScoredBatch
-from dvpo_ray.run_folder import keep_records
-from dvpo_ray.seeds import sampling_seed
+from dvpo_ray.rewards.answers import called, checked
+from dvpo_ray.runs.folder import keep_records
 from dvpo_ray.stages import Rollouts, Scorers, asked_again
+from dvpo_ray.types import GenerationRequest, ScoredBatch
 
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
 

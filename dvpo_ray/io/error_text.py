@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pydantic_core import ValidationError
 
-from dvpo_ray.refusals import remedy
+from dvpo_ray.io.remedies import remedy
 
 MOST_TEXT, MOST_FRAMES, MOST_CAUSES = 800, 3, 3
 

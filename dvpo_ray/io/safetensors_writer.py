@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dvpo_ray.direct_file import DirectFile
+from dvpo_ray.io.direct_file import DirectFile
 
 PIECE = 16 * 2**20
 NAMES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.judging.kept_lines import Kept, KeptLines
-from dvpo_ray.rows import GenerationRequest
+from dvpo_ray.types import GenerationRequest
 
 
 class GivenAnswer(Kept):

@@ -13,9 +13,9 @@ from dvpo_ray.data.reasons import BadRow
 from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
 from dvpo_ray.judging.answer_file import AnswerFile, GivenAnswer
 from dvpo_ray.judging.formats import Question
-from dvpo_ray.rows import Answer, GenerationRequest
-from dvpo_ray.seeds import sampling_seed
+from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.stages import Handle, Rollouts, asked_again
+from dvpo_ray.types import Answer, GenerationRequest
 
 
 @dataclass

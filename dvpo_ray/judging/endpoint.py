@@ -10,8 +10,8 @@ from typing import Any, Self
 import httpx
 
 from dvpo_ray.errors import ConfigError, JudgeError, RequestRefusedError
-from dvpo_ray.json_files import parse_object
-from dvpo_ray.retries import Patience, bearer, may_pass, retry_after
+from dvpo_ray.io.http import Patience, bearer, may_pass, retry_after
+from dvpo_ray.io.json_files import parse_object
 
 # What is wrong with the one request, as against the address, the model's name or the token.
 REFUSALS = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY)

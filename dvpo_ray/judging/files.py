@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dvpo_ray.errors import ConfigError, DataError
-from dvpo_ray.json_files import iter_records
+from dvpo_ray.io.json_files import iter_records
 from dvpo_ray.judging.formats import Answered, Format, Question
 
 T = TypeVar("T", Question, Answered)

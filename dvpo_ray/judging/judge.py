@@ -15,8 +15,8 @@ from dvpo_ray.judging.files import read_answers, read_questions
 from dvpo_ray.judging.formats import format_named
 from dvpo_ray.judging.verdict_file import Judgement, VerdictFile
 from dvpo_ray.judging.verdicts import Comparison, Request, Verdict, pair_up, parse_verdict, summarise
-from dvpo_ray.run import Event, Listener
-from dvpo_ray.run_folder import locked
+from dvpo_ray.runs.folder import locked
+from dvpo_ray.runs.run import Event, Listener
 
 # Of all requests, between two lines of progress.
 SHOWN_SHARE = 0.05

@@ -11,7 +11,7 @@ from typing import Generic, Self, TextIO, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dvpo_ray.errors import DataError
-from dvpo_ray.json_files import iter_records
+from dvpo_ray.io.json_files import iter_records
 
 # How a line begins, by which one that a kill cut short is told from somebody else's last line.
 BEGINNING = b'{"key": '
@@ -30,7 +30,7 @@ K = TypeVar("K", bound=Kept)
 
 class KeptLines(Generic[K]):
     """JSON lines of one ``kind``: what is there is read at once, and written to within a context alone. One process at a time
-    (``dvpo_ray.run_folder.locked``)."""
+    (``dvpo_ray.runs.folder.locked``)."""
 
     def __init__(self, path: Path, kind: type[K], remedy: str) -> None:
         """Reads what is there; a last line that a kill cut short is left out, and taken off when the context begins.

@@ -10,7 +10,7 @@ from torch import Tensor
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.maths.advantages import ppo_gae
 from dvpo_ray.maths.losses import clipped_value_loss
-from dvpo_ray.rows import Ragged, ScoredBatch
+from dvpo_ray.types import Ragged, ScoredBatch
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dvpo_ray.maths.advantages import partners
 from dvpo_ray.maths.losses import kl_k3, kl_k3_loss
 from dvpo_ray.maths.masked import moments, whiten
 from dvpo_ray.maths.running import RunningMoments
-from dvpo_ray.rows import Ragged, ScoredBatch
+from dvpo_ray.types import Ragged, ScoredBatch
 
 NO_REWARDS = RunningMoments()
 

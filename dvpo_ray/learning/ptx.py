@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dvpo_ray.data import EncodedDemonstration
-from dvpo_ray.rows import Ragged
+from dvpo_ray.types import Ragged
 
 
 @dataclass(frozen=True)

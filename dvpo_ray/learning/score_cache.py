@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from dvpo_ray.rows import Answer
+from dvpo_ray.types import Answer
 
 Entry = tuple[np.ndarray, np.ndarray, np.ndarray]
 ENTRY_BYTES = 400  # what Python and NumPy need beside the numbers

@@ -12,7 +12,7 @@ from torch import Tensor
 from dvpo_ray.config.algorithms import OffPolicySection
 from dvpo_ray.errors import StaleRowsError
 from dvpo_ray.maths.losses import importance_weights
-from dvpo_ray.rows import Ragged, ScoredBatch
+from dvpo_ray.types import Ragged, ScoredBatch
 
 
 def ages(scored: ScoredBatch, version: int) -> Ragged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from dvpo_ray.rows import ScoredBatch
+from dvpo_ray.types import ScoredBatch
 
 
 class OpenStep:

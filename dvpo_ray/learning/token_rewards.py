@@ -14,7 +14,7 @@ from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.running import RunningMoments
-from dvpo_ray.rows import ScoredBatch
+from dvpo_ray.types import ScoredBatch
 
 LEAST_STD = 1e-6
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dvpo_ray.commits import Commit, CommitStore
-from dvpo_ray.copier import Copier
-from dvpo_ray.run import Run
-from dvpo_ray.run_folder import save_records
+from dvpo_ray.checkpoints.replicator import Copier
+from dvpo_ray.checkpoints.store import Commit, CommitStore
+from dvpo_ray.runs.folder import save_records
+from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Committing
 
 

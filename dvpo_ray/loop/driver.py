@@ -14,11 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dvpo_ray.commits import Commit
-from dvpo_ray.committer import Committer
+from dvpo_ray.checkpoints.store import Commit
 from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.dumps import write_dump
 from dvpo_ray.errors import (
     AS_ASKED,
     LOST,
@@ -29,15 +27,17 @@ from dvpo_ray.errors import (
     RunError,
     RunStoppedError,
 )
-from dvpo_ray.feed import Feed
-from dvpo_ray.health import Watch
-from dvpo_ray.ledger import Ledger
+from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.dumps import write_dump
+from dvpo_ray.loop.health import Watch
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.loop.prefetch import Feed
+from dvpo_ray.loop.restarts import Restarts
 from dvpo_ray.maths.kl_control import next_coefficient
-from dvpo_ray.restarts import Restarts
-from dvpo_ray.rows import ScoredBatch
-from dvpo_ray.run import Run
-from dvpo_ray.run_folder import DUMPS
+from dvpo_ray.runs.folder import DUMPS
+from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Handle, Stages
+from dvpo_ray.types import ScoredBatch
 
 # Counts of a step's updates that were withheld, and of which model.
 SKIPPED = {"loss/skipped_updates": "policy", "critic/skipped_updates": "critic"}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dvpo_ray.errors import DataError
-from dvpo_ray.rows import NAME_FIELDS, RAGGED_FIELDS, Ragged, ScoredBatch
+from dvpo_ray.types import NAME_FIELDS, RAGGED_FIELDS, Ragged, ScoredBatch
 
 INFLATION = 1100  # deflate makes at most 1032 bytes of one
 

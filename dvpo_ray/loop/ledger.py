@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import CommitError
-from dvpo_ray.rows import GenerationRequest
-from dvpo_ray.seeds import sampling_seed
+from dvpo_ray.maths.seeds import sampling_seed
+from dvpo_ray.types import GenerationRequest
 
 
 class LedgerState(BaseModel):

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Self
 
 from dvpo_ray.errors import LOST
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import GenerationRequest
-from dvpo_ray.run import Run, StepRecord
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.runs.run import Run, StepRecord
 from dvpo_ray.stages import Handle, Stages, asked_again
+from dvpo_ray.types import GenerationRequest
 
 
 class Feed:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dvpo_ray.committer import Committer
 from dvpo_ray.errors import ActorFailedError, LearnerLostError, PermanentFailureError
-from dvpo_ray.run import Run
+from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Restarting
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dvpo_ray.errors import DataError, ModelError
-from dvpo_ray.json_files import read_object
+from dvpo_ray.io.json_files import read_object
 
 MANIFEST = "manifest.json"
 ADAPTER = "adapter_config.json"

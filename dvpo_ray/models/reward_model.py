@@ -16,7 +16,7 @@ from dvpo_ray.models.packaged import folder_of
 from dvpo_ray.models.reader_check import frozen_reader
 from dvpo_ray.models.token_reader import ValueReader, parameter_hash
 from dvpo_ray.models.value_model import ValueModelSeal, load_value_model, read_seal, refuse_reward_model
-from dvpo_ray.rows import Ragged
+from dvpo_ray.types import Ragged
 
 
 def read_reward_seal(name: str, config: ModelReward, folder: Path) -> ValueModelSeal:

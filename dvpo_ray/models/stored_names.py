@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dvpo_ray.rows import TensorSpec
+from dvpo_ray.types import TensorSpec
 
 
 class StoredNames:

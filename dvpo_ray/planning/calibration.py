@@ -10,7 +10,7 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import CONFIG, build
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import UserInputError
-from dvpo_ray.json_files import check_numbers, read_object, read_records
+from dvpo_ray.io.json_files import check_numbers, read_object, read_records
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.memory import element_size
 from dvpo_ray.planning.shapes import ModelShape

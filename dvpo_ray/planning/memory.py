@@ -16,7 +16,7 @@ GB = 1e9
 CPU_BASE = {"learner": 0.60 * GB, "scorer": 0.45 * GB, "engine": 0.95 * GB, "engine front": 1.10 * GB, "driver": 0.60 * GB}
 RAY = 0.30 * GB
 GPU_BASE = 1.0 * GB
-# How far a CPU learner may grow before it gives memory back (actors.rank.GROWTH_ALLOWED).
+# How far a CPU learner may grow before it gives memory back (actors.learner.rank.GROWTH_ALLOWED).
 CPU_GROWTH = 1.1
 HEAD_CHUNK = 256
 

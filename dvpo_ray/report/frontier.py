@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.errors import DataError
-from dvpo_ray.json_files import check_numbers, read_object
+from dvpo_ray.io.json_files import check_numbers, read_object
 from dvpo_ray.report.charts import COLOURS, svg
 from dvpo_ray.report.records import read_metrics
 

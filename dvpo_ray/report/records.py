@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dvpo_ray.errors import DataError, UserInputError
-from dvpo_ray.json_files import REMEDY, check_numbers, read_object, read_records
+from dvpo_ray.io.json_files import REMEDY, check_numbers, read_object, read_records
 
 B = TypeVar("B", bound=BaseModel)
 STAGES = ("rollout", "score", "learn", "sync")

@@ -14,8 +14,8 @@ import numpy as np
 from dvpo_ray.config.rewards import FunctionReward, HttpReward, ModelReward, RewardConfig
 from dvpo_ray.entry_points import load_entry_point
 from dvpo_ray.errors import RewardError
-from dvpo_ray.retries import Patience, Poster, bearer, may_pass, retry_after
-from dvpo_ray.said import said_of
+from dvpo_ray.io.error_text import said_of
+from dvpo_ray.io.http import Patience, Poster, bearer, may_pass, retry_after
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 

@@ -16,9 +16,9 @@ from typing import Any, TextIO
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import ConfigError, RunError
-from dvpo_ray.json_files import iter_records, read_object, read_records
+from dvpo_ray.io.json_files import iter_records, read_object, read_records
 from dvpo_ray.models.folder import flush_file, sha256_file
-from dvpo_ray.stopping import current
+from dvpo_ray.runs.stopping import current
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-from dvpo_ray.stopping import ENDING_S, SECOND
+from dvpo_ray.runs.stopping import ENDING_S, SECOND
 
 RECENT = 8
 # The slowest of recent steps is not the slowest there will be.

@@ -1,4 +1,4 @@
-"""What Prometheus can know of a run: the names, and where their numbers come from. Who sends them is ``actors.metrics``.
+"""What Prometheus can know of a run: the names, and where their numbers come from. Who sends them is ``actors.cluster.metrics``.
 
 Ray puts ``ray_`` before every name. docs/monitoring.md lists them all; dashboard and alert rules use these names and no others.
 """

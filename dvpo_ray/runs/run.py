@@ -15,13 +15,13 @@ from pydantic import FiniteFloat
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import RunError, RunStoppedError
-from dvpo_ray.pace import Pace
 from dvpo_ray.planning.device_defaults import number_types
-from dvpo_ray.rows import ServedWeights, StepResult
-from dvpo_ray.run_folder import DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
-from dvpo_ray.stopping import current
-from dvpo_ray.timeline import Timeline
-from dvpo_ray.tracking import Tracker, Trackers
+from dvpo_ray.runs.folder import DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
+from dvpo_ray.runs.pace import Pace
+from dvpo_ray.runs.stopping import current
+from dvpo_ray.runs.timeline import Timeline
+from dvpo_ray.runs.trackers import Tracker, Trackers
+from dvpo_ray.types import ServedWeights, StepResult
 
 T = TypeVar("T")
 RESULT = "result.json"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvpo_ray.archive import Archive
 from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, Recipe, RewardRecipe, ValueRecipe
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.loading import build, recipe_tree, to_toml, toml_value
@@ -23,15 +22,16 @@ from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.models.hub import named_for_elsewhere
 from dvpo_ray.models.packaged import SMOLLM2
+from dvpo_ray.submission.archive import Archive
 
 RECIPE = "recipe.toml"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Ray's job server sends SIGTERM, and SIGKILL so many seconds later; it reads this from the job's own environment.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 # Of a policy's step score, learn, sync and commit; of another training's last one learn, commit, measure and save.
 CALLS_TO_STOP = 4
 COMMANDS: dict[type[Recipe], tuple[str, str]] = {
-    PipelineRecipe: ("jobs.demo", "demo"),
+    PipelineRecipe: ("jobs.pipeline", "demo"),
     ValueRecipe: ("jobs.pretrain_value", "value train"),
     PolicyRecipe: ("jobs.train_policy", "policy train"),
     DpoRecipe: ("jobs.train_dpo", "dpo train"),

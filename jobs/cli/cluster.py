@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dvpo_ray.cluster_token import use_token
-from dvpo_ray.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
+from actors.cluster.token import use_token
 from dvpo_ray.errors import AS_ASKED, RunError, UserInputError
+from jobs.cli.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
 
 INTERRUPTED = 130
 SHOWN = 200
@@ -48,11 +48,11 @@ def submit(
     """Run a recipe as a job of a Ray cluster; its sections say which training."""
 
     def work() -> dict[str, Any]:
-        submission = importlib.import_module("dvpo_ray.submission")
+        submission = importlib.import_module("dvpo_ray.submission.package")
         asked = submission.read(recipe, resumed(overrides, resume), reward)
         client = _connect(address)
         job = job_id or f"{asked.recipe.run.name[:56]}-{secrets.token_hex(3)}"
-        limit = importlib.import_module("actors.job_client").UPLOAD_LIMIT
+        limit = importlib.import_module("actors.cluster.job_client").UPLOAD_LIMIT
         options = submission.Options(limit, client.is_here(), image, tuple(include), as_json)
         with tempfile.TemporaryDirectory(prefix="dvpo-submit-") as folder:
             prepared = submission.pack(asked, options, Path(folder) / "package.zip")
@@ -73,7 +73,7 @@ def jobs_list(address: AddressOption = None, as_json: JsonOption = False) -> Non
     def work() -> dict[str, Any]:
         found = _connect(address).jobs()
         if not as_json:
-            importlib.import_module("dvpo_ray.console").show_jobs(found)
+            importlib.import_module("jobs.cli.console").show_jobs(found)
         return {"jobs": found} if as_json else {}
 
     guard(work, as_json)
@@ -140,7 +140,7 @@ def end_of_stop(log: str) -> str:
 
 def _connect(address: str | None) -> Any:
     use_token()
-    return importlib.import_module("actors.job_client").JobClient(address)
+    return importlib.import_module("actors.cluster.job_client").JobClient(address)
 
 
 def _follow(client: Any, job: str) -> dict[str, Any]:

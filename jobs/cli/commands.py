@@ -38,7 +38,7 @@ def guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None 
     if as_json:
         typer.echo(json.dumps(result, indent=indent, default=str))
     elif result:
-        importlib.import_module("dvpo_ray.console").show_result(result)
+        importlib.import_module("jobs.cli.console").show_result(result)
 
 
 def _fail(error: Exception, as_json: bool, code: int) -> NoReturn:

@@ -19,10 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from dvpo_ray.logs import log_as_json
-from dvpo_ray.pace import rounded
-from dvpo_ray.run import Event, Listener
-from dvpo_ray.stopping import heeding, show_cursor
+from dvpo_ray.runs.logs import log_as_json
+from dvpo_ray.runs.pace import rounded
+from dvpo_ray.runs.run import Event, Listener
+from dvpo_ray.runs.stopping import heeding, show_cursor
 
 ALIVE_S = 10.0
 SHOWN_KEYS = (

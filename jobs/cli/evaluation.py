@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dvpo_ray.commands import JsonOption, RecipeArg, SetOption, guard
 from dvpo_ray.config import PolicyRecipe, load_recipe
+from jobs.cli.commands import JsonOption, RecipeArg, SetOption, guard
 
 PolicyOption = Annotated[Path | None, typer.Option(help="Policy folder to evaluate; default: the recipe's model.")]
 FormatOption = Annotated[str, typer.Option("--format", help="mt-bench, alpaca-eval, arena-hard or jsonl.")]
@@ -132,7 +132,7 @@ def eval_judge(
         settings = judge.JudgeSettings(endpoint, model, key_variable, max_tokens, temperature, concurrency, timeout, patience)
         consent = judge.Consent(yes, max_cost, judge.Prices(input_price, output_price), tokenizer)
         file = verdicts or default_verdicts(a, b)
-        with importlib.import_module("dvpo_ray.console").progress(as_json, file.stem) as listener:
+        with importlib.import_module("jobs.cli.console").progress(as_json, file.stem) as listener:
             found: dict[str, Any] = judge.compare_answers(a, b, form, questions, settings, file, consent, listener)
         return found
 
@@ -161,7 +161,7 @@ def _evaluate(
 
     def work() -> dict[str, Any]:
         settings = load_recipe(PolicyRecipe, recipe, overrides)
-        with importlib.import_module("dvpo_ray.console").job_progress(as_json, settings.run.name) as listener:
+        with importlib.import_module("jobs.cli.console").job_progress(as_json, settings.run.name) as listener:
             job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
             found = job(settings, **arguments, listener=listener)
         return found if as_json or table is None else _without_table(found, table)
@@ -171,5 +171,5 @@ def _evaluate(
 
 def _without_table(found: dict[str, Any], name: str) -> dict[str, Any]:
     """Show the rows of a result as a table; returns the rest."""
-    importlib.import_module("dvpo_ray.console").show_rows(found[name])
+    importlib.import_module("jobs.cli.console").show_rows(found[name])
     return {key: value for key, value in found.items() if key != name}

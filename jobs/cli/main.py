@@ -14,8 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from dvpo_ray import __version__, job_commands
-from dvpo_ray.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
+from dvpo_ray import __version__
 from dvpo_ray.config import (
     DpoRecipe,
     PipelineRecipe,
@@ -28,7 +27,9 @@ from dvpo_ray.config import (
 )
 from dvpo_ray.config.sections import MAX_BAD_SHARE
 from dvpo_ray.errors import DvpoError, UserInputError
-from dvpo_ray.eval_commands import eval_app
+from jobs.cli import cluster as job_commands
+from jobs.cli.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
+from jobs.cli.evaluation import eval_app
 
 R = TypeVar("R", bound=Recipe)
 KINDS: dict[str, type[Recipe]] = {
@@ -90,7 +91,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Align a small language model on this machine, from preference pairs to a report."""
-    _run_job("jobs.demo", "run_pipeline", PipelineRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job("jobs.pipeline", "run_pipeline", PipelineRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @value_app.command("train")
@@ -191,7 +192,7 @@ def plan(
         settings = load_recipe(_kind(kind), recipe, overrides)
         found = importlib.import_module("dvpo_ray.planning.report").describe(settings, devices, model, run, answer_tokens)
         if not as_json:
-            importlib.import_module("dvpo_ray.console").show_plan(found)
+            importlib.import_module("jobs.cli.console").show_plan(found)
         if found["problems"]:
             raise UserInputError("this recipe does not fit: " + "; ".join(found["problems"]))
         return found if as_json else {}
@@ -204,8 +205,8 @@ def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: versions, engine build, cores, memory, shared memory, Ray."""
 
     def work() -> dict[str, Any]:
-        checks = importlib.import_module("dvpo_ray.doctor").examine()
-        importlib.import_module("dvpo_ray.console").show_checks(checks, as_json)
+        checks = importlib.import_module("jobs.cli.doctor").examine()
+        importlib.import_module("jobs.cli.console").show_checks(checks, as_json)
         failed = [check["name"] for check in checks if check["status"] == "fail"]
         if failed:
             raise DvpoError(f"{len(failed)} check(s) failed: {', '.join(failed)}")
@@ -227,7 +228,7 @@ def debug_replay(
     def work() -> dict[str, Any]:
         found = importlib.import_module("jobs.replay").replay(dump, load_recipe(PolicyRecipe, recipe, overrides), policy)
         if not as_json:
-            importlib.import_module("dvpo_ray.console").show_replay(found)
+            importlib.import_module("jobs.cli.console").show_replay(found)
         return found if as_json else {}
 
     guard(work, as_json)
@@ -335,7 +336,7 @@ def _kind(name: str) -> type[Recipe]:
 def _run_job(module: str, function: str, kind: type[R], recipe: str, overrides: list[str], as_json: bool) -> None:
     def work() -> dict[str, Any]:
         settings = load_recipe(kind, recipe, overrides)
-        with importlib.import_module("dvpo_ray.console").job_progress(as_json, settings.run.name) as listener:
+        with importlib.import_module("jobs.cli.console").job_progress(as_json, settings.run.name) as listener:
             job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
             return job(settings, listener)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.commits import CommitStore
-from tests.ray_cluster import RayCluster, ray_cluster, run
-from tests.real import answer, assert_books_balance, write_lines
+from dvpo_ray.checkpoints.store import CommitStore
+from tests.support.ray_cluster import RayCluster, ray_cluster, run
+from tests.support.real import answer, assert_books_balance, write_lines
 
 pytestmark = pytest.mark.integration
 SECRETS = {"WANDB_API_KEY": "hunter2-5f3a-wandb", "DVPO_COMMIT_KEY": "hunter2-5f3a-commit"}
@@ -233,7 +233,7 @@ def test_a_job_has_no_name_that_leads_elsewhere(cluster: RayCluster, project: Pa
 def test_a_driver_without_the_token_is_refused(cluster: RayCluster, tmp_path: Path) -> None:
     """`cluster.address` leads past the dashboard, to the cluster itself."""
     code = (
-        "from actors.placement import ray_session\n"
+        "from actors.cluster.session import ray_session\n"
         "from dvpo_ray.config.sections import ClusterSection\n"
         f"with ray_session(ClusterSection(address='127.0.0.1:{cluster.port}')): print('inside')"
     )

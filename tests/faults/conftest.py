@@ -8,7 +8,7 @@ import pytest
 
 from dvpo_ray.config.sections import ClusterSection
 from jobs.train_policy import train_policy
-from tests.real import MakePolicyRecipe
+from tests.support.real import MakePolicyRecipe
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
-from dvpo_ray.run import Event
+from dvpo_ray.runs.run import Event
 from jobs.train_policy import train_policy
 
 CPUS = 6

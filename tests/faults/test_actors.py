@@ -10,10 +10,10 @@ import psutil
 import pytest
 import ray as ray_module
 
-from actors.placement import keep_logs
-from dvpo_ray.run import Event
+from actors.cluster.session import keep_logs
+from dvpo_ray.runs.run import Event
 from jobs.train_policy import train_policy
-from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
+from tests.support.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

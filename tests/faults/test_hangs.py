@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ray as ray_module
 
-from actors.calls import get
-from actors.placement import actor_environment, keep_logs, start_actor
+from actors.cluster.calls import get
+from actors.cluster.session import actor_environment, keep_logs, start_actor
 from dvpo_ray.errors import ActorTimeoutError
 from tests.faults.waiter import Waiter
 

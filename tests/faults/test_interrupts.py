@@ -20,7 +20,7 @@ import pytest
 
 from benchmarks.chaos import events
 from benchmarks.common import to_toml
-from tests.real import ROLLOUT, files_left, metrics, value_tree
+from tests.support.real import ROLLOUT, files_left, metrics, value_tree
 
 pytestmark = pytest.mark.integration
 SAID_S, AT_ONCE_S, GONE_S = 1.0, 5.0, 10.0
@@ -43,7 +43,7 @@ class Terminal:
         self._temporary = temporary
         self._before = files_left()
         clean = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "DVPO_EMBEDDED"))}
-        command = [sys.executable, "-m", "dvpo_ray.cli", "demo", str(recipe), "--json", "--resume", "auto"]
+        command = [sys.executable, "-m", "jobs.cli.main", "demo", str(recipe), "--json", "--resume", "auto"]
         environment = clean | {"TMPDIR": str(temporary)}
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
         self._events = events(self._process)
@@ -98,7 +98,7 @@ def recipe(tiny_model: Path, pairs: Path, prompts: tuple[Path, Path], tmp_path_f
         "rollout": ROLLOUT,
         "scorer": {"dtype": "float32"},
         "learner": {"dtype": "float32"},
-        "evaluation": {"source": str(prompts[1]), "gold": "tests.fakes:early_letters"},
+        "evaluation": {"source": str(prompts[1]), "gold": "tests.support.fakes:early_letters"},
         "commit": {"every": 4},
     }
     tree = value_tree(tiny_model, pairs, folder, commit={"every": 0}) | {"policy": policy}

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.chaos import without_none
 from dvpo_ray.config import dump_resolved
-from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
+from tests.support.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

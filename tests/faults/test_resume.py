@@ -14,15 +14,15 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.chaos import events, kill_driver, start
-from dvpo_ray.commits import CommitStore
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.config import PipelineRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.errors import RunStoppedError
-from dvpo_ray.run import Event
-from dvpo_ray.run_folder import run_folder
-from jobs.demo import run_pipeline
+from dvpo_ray.runs.folder import run_folder
+from dvpo_ray.runs.run import Event
+from jobs.pipeline import run_pipeline
 from jobs.train_policy import train_policy
-from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, metrics, value_tree
+from tests.support.real import ROLLOUT, STEPS, MakePolicyRecipe, metrics, value_tree
 
 pytestmark = pytest.mark.integration
 CLOCKS = ("seconds", "first_began")

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from benchmarks.chaos import PARTS, events, kill_driver, processes_of, start
-from dvpo_ray.commits import CommitStore
-from tests.real import ROLLOUT, MakePolicyRecipe, assert_books_balance, metrics
+from dvpo_ray.checkpoints.store import CommitStore
+from tests.support.real import ROLLOUT, MakePolicyRecipe, assert_books_balance, metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.soak]
 STEPS = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from actors.watchdog import watched
+from actors.cluster.watchdog import watched
 
 
 class Waiter:

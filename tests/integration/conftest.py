@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.rollout_pool import RolloutPool
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection
-from tests.engines import MODEL, settings
+from tests.support.engines import MODEL, settings
 
 
 @pytest.fixture(scope="session", autouse=True)

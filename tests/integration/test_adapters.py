@@ -13,16 +13,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from actors.policy_gang import PolicyLearner
-from actors.rollout_pool import RolloutPool
+from actors.learner.policy_gang import PolicyLearner
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LoraSection
 from dvpo_ray.errors import ActorFailedError, CommitError, ModelError, WeightSyncError
+from dvpo_ray.io.safetensors_writer import write_tensors
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.token_reader import load_policy
-from dvpo_ray.rows import Adapters, Ragged, ScoredBatch
-from dvpo_ray.tensor_file import write_tensors
-from tests.engines import (
+from dvpo_ray.types import Adapters, Ragged, ScoredBatch
+from tests.support.engines import (
     ANSWER_LENGTHS,
     MODEL,
     Sent,
@@ -35,7 +35,7 @@ from tests.engines import (
     weights_in,
     weights_of,
 )
-from tests.fakes import scored_batch
+from tests.support.fakes import scored_batch
 
 pytestmark = pytest.mark.integration
 RANK = 4

@@ -10,17 +10,17 @@ import psutil
 import pytest
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from actors.engine_tables import architectures, cpu_head_sizes
-from actors.rollout_pool import RolloutPool
+from actors.rollout.engine_tables import architectures, cpu_head_sizes
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config import PipelineRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, ConfigError, PermanentFailureError
 from dvpo_ray.planning.preflight import longest_context
-from dvpo_ray.run import Event
-from jobs.demo import run_pipeline
-from tests.engines import MODEL, answers_of, requests, settings
-from tests.real import value_tree
+from dvpo_ray.runs.run import Event
+from jobs.pipeline import run_pipeline
+from tests.support.engines import MODEL, answers_of, requests, settings
+from tests.support.real import value_tree
 
 pytestmark = pytest.mark.integration
 Altered = Callable[..., Path]

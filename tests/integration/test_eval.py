@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.calls import get
-from actors.rank import free_port
-from actors.rollout_pool import RolloutPool
+from actors.cluster.calls import get
+from actors.learner.rank import free_port
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.data.messages import Message
@@ -33,11 +33,11 @@ from dvpo_ray.judging.endpoint import JudgeSettings
 from dvpo_ray.judging.files import read_answers
 from dvpo_ray.judging.formats import Question, format_named
 from dvpo_ray.judging.judge import Consent, compare_answers
-from dvpo_ray.rows import Answer
+from dvpo_ray.types import Answer
 from jobs.answer import answer_questions
 from jobs.evaluate import best_of, evaluate_policy
-from tests.engines import MODEL, settings
-from tests.real import ROLLOUT, WITHOUT_VALUE, MakePolicyRecipe, policy_recipe_of, write_lines
+from tests.support.engines import MODEL, settings
+from tests.support.real import ROLLOUT, WITHOUT_VALUE, MakePolicyRecipe, policy_recipe_of, write_lines
 
 pytestmark = pytest.mark.integration
 KEY = "a-key-for-this-test"
@@ -176,7 +176,7 @@ def test_the_best_of_n_by_a_value_that_the_estimator_leaves_out(
 ) -> None:
     without = {
         "advantage": {"type": "grpo", "score": "none"},
-        "rewards": {"letters": {"function": "tests.fakes:early_letters"}},
+        "rewards": {"letters": {"function": "tests.support.fakes:early_letters"}},
         "evaluation": {"source": str(prompts[1])},
     }
     with pytest.raises(ConfigError, match="nothing to choose answers by"):

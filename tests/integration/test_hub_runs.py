@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub import Hub, files_of, serving
+from tests.support.hub import Hub, files_of, serving
 
 pytestmark = pytest.mark.integration
 MODEL, PAIRS = "org/Tiny-v0.1", "org/pairs"
@@ -34,7 +34,7 @@ def trained(hub: Hub, folder: Path, *more: str, **environment: str) -> tuple[dic
     """The result of `dvpo value train` in a folder, and all that it printed."""
     (folder / "value.toml").write_text("[value.data]\nsource = 'x'\n")
     options = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "dvpo_ray.cli", "value", "train", "value.toml", "--json", *options, *more]
+    command = [sys.executable, "-m", "jobs.cli.main", "value", "train", "value.toml", "--json", *options, *more]
     root = str(Path(__file__).parents[2])
     variables = os.environ | hub.environment(folder / "home") | {"PYTHONPATH": root, "RAY_ADDRESS": ""} | environment
     variables.pop("RAY_ADDRESS")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dockerfile import CAN, ROOT, stages
+from tests.support.dockerfile import CAN, ROOT, stages
 
 pytestmark = [
     pytest.mark.integration,

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.dockerfile import CAN, ROOT, stages
-from tests.real import answer, write_lines
+from tests.support.dockerfile import CAN, ROOT, stages
+from tests.support.real import answer, write_lines
 
 WHERE = os.environ.get("DVPO_TEST_IMAGE", "")
 pytestmark = [

@@ -17,11 +17,11 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.errors import DataError
 from dvpo_ray.models.value_model import read_seal
 from dvpo_ray.report import write_report
-from dvpo_ray.run import Event
+from dvpo_ray.runs.run import Event
 from jobs.evaluate import evaluate_policy, evaluate_value
 from jobs.pretrain_value import pretrain_value
 from jobs.train_policy import train_policy
-from tests.real import ROLLOUT, STEPS, WITHOUT_VALUE, MakePolicyRecipe, answer, metrics, value_recipe, write_lines
+from tests.support.real import ROLLOUT, STEPS, WITHOUT_VALUE, MakePolicyRecipe, answer, metrics, value_recipe, write_lines
 
 pytestmark = pytest.mark.integration
 FirstRun = tuple[dict[str, Any], Path, list[Event]]
@@ -252,7 +252,7 @@ def test_the_command_line_trains_in_a_ray_of_its_own(tiny_model: Path, pairs: Pa
     command = [
         sys.executable,
         "-m",
-        "dvpo_ray.cli",
+        "jobs.cli.main",
         "value",
         "train",
         str(recipe),

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.rollout_pool import RolloutPool
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.rows import Answer
+from dvpo_ray.types import Answer
 from scripts.tiny_families import save
-from tests.engines import MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_of
+from tests.support.engines import MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_of
 
 
 @pytest.mark.slow

@@ -20,12 +20,12 @@ import pytest
 import ray as ray_module
 import yaml
 
-from actors.rank import free_port
-from dvpo_ray.monitoring import CATALOGUE, RUN_METRICS
-from dvpo_ray.run import Event
+from actors.learner.rank import free_port
+from dvpo_ray.runs.prometheus import CATALOGUE, RUN_METRICS
+from dvpo_ray.runs.run import Event
 from jobs.train_policy import train_policy
 from scripts.grafana_dashboard import ROWS
-from tests.real import STEPS, MakePolicyRecipe
+from tests.support.real import STEPS, MakePolicyRecipe
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 PATIENCE_S = 45.0

@@ -14,7 +14,7 @@ import ray as ray_module
 import torch
 from safetensors.torch import load_file
 
-from actors.policy_gang import DpoLearner
+from actors.learner.policy_gang import DpoLearner
 from dvpo_ray.config import RewardRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
@@ -23,13 +23,13 @@ from dvpo_ray.errors import ModelError, RunStoppedError
 from dvpo_ray.learning.pairs import labelled
 from dvpo_ray.models.value_model import read_seal
 from dvpo_ray.report import write_report
-from dvpo_ray.run import Event
+from dvpo_ray.runs.run import Event
 from jobs.pretrain_value import pretrain_value
 from jobs.train_dpo import train_dpo
 from jobs.train_policy import train_policy
-from tests.decided import decided
-from tests.engines import MODEL, weights_in
-from tests.real import ROLLOUT, MakePolicyRecipe, dpo_recipe, metrics, value_tree
+from tests.support.decided import decided
+from tests.support.engines import MODEL, weights_in
+from tests.support.real import ROLLOUT, MakePolicyRecipe, dpo_recipe, metrics, value_tree
 
 pytestmark = pytest.mark.integration
 
@@ -88,7 +88,7 @@ def test_dpo_raises_the_margin_and_the_gold_of_held_out_answers(
         epochs=2,
         rollout={key: ROLLOUT[key] for key in ("max_new_tokens", "engine")},
         scorer={"dtype": "float32"},
-        evaluation={"source": str(prompts[1]), "gold": "tests.fakes:early_letters", "every": 4},
+        evaluation={"source": str(prompts[1]), "gold": "tests.support.fakes:early_letters", "every": 4},
     )
     result = train_dpo(recipe)
     lines = metrics(tmp_path / "dpo")

@@ -11,19 +11,19 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from dvpo_ray.commits import CommitStore
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.errors import ModelError, RunStoppedError
-from dvpo_ray.run import Event
+from dvpo_ray.runs.run import Event
 from jobs.evaluate import rank_pairs
 from jobs.train_policy import train_policy
-from tests.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
+from tests.support.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
 
 pytestmark = pytest.mark.integration
 CRITIC = {"learning_rate": 1e-2}
 PPO: dict[str, Any] = {
     "value_model": None,
     "advantage": {"type": "ppo", "critic": CRITIC},
-    "rewards": {"letters": {"function": "tests.fakes:early_letters"}},
+    "rewards": {"letters": {"function": "tests.support.fakes:early_letters"}},
     "commit": {"every": 3},
 }
 
@@ -149,7 +149,7 @@ def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
     changed = {
         "learner": learner,
         "advantage": {"type": "ppo", "preset": "plain", "critic": critic},
-        "rewards": {"one": {"function": "tests.fakes:always_one"}},
+        "rewards": {"one": {"function": "tests.support.fakes:always_one"}},
         "ppo": {"inner_epochs": 2, "mini_batches": 2},
         "steps": 4,
     }

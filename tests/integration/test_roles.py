@@ -12,7 +12,7 @@ pytestmark = pytest.mark.integration
 # A Ray of its own, because labels are given to a node when it starts.
 CODE = """
 import ray
-from actors.placement import nodes_for, start_actor
+from actors.cluster.session import nodes_for, start_actor
 from dvpo_ray.config.sections import ClusterSection
 
 class Worker:

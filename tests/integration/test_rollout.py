@@ -14,9 +14,9 @@ import ray as ray_module
 import torch
 from safetensors.torch import load_file
 
-from actors.policy_gang import PolicyLearner
-from actors.rollout_pool import RolloutPool
-from actors.scorer_pool import ScorerPool
+from actors.learner.policy_gang import PolicyLearner
+from actors.rollout.pool import RolloutPool
+from actors.scorer.pool import ScorerPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
     ClusterSection,
@@ -26,11 +26,22 @@ from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, PermanentFailureError, ServedModelError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch
+from dvpo_ray.types import Answer, GenerationRequest, Ragged, ScoredBatch
 from jobs.probe import Probe
-from tests.decided import scorer_section
-from tests.engines import ANSWER_LENGTHS, MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_in, weights_of
-from tests.fakes import scored_batch
+from tests.support.decided import scorer_section
+from tests.support.engines import (
+    ANSWER_LENGTHS,
+    MODEL,
+    Sent,
+    answers_of,
+    gap,
+    log_probs_of,
+    requests,
+    settings,
+    weights_in,
+    weights_of,
+)
+from tests.support.fakes import scored_batch
 
 pytestmark = pytest.mark.integration
 

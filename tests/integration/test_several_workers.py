@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import ray as ray_module
 
-from actors.policy_gang import PolicyLearner
-from actors.rollout_pool import RolloutPool
+from actors.learner.policy_gang import PolicyLearner
+from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection, TransferSection
-from tests.engines import ANSWER_LENGTHS, MODEL, answers_of, gap, log_probs_of, requests, settings, weights_in
-from tests.fakes import scored_batch
+from tests.support.engines import ANSWER_LENGTHS, MODEL, answers_of, gap, log_probs_of, requests, settings, weights_in
+from tests.support.fakes import scored_batch
 
 # Three and two engines' starts.
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

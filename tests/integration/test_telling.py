@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import ray as ray_module
 
-from actors.calls import actor_errors, get
-from actors.gang import StandingGang
-from actors.placement import actor_environment, start_actor
-from actors.scorer_pool import ScorerPool
+from actors.cluster.calls import actor_errors, get
+from actors.cluster.session import actor_environment, start_actor
+from actors.learner.gang import StandingGang
+from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.rewards import FunctionReward
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, DataError, LearnerLostError, PermanentFailureError, RewardError
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import Answer, StepResult
-from dvpo_ray.run import Run
-from tests.decided import scorer_section
-from tests.engines import MODEL
-from tests.failing import FailingActor, FailingAsyncActor, FailingRank
-from tests.fakes import FakeStages, drive
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.runs.run import Run
+from dvpo_ray.types import Answer, StepResult
+from tests.support.decided import scorer_section
+from tests.support.engines import MODEL
+from tests.support.failing import FailingActor, FailingAsyncActor, FailingRank
+from tests.support.fakes import FakeStages, drive
 
 pytestmark = pytest.mark.integration
 
@@ -56,7 +56,7 @@ def test_whatever_an_actor_raises_is_told(failing: Any, how: str, kind: type[Exc
         get(failing.fail.remote(how), 60, "an actor", "failing")
     told = str(raised.value)
     assert type(raised.value) is kind
-    assert told.startswith(f"failing failed while failing: {text}") and "tests/failing.py:" in told and " in fail" in told
+    assert told.startswith(f"failing failed while failing: {text}") and "tests/support/failing.py:" in told and " in fail" in told
     assert "telling.py" not in told and "isn't serializable" not in told and "deserialize" not in told
     assert get(failing.pid.remote(), 60, "an actor", "living on")
 
@@ -174,12 +174,13 @@ def test_a_token_that_the_model_has_not_is_scored_once(ray: ClusterSection, tiny
 
 
 def test_a_reward_that_fails_is_told_with_its_place(ray: ClusterSection, tiny_model: Path) -> None:
-    pool = scorers(tiny_model, ray, taste=FunctionReward(function="tests.failing:reward"))
+    pool = scorers(tiny_model, ray, taste=FunctionReward(function="tests.support.failing:reward"))
     try:
         with pytest.raises(RewardError) as raised:
             pool.wait(list(pool.score([answer(5)])))
     finally:
         pool.stop()
     told = str(raised.value)
-    assert told.startswith("reward 'taste': tests.failing:reward failed on 1 answers: HoldsLock: no opinion on 1 answers\n  at ")
-    assert "tests/failing.py:" in told and "mend the function" in told
+    function = "tests.support.failing:reward"
+    assert told.startswith(f"reward 'taste': {function} failed on 1 answers: HoldsLock: no opinion on 1 answers\n  at ")
+    assert "tests/support/failing.py:" in told and "mend the function" in told

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 # Whether its instructions can be carried out in a bare Debian here.
 CAN = os.geteuid() == 0 and shutil.which("debootstrap") is not None

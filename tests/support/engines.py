@@ -10,8 +10,9 @@ import numpy as np
 import ray as ray_module
 import torch
 
-from actors.policy_gang import ServingGang
-from actors.rollout_pool import RolloutPool
+from actors.learner.policy_gang import ServingGang
+from actors.rollout.pool import RolloutPool
+from actors.weights.buckets import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, write_bucket
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
     DataSection,
@@ -22,9 +23,8 @@ from dvpo_ray.config.sections import (
 )
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Adapters, Answer, GenerationRequest, Receivers, TensorSpec, WeightBucket
-from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, write_bucket
-from tests.decided import learner_section, scorer_section
+from dvpo_ray.types import Adapters, Answer, GenerationRequest, Receivers, TensorSpec, WeightBucket
+from tests.support.decided import learner_section, scorer_section
 
 ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
 MODEL = ModelSection(path="tiny", attention="eager")

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from dvpo_ray.commits import Commit, CommitStore
-from dvpo_ray.committer import Committer
+from dvpo_ray.checkpoints.store import Commit, CommitStore
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.driver import Driver
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import GenerationRequest, Ragged, Receivers, ScoredBatch, ServedWeights, StepResult
-from dvpo_ray.run import Run
-from dvpo_ray.run_folder import COMMITS
+from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.driver import Driver
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.runs.folder import COMMITS
+from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Stages, Weights
+from dvpo_ray.types import GenerationRequest, Ragged, Receivers, ScoredBatch, ServedWeights, StepResult
 
 
 def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> ScoredBatch:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dvpo_ray.judging.endpoint import JudgeSettings
 from dvpo_ray.judging.judge import Consent, compare_answers
-from tests.services import Reply, Service
+from tests.support.services import Reply, Service
 
 QUESTIONS = 6
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actors.deepspeed_engine import TrainingEngine, join_process_group
-from actors.learner_state import SEPARATOR, file_name, pieces
+from actors.learner.deepspeed.engine import TrainingEngine, join_process_group
+from actors.learner.deepspeed.state import SEPARATOR, file_name, pieces
 from dvpo_ray.config.sections import LearnerSection
-from dvpo_ray.tensor_file import write_tensors
+from dvpo_ray.io.safetensors_writer import write_tensors
 
 FIRST_BETA = 0.9
 # Nothing is clipped.

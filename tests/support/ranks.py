@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.policy_learner import PolicyLearnerRank
+from actors.learner.policy import PolicyLearnerRank
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.recipes import PolicyTraining
@@ -18,9 +18,9 @@ from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.models.lora import add_adapters, set_dropout
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.rows import Ragged, ScoredBatch
-from tests.decided import decided
-from tests.fakes import scored_batch
+from dvpo_ray.types import Ragged, ScoredBatch
+from tests.support.decided import decided
+from tests.support.fakes import scored_batch
 
 SEED = 3
 

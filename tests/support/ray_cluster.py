@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.real import files_left
+from tests.support.real import files_left
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
 PORTS += ("runtime-env-agent-port", "node-manager-port", "object-manager-port")
 END_S = 60.0
@@ -42,7 +42,7 @@ class RayCluster:
 
     def dvpo(self, *words: str) -> list[str]:
         """A command line of ours, for this cluster."""
-        return [sys.executable, "-m", "dvpo_ray.cli", *words, "--address", self.url]
+        return [sys.executable, "-m", "jobs.cli.main", *words, "--address", self.url]
 
 
 @contextmanager

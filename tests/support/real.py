@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from actors.engine_traces import is_tracker
-from actors.placement import ray_session
+from actors.cluster.session import ray_session
+from actors.rollout.leftovers import is_tracker
 from dvpo_ray.config import DpoRecipe, PolicyRecipe, ValueRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
@@ -33,7 +33,7 @@ ROLLOUT: dict[str, Any] = {
 WITHOUT_VALUE: dict[str, Any] = {
     "value_model": None,
     "advantage": {"type": "grpo", "score": "none"},
-    "rewards": {"letters": {"function": "tests.fakes:early_letters"}},
+    "rewards": {"letters": {"function": "tests.support.fakes:early_letters"}},
 }
 
 
@@ -134,7 +134,7 @@ def policy_recipe_of(
             "scorer": {"dtype": "float32", "rows_per_call": 8},
             "learner": {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512},
             "kl": {"control": {"coefficient": 0.01}},
-            "evaluation": {"source": str(prompts[1]), "gold": "tests.fakes:early_letters", "every": 4},
+            "evaluation": {"source": str(prompts[1]), "gold": "tests.support.fakes:early_letters", "every": 4},
         }
         | policy,
     }

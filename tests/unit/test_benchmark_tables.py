@@ -13,7 +13,7 @@ from benchmarks import common
 from benchmarks.algorithm_tables import equal_kl_table, first_crossing, golds_of, quality_table, tokens_to_gold
 from benchmarks.common import figures, machine_of, write_section
 from benchmarks.prompt_alone import SUFFIXES, asked, body_of
-from dvpo_ray.run_folder import METRICS
+from dvpo_ray.runs.folder import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from dvpo_ray.cli import app
 from dvpo_ray.config import DpoRecipe, PipelineRecipe
 from dvpo_ray.config.loading import build, shipped_recipes, walk_fields
+from jobs.cli.main import app
 from scripts.config_reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]

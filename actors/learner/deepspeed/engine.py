@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.whole_adam import WholeAdam
+from actors.learner.deepspeed.whole_adam import WholeAdam
 from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.models.folder import write_manifest, written_atomically
 from dvpo_ray.models.lora import merged_state, save_adapters

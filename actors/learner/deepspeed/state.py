@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dvpo_ray.errors import CommitError
-from dvpo_ray.tensor_file import write_tensors
+from dvpo_ray.io.safetensors_writer import write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SEPARATOR = "|"

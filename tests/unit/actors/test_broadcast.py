@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from actors.broadcast import Receiver, Sender
-from dvpo_ray.rows import Channel, Receivers
+from actors.weights.broadcast import Receiver, Sender
+from dvpo_ray.types import Channel, Receivers
 
 CPU = torch.device("cpu")
 LOOPBACK = "127.0.0.1"

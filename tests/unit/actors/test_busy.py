@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors import busy
+from actors.cluster import busy
 
 
 def test_overlapping_work_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from actors.device_sums import DeviceSums
-from tests.host_reads import HostReads
+from actors.learner.device_sums import DeviceSums
+from tests.support.host_reads import HostReads
 
 
 def test_sums_are_those_of_the_numbers_read_one_by_one() -> None:

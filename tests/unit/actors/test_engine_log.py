@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors import engine_log
-from actors.engine_log import EngineLog, engine_errors, first_error, start_errors
+from actors.rollout import engine_log
+from actors.rollout.engine_log import EngineLog, engine_errors, first_error, start_errors
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, PermanentFailureError
-from dvpo_ray.said import MOST_TEXT
+from dvpo_ray.io.error_text import MOST_TEXT
 
 WORKER = "(Worker pid=20) ERROR 11-27 13:11:28 [multiproc_executor.py:953]"
 CORE = "(EngineCore pid=11) ERROR 11-27 13:11:31 [core.py:1510]"
@@ -113,7 +113,7 @@ def test_a_long_message_is_cut() -> None:
 
 FOLLOW = """
 import os, sys
-from actors.engine_log import EngineLog
+from actors.rollout.engine_log import EngineLog
 log = EngineLog()
 os.write(2, b"Traceback (most recent call last):\\n  File 'x', line 1, in f\\nKeyError: 'before'\\n")
 log.follow()
@@ -121,7 +121,7 @@ os.write(1, b"out\\n")
 code = 'import sys; print("child"); raise ValueError("of the child")'
 import subprocess
 subprocess.run([sys.executable, "-c", code])
-from actors.engine_log import first_error
+from actors.rollout.engine_log import first_error
 import time
 deadline = time.monotonic() + 20
 while (said := first_error(log.text())) is None and time.monotonic() < deadline:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.engine_tables import architectures, cpu_head_sizes
+from actors.rollout.engine_tables import architectures, cpu_head_sizes
 
 
 def test_vllm_says_what_it_can_serve() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from actors import engine_traces, placement
-from actors.engine_traces import LONGEST_FOLDER, SOCKET_FOLDER, clear, keep_sockets_together, traces_of_children
-from dvpo_ray.rows import EngineTraces
+from actors.cluster import session
+from actors.rollout import leftovers
+from actors.rollout.leftovers import LONGEST_FOLDER, SOCKET_FOLDER, clear, keep_sockets_together, traces_of_children
+from dvpo_ray.types import EngineTraces
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_sockets_are_kept_together_and_removed(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_traces, "LONGEST_FOLDER", 1000)
+    monkeypatch.setattr(leftovers, "LONGEST_FOLDER", 1000)
     assert traces_of_children().sockets == ()
     keep_sockets_together()
     folder = Path(os.environ[SOCKET_FOLDER])
@@ -58,5 +59,5 @@ def test_no_other_folder_is_removed(temporary: Path, name: str) -> None:
 def test_only_eager_engines_on_cpu_compile_nothing(
     monkeypatch: pytest.MonkeyPatch, eager: bool, gpus: bool, compiles: bool
 ) -> None:
-    monkeypatch.setattr(placement, "cluster_has_gpus", lambda: gpus)
-    assert ("TORCH_COMPILE_DISABLE" not in placement.engine_environment(0, eager)) == compiles
+    monkeypatch.setattr(session, "cluster_has_gpus", lambda: gpus)
+    assert ("TORCH_COMPILE_DISABLE" not in session.engine_environment(0, eager)) == compiles

@@ -12,10 +12,10 @@ import pytest
 import requests
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from actors import job_client
-from dvpo_ray.console import show_jobs
+from actors.cluster import job_client
 from dvpo_ray.errors import ConfigError, RunError, UserInputError
-from dvpo_ray.job_commands import end_of_stop
+from jobs.cli.cluster import end_of_stop
+from jobs.cli.console import show_jobs
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from actors import metrics
-from dvpo_ray.monitoring import BUSY, ENGINE_FENCED
+from actors.cluster import metrics
+from dvpo_ray.runs.prometheus import BUSY, ENGINE_FENCED
 
 Sent = SimpleQueue[tuple[str, float, dict[str, str]]]
 KL, FENCED = "dvpo_kl_per_token", ENGINE_FENCED.name

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import ray
 
-from actors import node_facts
-from dvpo_ray.commits import Commit
+from actors.cluster import node_facts
+from dvpo_ray.checkpoints.store import Commit
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection

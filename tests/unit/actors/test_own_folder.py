@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.own_folder import IN_USE, own_folder
+from actors.cluster.scratch import IN_USE, own_folder
 
 HOLDS_ONE = """
 import sys, tempfile
-from actors.own_folder import own_folder
+from actors.cluster.scratch import own_folder
 tempfile.tempdir = sys.argv[1]
 with own_folder("dvpo-test-") as folder:
     print(folder, flush=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.family import children, end_family
-from actors.placement import EMBEDDED_FOLDER, nodes_for, ray_session
-from actors.rollout import thread_binding
+from actors.cluster.family import children, end_family
+from actors.cluster.session import EMBEDDED_FOLDER, nodes_for, ray_session
+from actors.rollout.actor import thread_binding
 from dvpo_ray.config.sections import ClusterSection, EngineSection, RolloutSection
 from dvpo_ray.errors import RunError
-from dvpo_ray.stopping import heeding
+from dvpo_ray.runs.stopping import heeding
 
 
 def test_only_a_lone_engine_with_all_cores_is_bound_to_them() -> None:
@@ -36,9 +36,9 @@ def test_actors_are_kept_on_nodes_of_their_role_only_when_the_recipe_names_the_l
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """No Ray runs, as far as this project knows; the one that other tests use goes on."""
-    monkeypatch.setattr("actors.placement.ray.is_initialized", lambda: False)
-    monkeypatch.setattr("actors.placement.ray.shutdown", lambda: None)
-    monkeypatch.setattr("actors.placement.make_token", lambda: None)
+    monkeypatch.setattr("actors.cluster.session.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("actors.cluster.session.ray.shutdown", lambda: None)
+    monkeypatch.setattr("actors.cluster.session.make_token", lambda: None)
     monkeypatch.delenv(EMBEDDED_FOLDER, raising=False)
 
 
@@ -52,7 +52,7 @@ def test_a_ray_that_does_not_start_is_an_error_with_a_remedy(monkeypatch: pytest
         (logs / "raylet.out").write_text("[1 I 2] well\n[1 C 2] no room in /dev/shm\n[1 I 2] bye\n")
         raise Exception("The current node timed out during startup. This could be anything.\nmore")
 
-    monkeypatch.setattr("actors.placement.ray.init", late)
+    monkeypatch.setattr("actors.cluster.session.ray.init", late)
     with pytest.raises(RunError) as found, ray_session(ClusterSection()):
         pass
     assert "Ray did not start on this machine: The current node timed out during startup." in str(found.value)
@@ -74,7 +74,7 @@ child.wait()
 
 def test_a_family_is_ended_with_all_that_it_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("actors.family._other_engines", lambda killed: False)
+    monkeypatch.setattr("actors.cluster.family._other_engines", lambda killed: False)
     older = tmp_path / "vllm_dist_of_others"
     older.touch()
     os.utime(older, (1.0, 1.0))
@@ -95,6 +95,6 @@ def test_a_family_is_ended_with_all_that_it_leaves(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("no_ray")
 def test_ray_does_not_take_the_signals_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("actors.placement.ray.init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    monkeypatch.setattr("actors.cluster.session.ray.init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     with heeding(lambda text: None) as stop, ray_session(ClusterSection()):
         assert signal.getsignal(signal.SIGTERM) == stop.obey

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dvpo_ray.scaling import Load, least_loaded, queue_age, to_remove
+from actors.scorer.scaling import Load, least_loaded, queue_age, to_remove
 
 
 def test_work_goes_to_the_least_loaded_and_to_the_first_of_equals() -> None:

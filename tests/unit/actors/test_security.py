@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from actors.learner_state import file_name, find_pieces
-from actors.placement import start_embedded
-from dvpo_ray import cluster_token
-from dvpo_ray.commits import CommitStore
+from actors.cluster import token as cluster_token
+from actors.cluster.session import start_embedded
+from actors.learner.deepspeed.state import file_name, find_pieces
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.config import PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.data import DeadLetters, load_prompts
-from dvpo_ray.dumps import read_dump
 from dvpo_ray.errors import CommitError, ConfigError, DataError, ModelError, RunError
+from dvpo_ray.io.safetensors_writer import write_tensors
+from dvpo_ray.loop.dumps import read_dump
 from dvpo_ray.models.folder import check_model_folder, sha256_file
 from dvpo_ray.models.token_reader import load_policy
 from dvpo_ray.models.value_model import read_seal, seal
-from dvpo_ray.run import Run
-from dvpo_ray.tensor_file import write_tensors
+from dvpo_ray.runs.run import Run
 
 SECRET = "hunter2-5f3a"
 
@@ -261,7 +261,7 @@ def test_a_ray_that_is_started_finds_a_token_that_was_never_readable_for_others(
     def started(**options: Any) -> None:
         found.append((stat.S_IMODE(file.stat().st_mode), file.read_text()))
 
-    monkeypatch.setattr("actors.placement.ray.init", started)
+    monkeypatch.setattr("actors.cluster.session.ray.init", started)
     for name in ("PYTHONPATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that what is set below is taken back
     before = os.umask(0)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.learner_state import LEARNER, load_pieces
-from actors.rank import free_port
-from tests.host_reads import HostReads
-from tests.layer_engines import (
+from actors.learner.deepspeed.state import LEARNER, load_pieces
+from actors.learner.rank import free_port
+from tests.support.host_reads import HostReads
+from tests.support.layer_engines import (
     FIRST_BETA,
     Reader,
     backward,

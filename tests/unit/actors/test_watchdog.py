@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 
-from actors.watchdog import SIGNAL, catches, stacks_of_family
+from actors.cluster.watchdog import SIGNAL, catches, stacks_of_family
 
 WAITS = "import sys; print('ready', flush=True); sys.stdin.read()"
-ANSWERS = "from actors.watchdog import answer_with_stacks; answer_with_stacks();" + WAITS
+ANSWERS = "from actors.cluster.watchdog import answer_with_stacks; answer_with_stacks();" + WAITS
 
 
 def child(program: str) -> subprocess.Popen[str]:

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.weights.buckets import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, verify, write_bucket
 from dvpo_ray.errors import DamagedWeightsError, WeightSyncError
-from dvpo_ray.rows import TensorSpec, WeightBucket
-from dvpo_ray.weights import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, verify, write_bucket
+from dvpo_ray.types import TensorSpec, WeightBucket
 
 TENSORS = {
     "a": torch.randn(3, 5).bfloat16(),

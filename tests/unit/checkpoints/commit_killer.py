@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from dvpo_ray.commits import CommitStore
-from dvpo_ray.tensor_file import write_tensors
+from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.io.safetensors_writer import write_tensors
 
 
 def commit_for_ever(folder: Path, step: int, ready: int) -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dvpo_ray.commits import KEY_VARIABLE, CommitStore
+from dvpo_ray.checkpoints.store import KEY_VARIABLE, CommitStore
 from dvpo_ray.errors import CommitError
-from dvpo_ray.tensor_file import write_tensors
+from dvpo_ray.io.safetensors_writer import write_tensors
 
 
 def commit(store: CommitStore, step: int, size: int = 10) -> Path:
@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_costs_only_the_commit_that_did_not_fit(small_disk:
 def test_a_killed_commit_never_leaves_what_cannot_be_resumed(tmp_path: Path) -> None:
     """50 processes that do nothing but commit, each killed at a random moment."""
     killer = Path(__file__).parent / "commit_killer.py"
-    environment = os.environ | {"PYTHONPATH": str(killer.parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(killer.parents[3])}
     command = [sys.executable, str(killer), str(tmp_path), "50"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

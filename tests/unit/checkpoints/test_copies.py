@@ -13,21 +13,21 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dvpo_ray.commits import Commit, CommitStore
-from dvpo_ray.committer import Committer
+from dvpo_ray.checkpoints.manifest import KEY_VARIABLE
+from dvpo_ray.checkpoints.remote import CopyTarget
+from dvpo_ray.checkpoints.replicator import MOST_WAITING, Copier
+from dvpo_ray.checkpoints.store import Commit, CommitStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.sections import CommitSection
-from dvpo_ray.copier import MOST_WAITING, Copier
-from dvpo_ray.copy_target import CopyTarget
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.driver import Driver
 from dvpo_ray.errors import CommitError, ConfigError
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.manifests import KEY_VARIABLE
-from dvpo_ray.run import Event, Run
-from dvpo_ray.run_folder import run_folder
-from jobs.resume import POLICY_FIXED, copier_of, copying, find_commit, goes_on_in_place, prepare_copies, store_of
-from tests.unit.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
+from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.driver import Driver
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.runs.folder import run_folder
+from dvpo_ray.runs.run import Event, Run
+from jobs.session import POLICY_FIXED, copier_of, copying, find_commit, goes_on_in_place, prepare_copies, store_of
+from tests.unit.loop.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvpo_ray.commits import CommitStore
+from dvpo_ray.checkpoints.retention import Retention
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.retention import Retention
-from dvpo_ray.run_folder import run_folder
-from tests.unit.test_commits import commit
-from tests.unit.test_copies import live, with_records
-from tests.unit.test_recovery import ChainStages, recipe
+from dvpo_ray.runs.folder import run_folder
+from tests.unit.checkpoints.test_commits import commit
+from tests.unit.checkpoints.test_copies import live, with_records
+from tests.unit.loop.test_recovery import ChainStages, recipe
 
 
 @settings(max_examples=60, deadline=None)

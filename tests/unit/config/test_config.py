@@ -17,8 +17,8 @@ from dvpo_ray.config.loading import shipped_recipes, to_toml, walk_fields
 from dvpo_ray.config.references import secrets
 from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.run_folder import check_same_run
-from jobs.resume import DPO_FIXED
+from dvpo_ray.runs.folder import check_same_run
+from jobs.session import DPO_FIXED
 
 MINIMAL = '[policy]\nvalue_model = "gvm"\n[policy.data]\nsource = "prompts.jsonl"\n'
 

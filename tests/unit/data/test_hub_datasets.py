@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub import Hub, serving
+from tests.support.hub import Hub, serving
 
 NAME = "org/pairs"
 READ = """

@@ -12,7 +12,7 @@ from dvpo_ray.data import DeadLetters, EncodedAnswer, EncodedPair, LoadCounts, P
 from dvpo_ray.data.messages import Message
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes import Answer, Prompted, labels_in, pairs_in, together
-from tests.real import write_lines
+from tests.support.real import write_lines
 
 HI = (Message("user", "Hi"),)
 SCALE = (0.0, 4.0)
@@ -137,7 +137,7 @@ def test_the_fingerprint_sees_labels(tmp_path: Path, tokenizer: Any) -> None:
 
 def test_trainings_on_pairs_say_what_they_leave_out(tmp_path: Path, tokenizer: Any) -> None:
     from dvpo_ray.config.sections import PairsSection
-    from jobs.reading import read_pairs, read_preferences
+    from jobs.inputs import read_pairs, read_preferences
 
     rows = [row for i in range(8) for row in rated((f"p{i}", "x", 3), (f"p{i}", "y", 1))] + rated(("t", "x", 2), ("t", "y", 2))
     source = write_lines(tmp_path / "rows.jsonl", rows)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dvpo_ray.data import DeadLetters, LoadCounts, Reading, load_demonstrations, load_pairs, load_preferences, load_prompts
-from tests.real import write_lines
+from tests.support.real import write_lines
 
 LIMITS: dict[str, Any] = {"max_prompt_tokens": 400}
 BOTH: dict[str, Any] = LIMITS | {"max_answer_tokens": 99}

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from dvpo_ray.cli import app
 from dvpo_ray.config.loading import build, load_recipe
 from dvpo_ray.config.recipes import PolicyRecipe, ValueRecipe
 from dvpo_ray.config.sections import EvaluationSection, ModelSection, PairsSection
@@ -27,7 +26,8 @@ from dvpo_ray.data.text_limits import longest_token
 from dvpo_ray.errors import ConfigError, DataError
 from dvpo_ray.models.limits import Limits
 from dvpo_ray.models.packaged import ModelPlace
-from tests.real import write_lines
+from jobs.cli.main import app
+from tests.support.real import write_lines
 
 
 def lay(folder: Path, *names: str) -> Path:
@@ -280,8 +280,8 @@ def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_another_split_is_held_out(tmp_path: Path, tokenizer: Any) -> None:
+    from jobs.inputs import read_evaluation_prompts, read_pairs
     from jobs.models import BaseModel
-    from jobs.reading import read_evaluation_prompts, read_pairs
 
     for name in ("train", "test"):
         row = {"prompt": name, "chosen": "a", "rejected": "b"}

@@ -27,7 +27,7 @@ from dvpo_ray.data.messages import Message
 from dvpo_ray.data.thinking import RETHOUGHT, THOUGHT, UNTHOUGHT
 from dvpo_ray.errors import ConfigError, ModelError
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits
-from dvpo_ray.run import Event
+from dvpo_ray.runs.run import Event
 from jobs.models import base_model
 from tests.unit.data.conftest import Make
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.rollout import sampling_params, stop_ids
+from actors.rollout.actor import sampling_params, stop_ids
 from dvpo_ray.config.sections import ModelSection, RolloutSection
 from dvpo_ray.data import DeadLetters, TurnEnd, load_demonstrations, load_pairs, turn_end
 from dvpo_ray.errors import ModelError

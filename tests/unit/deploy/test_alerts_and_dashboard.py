@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dvpo_ray.config.algorithms import HealthSection
-from dvpo_ray.monitoring import CATALOGUE, RUN_METRICS, table
+from dvpo_ray.runs.prometheus import CATALOGUE, RUN_METRICS, table
 from scripts.grafana_dashboard import FILE, ROWS, dashboard
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,7 +58,7 @@ def test_dashboard_and_alerts_use_every_metric_and_no_other() -> None:
 
 def test_the_page_lists_every_metric() -> None:
     page = (ROOT / "docs" / "monitoring.md").read_text()
-    assert table() in page, "paste what `python -m dvpo_ray.monitoring` prints"
+    assert table() in page, "paste what `python -m dvpo_ray.runs.prometheus` prints"
     assert set(NAME.findall(page)) - KNOWN == set()
     assert [name for name in alerts() if f"`{name}`" not in page] == []
 

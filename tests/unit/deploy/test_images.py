@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.dockerfile import DOCKERFILE, ROOT, stages
+from tests.support.dockerfile import DOCKERFILE, ROOT, stages
 
 
 def instructions(word: str) -> list[str]:

@@ -16,10 +16,10 @@ from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.config.sections import CommitSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import DataError, RewardError, RowsLostError
-from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation, Evaluator, compare, read_evaluations
-from dvpo_ray.rows import ScoredBatch
+from dvpo_ray.evaluation.held_out import EvaluatedAnswer, Evaluation, Evaluator, compare, read_evaluations
+from dvpo_ray.types import ScoredBatch
 from jobs.held_out import figures, kept_by
-from tests.fakes import FakeStages, scored_batch
+from tests.support.fakes import FakeStages, scored_batch
 
 
 class Letters:
@@ -51,7 +51,7 @@ class LosingStages(FakeStages):
 
 def evaluator() -> Evaluator:
     prompts = [EncodedPrompt(f"p{i}", f"ask {i}", (5, 6, 7), f"ask {i}") for i in range(4)]
-    return Evaluator(prompts, 1, "tests.fakes:early_letters", DvpoGae(), Letters(), 0)
+    return Evaluator(prompts, 1, "tests.support.fakes:early_letters", DvpoGae(), Letters(), 0)
 
 
 @pytest.mark.parametrize(

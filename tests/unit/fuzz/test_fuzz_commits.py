@@ -15,16 +15,16 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from actors.learner_state import file_name, find_pieces, joined
-from dvpo_ray import manifests
-from dvpo_ray.commits import CommitStore
+from actors.learner.deepspeed.state import file_name, find_pieces, joined
+from dvpo_ray.checkpoints import manifest as manifests
+from dvpo_ray.checkpoints.manifest import manifest_text, read_manifest
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.errors import CommitError, ModelError
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.manifests import manifest_text, read_manifest
+from dvpo_ray.io.safetensors_writer import write_tensors
+from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.models.folder import check_model_folder
 from dvpo_ray.models.value_model import read_seal, seal
-from dvpo_ray.tensor_file import write_tensors
-from tests.fuzzing import altered, damaged, examples, nested
+from tests.support.fuzzing import altered, damaged, examples, nested
 
 BOOKS = {"trained": 4, "dead_lettered": 1, "in_flight": ["7/a", "8/b"]}
 STATE = {"step": 7, "kl_coefficient": 0.1, "ledger": BOOKS, "value_sha256": "s", "seconds": 3.5, "first_began": 9.0}
@@ -114,8 +114,8 @@ def test_a_forged_manifest_with_a_good_digest_is_read_or_refused_by_name(tree: A
 @example(state=STATE | {"ledger": BOOKS | {"in_flight": ["x"]}})
 @example(state=STATE | {"seconds": float("nan")})
 def test_a_forged_state_is_refused_when_it_is_used(state: Any, tmp_path: Path) -> None:
-    from dvpo_ray.commits import Commit
-    from dvpo_ray.driver import NonNegativeFinite
+    from dvpo_ray.checkpoints.store import Commit
+    from dvpo_ray.loop.driver import NonNegativeFinite
 
     commit = Commit(tmp_path, 7, state if isinstance(state, dict) else {})
     for name, kind in (("kl_coefficient", NonNegativeFinite), ("value_sha256", str), ("ledger", dict)):

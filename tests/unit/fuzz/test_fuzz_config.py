@@ -16,7 +16,7 @@ from benchmarks.common import to_toml
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, Recipe, ValueRecipe, dump_resolved, load_recipe
 from dvpo_ray.config.loading import build, walk_fields
 from dvpo_ray.errors import ConfigError
-from tests.fuzzing import altered, damaged, examples, odd_json
+from tests.support.fuzzing import altered, damaged, examples, odd_json
 
 RECIPES = Path(__file__).resolve().parents[3] / "jobs" / "recipes"
 SHIPPED = {"demo": PipelineRecipe, "hh-harmless-value": ValueRecipe}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dvpo_ray.data import DeadLetters, LoadCounts, load_demonstrations, load_pairs, load_preferences, load_prompts, opening
 from dvpo_ray.errors import DataError
-from tests.fuzzing import ODD_TEXT, damaged, examples, nested, odd_json
+from tests.support.fuzzing import ODD_TEXT, damaged, examples, nested, odd_json
 
 STRICT = (
     "{% for m in messages %}{% if m['role'] not in ['user', 'assistant'] %}{{ raise_exception('role ' + m['role']) }}{% endif %}"

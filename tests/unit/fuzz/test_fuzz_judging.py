@@ -15,7 +15,7 @@ from dvpo_ray.judging.endpoint import MalformedReplyError, read_completion
 from dvpo_ray.judging.files import read_answers, read_questions
 from dvpo_ray.judging.formats import FORMATS
 from dvpo_ray.judging.verdict_file import Judgement, VerdictFile
-from tests.fuzzing import altered, damaged, examples
+from tests.support.fuzzing import altered, damaged, examples
 from tests.unit.judging.test_benchmark_formats import QUESTIONS, WRITTEN
 
 JUDGEMENTS = [

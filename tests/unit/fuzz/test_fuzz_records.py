@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dvpo_ray.dumps import read_dump, write_dump
 from dvpo_ray.errors import DataError, DvpoError
-from dvpo_ray.evaluation import read_evaluations
+from dvpo_ray.evaluation.held_out import read_evaluations
+from dvpo_ray.loop.dumps import read_dump, write_dump
 from dvpo_ray.report.records import RunRecords, colour_tokens, compare_answers, where_the_time_went
-from dvpo_ray.run_folder import rewind
-from tests.fakes import scored_batch
-from tests.fuzzing import altered, damaged, examples, odd_json
+from dvpo_ray.runs.folder import rewind
+from tests.support.fakes import scored_batch
+from tests.support.fuzzing import altered, damaged, examples, odd_json
 
 
 @pytest.fixture(scope="module")

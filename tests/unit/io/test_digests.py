@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dvpo_ray.digests import CHUNK, SUMS, WORDS, digest, hash_in_place
+from dvpo_ray.io.digests import CHUNK, SUMS, WORDS, digest, hash_in_place
 
 KINDS = pytest.mark.parametrize("hashed", [digest, hash_in_place])
 LONG = 4 * WORDS * (SUMS + 1) + 5

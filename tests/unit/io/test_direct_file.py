@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvpo_ray import direct_file
-from dvpo_ray.direct_file import DirectFile
+from dvpo_ray.io import direct_file
+from dvpo_ray.io.direct_file import DirectFile
 
 BLOCK = 4096
 

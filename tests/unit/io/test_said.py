@@ -7,12 +7,12 @@ import pickle
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from actors.recurrence import Recurrence, recurrence, recurrence_of_text, sentence
+from actors.cluster.recurrence import Recurrence, recurrence, recurrence_of_text, sentence
 from dvpo_ray import errors
 from dvpo_ray.errors import ActorFailedError, DvpoError, PermanentFailureError, RaisedError, RowDeadlineError
-from dvpo_ray.refusals import remedy
-from dvpo_ray.said import MOST_FRAMES, MOST_TEXT, Said, said_of
-from tests.failing import NoText, fail
+from dvpo_ray.io.error_text import MOST_FRAMES, MOST_TEXT, Said, said_of
+from dvpo_ray.io.remedies import remedy
+from tests.support.failing import NoText, fail
 
 
 def caught(how: str) -> Exception:
@@ -35,7 +35,7 @@ def caught(how: str) -> Exception:
 def test_an_exception_is_told_by_type_text_and_place(how: str, text: str) -> None:
     said = said_of(caught(how))
     assert said.text == text
-    assert said.frames[0].endswith(" in fail") and "tests/failing.py:" in said.frames[0]
+    assert said.frames[0].endswith(" in fail") and "tests/support/failing.py:" in said.frames[0]
     assert pickle.loads(pickle.dumps(said)) == said
 
 

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dvpo_ray import __version__
-from dvpo_ray.cli import app, main
-from dvpo_ray.doctor import examine
+from jobs.cli.doctor import examine
+from jobs.cli.main import app, main
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
@@ -67,7 +67,7 @@ def test_doctor_names_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor_asks_for_a_compiler_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     for found, status in (("/usr/bin/g++", "ok"), (None, "warn")):
-        monkeypatch.setattr("dvpo_ray.doctor.shutil.which", lambda name, found=found: found)
+        monkeypatch.setattr("jobs.cli.doctor.shutil.which", lambda name, found=found: found)
         (check,) = [check for check in examine() if check["name"].endswith(" compiler")]
         assert check["name"] == "C++ compiler" and check["status"] == status
         assert ("enforce_eager" in check["remedy"]) == (found is None)
@@ -75,7 +75,7 @@ def test_doctor_asks_for_a_compiler_where_it_is_needed(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "H100")
     monkeypatch.delenv("CC", raising=False)
     for found, status in (("/usr/bin/gcc", "ok"), (None, "fail")):
-        monkeypatch.setattr("dvpo_ray.doctor.shutil.which", lambda name, found=found: found)
+        monkeypatch.setattr("jobs.cli.doctor.shutil.which", lambda name, found=found: found)
         (check,) = [check for check in examine() if check["name"] == "C compiler"]
         assert check["status"] == status and ("libc6-dev" in check["remedy"]) == (found is None)
 

@@ -10,7 +10,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from dvpo_ray.console import (
+from dvpo_ray.runs.run import Event
+from jobs.cli.console import (
     alive,
     headline,
     job_progress,
@@ -21,7 +22,6 @@ from dvpo_ray.console import (
     show_result,
     show_rows,
 )
-from dvpo_ray.run import Event
 
 
 @pytest.mark.parametrize("kind", ["phase", "warning"])

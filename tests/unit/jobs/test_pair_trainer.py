@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dvpo_ray.commits import CommitStore
-from dvpo_ray.committer import Committer
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.errors import LearnerLostError, RunStoppedError
-from dvpo_ray.run import Event, Run
-from dvpo_ray.stopping import heeding
+from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.runs.run import Event, Run
+from dvpo_ray.runs.stopping import heeding
 from jobs.offline import PairTrainer
-from tests.real import dpo_recipe
+from tests.support.real import dpo_recipe
 
 STEPS = 9
 

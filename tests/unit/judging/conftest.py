@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dvpo_ray import retries
-from tests.judges import QUESTIONS, likes_good
-from tests.services import Service, serving
+from dvpo_ray.io import http
+from tests.support.judges import QUESTIONS, likes_good
+from tests.support.services import Service, serving
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(http, "FIRST_WAIT_S", 0.01)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
 from dvpo_ray.judging.answer_file import AnswerFile
 from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.formats import Question
-from dvpo_ray.rows import Answer, GenerationRequest, ServedWeights
 from dvpo_ray.stages import Weights
+from dvpo_ray.types import Answer, GenerationRequest, ServedWeights
 from jobs.answer import identity
 
 

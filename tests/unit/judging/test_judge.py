@@ -15,8 +15,8 @@ from dvpo_ray.errors import ConfigError, JudgeError
 from dvpo_ray.judging.cost import Prices
 from dvpo_ray.judging.endpoint import JudgeSettings, read_completion
 from dvpo_ray.judging.judge import Consent
-from tests.judges import QUESTIONS, completion, judged, likes_good, shown
-from tests.services import Reply, Service, dripping
+from tests.support.judges import QUESTIONS, completion, judged, likes_good, shown
+from tests.support.services import Reply, Service, dripping
 
 
 def first_replies(*replies: Reply) -> Callable[[dict[str, Any]], Reply]:

@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dvpo_ray.cli import app
 from dvpo_ray.errors import ConfigError, DataError, JudgeError, RunError
 from dvpo_ray.judging import cost
 from dvpo_ray.judging.cost import Prices
 from dvpo_ray.judging.endpoint import JudgeSettings
 from dvpo_ray.judging.judge import Consent, compare_answers
 from dvpo_ray.judging.verdict_file import VerdictFile
-from dvpo_ray.run import Event
-from dvpo_ray.run_folder import locked
-from tests.judges import QUESTIONS, judged, likes_good, shown
-from tests.services import Reply, Service, serving
+from dvpo_ray.runs.folder import locked
+from dvpo_ray.runs.run import Event
+from jobs.cli.main import app
+from tests.support.judges import QUESTIONS, judged, likes_good, shown
+from tests.support.services import Reply, Service, serving
 
 
 def test_it_stops_when_it_costs_more_than_agreed(
@@ -140,7 +140,7 @@ def test_a_killed_evaluation_goes_on_without_paying_twice(answers: tuple[Path, P
         return likes_good(body)
 
     with serving(reply) as service:
-        command = [sys.executable, "-m", "dvpo_ray.cli", "eval", "judge", *map(str, answers), "--format", "jsonl", "--json"]
+        command = [sys.executable, "-m", "jobs.cli.main", "eval", "judge", *map(str, answers), "--format", "jsonl", "--json"]
         command += ["--endpoint", f"{service.address}/v1", "--model", "judge-1", "--concurrency", "1", "--yes"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:

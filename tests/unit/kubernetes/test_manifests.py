@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dvpo_ray.kubernetes.manifests import Tree
 from dvpo_ray.kubernetes.pods import METRICS_PORT
 from scripts.k8s_overlays import ALERTS, OVERLAYS, ROOT, generated
-from tests.manifests import CRDS, OVERLAY_NAMES, built, by_rules, by_schema, crd_judge, needs_kubectl
+from tests.support.manifests import CRDS, OVERLAY_NAMES, built, by_rules, by_schema, crd_judge, needs_kubectl
 
 Fault = Callable[[Tree], None]
 

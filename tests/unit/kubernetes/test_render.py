@@ -11,13 +11,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from dvpo_ray.cli import app
 from dvpo_ray.config import PipelineRecipe, PolicyRecipe, ValueRecipe
 from dvpo_ray.config.loading import build, recipe_tree, to_toml
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.kubernetes.manifests import Tree, quantity, read_manifests
 from dvpo_ray.kubernetes.render import Flavour, Request, render
 from dvpo_ray.kubernetes.sizing import groups_of
+from jobs.cli.main import app
 from scripts.k8s_overlays import ROOT
 
 IMAGE = "registry.test/dvpo@sha256:" + "5d" * 32

@@ -10,4 +10,4 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks that are run one after the other: each has its own sums, and as many micro-batches as any could have."""
     for learner in ("policy_learner", "value_learner"):
         monkeypatch.setattr(f"actors.{learner}.all_reduce", dict)
-    monkeypatch.setattr("actors.rank.all_reduce", lambda values, operation: dict.fromkeys(values, 9.0))
+    monkeypatch.setattr("actors.learner.rank.all_reduce", lambda values, operation: dict.fromkeys(values, 9.0))

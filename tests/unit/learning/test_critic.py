@@ -19,8 +19,8 @@ from dvpo_ray.learning.critic_update import CriticBatch, critic_loss
 from dvpo_ray.learning.policy_update import units
 from dvpo_ray.learning.token_rewards import running_of, running_state, token_rewards
 from dvpo_ray.maths.running import RunningMoments
-from dvpo_ray.rows import Ragged, ScoredBatch
-from tests.fakes import scored_batch
+from dvpo_ray.types import Ragged, ScoredBatch
+from tests.support.fakes import scored_batch
 
 KL = KlSection(control=FixedKl(coefficient=0.0))
 ONE = {"x": FunctionReward(function="a:b")}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.value_learner import ValueLearnerRank
+from actors.learner.value import ValueLearnerRank
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.algorithms import BtTarget, McTarget, TargetConfig, TdTarget
 from dvpo_ray.config.loading import build
@@ -20,8 +20,8 @@ from dvpo_ray.learning import value_update
 from dvpo_ray.learning.pairs import Unit, labelled, unit
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import new_value_model
-from tests.decided import decided
-from tests.ranks import GradientEngine, WrappedReader
+from tests.support.decided import decided
+from tests.support.ranks import GradientEngine, WrappedReader
 
 pytestmark = pytest.mark.usefixtures("one_process")
 BUDGET = 60

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from actors.policy_learner import PolicyLearnerRank
+from actors.learner.policy import PolicyLearnerRank
 from dvpo_ray.data import EncodedDemonstration
 from dvpo_ray.errors import ConfigError, StaleRowsError
 from dvpo_ray.learning.ptx import Demonstrations
-from tests.ranks import SEED, policy, rank_of, train
+from tests.support.ranks import SEED, policy, rank_of, train
 
 GAMMA = 0.3
 LIMITS = {"max_prompt_tokens": 16, "max_answer_tokens": 16}

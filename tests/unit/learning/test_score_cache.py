@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dvpo_ray.learning.score_cache import ENTRY_BYTES, Entry, ScoreCache
-from dvpo_ray.rows import Answer
+from dvpo_ray.types import Answer
 
 
 def answer(prompt: list[int], response: list[int]) -> Answer:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ranks import policy, rank_of, train
+from tests.support.ranks import policy, rank_of, train
 
 FOUR = {"inner_epochs": 2, "mini_batches": 2}
 

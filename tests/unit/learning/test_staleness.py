@@ -15,8 +15,8 @@ from dvpo_ray.config.algorithms import OffPolicySection
 from dvpo_ray.config.loading import build
 from dvpo_ray.errors import ConfigError, StaleRowsError
 from dvpo_ray.learning.staleness import ages, check_some_left, keep_fresh, staleness_metrics, token_weights
-from dvpo_ray.rows import Ragged, ScoredBatch
-from tests.fakes import scored_batch
+from dvpo_ray.types import Ragged, ScoredBatch
+from tests.support.fakes import scored_batch
 
 
 def versioned(versions: list[list[int]]) -> ScoredBatch:

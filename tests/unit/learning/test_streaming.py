@@ -10,7 +10,7 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.learning.streaming import OpenStep
-from tests.fakes import scored_batch
+from tests.support.fakes import scored_batch
 
 
 @given(sizes=st.lists(st.lists(st.integers(1, 20), max_size=4), min_size=1, max_size=12), full=st.integers(1, 200))

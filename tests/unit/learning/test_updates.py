@@ -25,8 +25,8 @@ from dvpo_ray.config.algorithms import (
 )
 from dvpo_ray.learning import policy_update, value_update
 from dvpo_ray.learning.batching import micro_batches, pad_sequences, share_rows, to_flat, to_padded
-from dvpo_ray.rows import Ragged
-from tests.fakes import scored_batch
+from dvpo_ray.types import Ragged
+from tests.support.fakes import scored_batch
 
 KL = KlSection(control=FixedKl(coefficient=0.1))
 

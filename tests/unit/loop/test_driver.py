@@ -11,9 +11,9 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, ConfigError, FrozenValueChangedError
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.run import Run
-from tests.fakes import FakeStages, drive
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.runs.run import Run
+from tests.support.fakes import FakeStages, drive
 
 
 def recipe(tmp_path: Path, **policy: object) -> PolicyRecipe:

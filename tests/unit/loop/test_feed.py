@@ -16,11 +16,11 @@ from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError
 from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import Answer, GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
-from dvpo_ray.run import Run
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
-from tests.fakes import FakeWeights, drive
+from dvpo_ray.types import Answer, GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
+from tests.support.fakes import FakeWeights, drive
 
 STEPS = 8
 

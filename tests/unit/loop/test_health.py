@@ -11,12 +11,12 @@ import pytest
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.algorithms import HealthSection
 from dvpo_ray.config.loading import build
-from dvpo_ray.dumps import read_dump, write_dump
 from dvpo_ray.errors import DataError, UnhealthyRunError
-from dvpo_ray.health import Watch, alarms
-from dvpo_ray.rows import Ragged
+from dvpo_ray.loop.dumps import read_dump, write_dump
+from dvpo_ray.loop.health import Watch, alarms
+from dvpo_ray.types import Ragged
 from jobs.replay import replay
-from tests.fakes import scored_batch
+from tests.support.fakes import scored_batch
 
 GOOD = {"gap/abs_log_prob": 0.05, "kl/per_token": 0.3, "policy/entropy": 2.0, "answer/cut_share": 1.0}
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actors.rollout_pool import read_traces
-from dvpo_ray.commits import CommitStore
+from actors.rollout.pool import read_traces
+from dvpo_ray.checkpoints.store import CommitStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
@@ -29,14 +29,14 @@ from dvpo_ray.errors import (
     RunError,
     RunStoppedError,
 )
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import EngineTraces, GenerationRequest, ServedWeights, StepResult
-from dvpo_ray.run import Event, Run
-from dvpo_ray.run_folder import COMMITS, DEAD_LETTERS, check_same_run, locked, run_folder
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.runs.folder import COMMITS, DEAD_LETTERS, check_same_run, locked, run_folder
+from dvpo_ray.runs.run import Event, Run
+from dvpo_ray.runs.stopping import heeding
 from dvpo_ray.stages import Weights
-from dvpo_ray.stopping import heeding
-from jobs.resume import POLICY_FIXED
-from tests.fakes import FakeStages, drive
+from dvpo_ray.types import EngineTraces, GenerationRequest, ServedWeights, StepResult
+from jobs.session import POLICY_FIXED
+from tests.support.fakes import FakeStages, drive
 
 STEPS = 9
 

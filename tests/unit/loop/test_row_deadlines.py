@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from actors.rollout import LOOK_S, RolloutActor
+from actors.rollout.actor import LOOK_S, RolloutActor
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorDiedError, RowDeadlineError
-from dvpo_ray.rows import GenerationRequest
+from dvpo_ray.types import GenerationRequest
 
 
 class InstantLoop(asyncio.SelectorEventLoop):
@@ -50,8 +50,10 @@ class OneAtATime:
 
 def actor_of(monkeypatch: pytest.MonkeyPatch, engine: Any, row_timeout_s: float) -> RolloutActor:
     answer = SimpleNamespace(response_ids=SimpleNamespace(size=1))
-    monkeypatch.setattr("actors.rollout._to_answer", lambda request, output: SimpleNamespace(**vars(answer), row=request.row_id))
-    monkeypatch.setattr("actors.rollout.sampling_params", lambda config, seed, stop_ids: None)
+    monkeypatch.setattr(
+        "actors.rollout.actor._to_answer", lambda request, output: SimpleNamespace(**vars(answer), row=request.row_id)
+    )
+    monkeypatch.setattr("actors.rollout.actor.sampling_params", lambda config, seed, stop_ids: None)
     config = RolloutSection(row_timeout_s=row_timeout_s)
     actor = RolloutActor("none", config, 0)
     actor._engine, actor._fence = engine, None

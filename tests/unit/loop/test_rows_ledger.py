@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.rows import Answer, EngineTraces, GenerationRequest, Ragged, ScoredBatch
-from tests.fakes import scored_batch
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.types import Answer, EngineTraces, GenerationRequest, Ragged, ScoredBatch
+from tests.support.fakes import scored_batch
 
 
 @given(rows=st.lists(st.lists(st.integers(-9, 9), max_size=5), min_size=1, max_size=8), data=st.data())

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.evaluation import Evaluator
-from dvpo_ray.ledger import Ledger
-from dvpo_ray.seeds import sampling_seed
+from dvpo_ray.evaluation.held_out import Evaluator
+from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.maths.seeds import sampling_seed
 
 places = st.tuples(
     st.integers(0, 2**31 - 1), st.sampled_from(["train", "evaluate", "ask"]), st.integers(0, 9999), st.integers(0, 9999)

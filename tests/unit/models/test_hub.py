@@ -15,10 +15,10 @@ from dvpo_ray.models.folder import write_manifest
 from dvpo_ray.models.hub import HubModel, hub_model
 from dvpo_ray.models.packaged import config_folder, folder_of, locate
 from dvpo_ray.planning.shapes import ModelShape
-from dvpo_ray.run import Event
+from dvpo_ray.runs.run import Event
 from jobs.models import base_model, trained_from, with_model
-from tests.hub import Files, Hub, files_of, serving
-from tests.unit.test_recovery import recipe
+from tests.support.hub import Files, Hub, files_of, serving
+from tests.unit.loop.test_recovery import recipe
 
 NAME = "org/Model-v0.1"
 

@@ -18,9 +18,9 @@ from dvpo_ray.data import EncodedDemonstration, EncodedPair, EncodedPrompt
 from dvpo_ray.errors import DataError, ModelError
 from dvpo_ray.models.limits import Limits
 from dvpo_ray.models.packaged import ModelPlace
+from jobs.inputs import read_policy_rows
 from jobs.models import BaseModel, base_model
-from jobs.reading import read_policy_rows
-from tests.real import write_lines
+from tests.support.real import write_lines
 
 LIMITS = Limits(320, 16, "n_positions")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.scorer import ScorerActor
+from actors.scorer.actor import ScorerActor
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import template_hash, tokenizer_hash
 from dvpo_ray.errors import ModelError
@@ -20,8 +20,8 @@ from dvpo_ray.models import token_reader
 from dvpo_ray.models.folder import check_model_folder, write_manifest, written_atomically
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import check_fits, load_value_model, new_value_model, read_seal, seal
-from dvpo_ray.rows import Answer
-from tests.decided import scorer_section
+from dvpo_ray.types import Answer
+from tests.support.decided import scorer_section
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from actors.deepspeed_engine import TrainingEngine
-from actors.scorer import ScorerActor
+from actors.learner.deepspeed.engine import TrainingEngine
+from actors.scorer.actor import ScorerActor
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.batching import SequenceBatch, pad_sequences
@@ -24,7 +24,7 @@ from dvpo_ray.models import token_reader
 from dvpo_ray.models.reader_check import check_reader
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, kernel_for, load_policy, no_dropout
 from dvpo_ray.models.value_model import load_value_model, new_value_model
-from tests.decided import learner_section, scorer_section
+from tests.support.decided import learner_section, scorer_section
 
 SIZES = {
     "vocab_size": 320,

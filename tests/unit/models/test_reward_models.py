@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.scorer import ScorerActor
+from actors.scorer.actor import ScorerActor
 from dvpo_ray.config.rewards import FunctionReward, ModelReward, RewardConfig
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import template_hash, tokenizer_hash
@@ -21,9 +21,9 @@ from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import ValueModel, load_value_model, new_value_model, seal
-from dvpo_ray.rows import Answer, ScoredBatch
+from dvpo_ray.types import Answer, ScoredBatch
 from jobs.models import base_model, fitting_rewards, fitting_value_model
-from tests.decided import scorer_section
+from tests.support.decided import scorer_section
 
 PROMPTS = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
 RESPONSES = [np.array([9, 10], np.int32), np.array([11, 12, 13], np.int32)]
@@ -86,7 +86,7 @@ def test_models_score_whole_answers_in_the_columns_of_the_recipe(
 ) -> None:
     rewards: dict[str, RewardConfig] = {
         "taste": ModelReward(folder=str(reward_folder)),
-        "length": FunctionReward(function="tests.fakes:answer_lengths"),
+        "length": FunctionReward(function="tests.support.fakes:answer_lengths"),
         "gvm": ModelReward(folder=str(value_folder), score="mean"),
     }
     scorer = scorer_of(tiny_model, rewards)
@@ -138,7 +138,7 @@ def test_the_hash_covers_every_frozen_model_that_scores(tiny_model: Path, reward
 
 def test_no_model_is_loaded_that_no_reward_names(tiny_model: Path) -> None:
     before = [found for found in gc.get_objects() if isinstance(found, ValueModel)]
-    scorer = scorer_of(tiny_model, {"length": FunctionReward(function="tests.fakes:answer_lengths")})
+    scorer = scorer_of(tiny_model, {"length": FunctionReward(function="tests.support.fakes:answer_lengths")})
     assert scorer.start() == ""
     after = [found for found in gc.get_objects() if isinstance(found, ValueModel)]
     assert [found for found in after if all(found is not known for known in before)] == []

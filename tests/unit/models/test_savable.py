@@ -14,15 +14,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from actors.deepspeed_engine import TrainingEngine
+from actors.learner.deepspeed.engine import TrainingEngine
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import template_hash
 from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import check_files, check_model_folder, hash_files
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
 from jobs.models import base_model
-from tests.decided import learner_section
-from tests.ranks import WrappedReader
+from tests.support.decided import learner_section
+from tests.support.ranks import WrappedReader
 
 
 @pytest.fixture

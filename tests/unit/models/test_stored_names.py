@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from actors.weights.buckets import layout, plan_buckets, read_bucket, write_bucket
 from dvpo_ray.models.stored_names import StoredNames
 from dvpo_ray.models.token_reader import load_policy
-from dvpo_ray.weights import layout, plan_buckets, read_bucket, write_bucket
 from scripts.tiny_families import made
 
 FAMILIES = ["Llama", "GPTNeoX", "Mixtral", "Qwen3Moe", "Olmoe", "GraniteMoe"]

@@ -7,7 +7,7 @@ import pytest
 from dvpo_ray.config import PipelineRecipe, load_recipe
 from dvpo_ray.planning.ahead import START_S, policy_seconds
 from dvpo_ray.planning.shapes import ModelShape
-from tests.decided import decided
+from tests.support.decided import decided
 from tests.unit.planning.test_planning import SMOLLM2_135M
 
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dvpo_ray.cli import app
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.recipes import PolicyTraining
@@ -25,7 +24,8 @@ from dvpo_ray.planning.memory import GB, processes, trained_bytes
 from dvpo_ray.planning.plan import Split, best_split, cluster_of, with_split
 from dvpo_ray.planning.simulate import Cluster, simulate
 from dvpo_ray.planning.times import Efficiency, Workload, stage_seconds, step_seconds
-from tests.decided import decided
+from jobs.cli.main import app
+from tests.support.decided import decided
 
 LLAMA_8B = {
     "num_hidden_layers": 32,

@@ -21,7 +21,7 @@ from dvpo_ray.planning.preflight import (
     unservable,
     unsyncable,
 )
-from tests.engines import settings
+from tests.support.engines import settings
 
 SIZES = frozenset({32, 64, 128})
 # 2 layers, 4 heads of 16, 2 of them for keys and values: 2 x 2 x 2 x 16 = 128 numbers a token.

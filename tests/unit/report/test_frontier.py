@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.best_of import best_of_curve, check_choosable
 from dvpo_ray.errors import ConfigError, DataError
-from dvpo_ray.evaluation import EvaluatedAnswer, Evaluation
+from dvpo_ray.evaluation.best_of import best_of_curve, check_choosable
+from dvpo_ray.evaluation.held_out import EvaluatedAnswer, Evaluation
 from dvpo_ray.report.frontier import draw_best_of, frontier, write_frontier
 
 

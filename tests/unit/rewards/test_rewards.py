@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from dvpo_ray import retries
 from dvpo_ray.config.algorithms import DvpoGae, Grpo, KlSection
 from dvpo_ray.config.rewards import FunctionReward, HttpReward
 from dvpo_ray.errors import ConfigError, RewardError
+from dvpo_ray.io import http
 from dvpo_ray.learning.policy_update import prepare
-from dvpo_ray.rewards import RemoteReward, Rewards
-from dvpo_ray.rows import Ragged, ScoredBatch
-from tests.fakes import scored_batch
-from tests.services import Reply, Service, dripping, serving
+from dvpo_ray.rewards.answers import RemoteReward, Rewards
+from dvpo_ray.types import Ragged, ScoredBatch
+from tests.support.fakes import scored_batch
+from tests.support.services import Reply, Service, dripping, serving
 
 
 def good(body: dict[str, Any]) -> Reply:
@@ -40,7 +40,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(http, "FIRST_WAIT_S", 0.01)
 
 
 def remote(service: Service, **settings: Any) -> RemoteReward:
@@ -75,7 +75,7 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen(
 
 def test_a_service_may_say_when_by_a_date() -> None:
     def asked(date: str) -> float:
-        return retries.retry_after(httpx.Response(429, headers={"Retry-After": date}))
+        return http.retry_after(httpx.Response(429, headers={"Retry-After": date}))
 
     at = datetime.now(UTC) + timedelta(seconds=100)
     assert 95 < asked(format_datetime(at, usegmt=True)) <= 100
@@ -152,7 +152,9 @@ def test_a_wrong_reply_ends_it_at_once(service: Service, reply: Reply, message: 
 
 
 def test_several_rewards_are_columns_in_the_order_of_the_recipe(service: Service) -> None:
-    both = Rewards({"taste": HttpReward(url=service.address), "letters": FunctionReward(function="tests.fakes:early_letters")})
+    both = Rewards(
+        {"taste": HttpReward(url=service.address), "letters": FunctionReward(function="tests.support.fakes:early_letters")}
+    )
     assert np.array_equal(both(PROMPTS, ["ab", "z"]), np.array([[2, 1], [1, -1]], dtype=np.float32))
     assert Rewards({})(PROMPTS, ANSWERS).shape == (3, 0)
 
@@ -182,10 +184,12 @@ def test_rewards_alone_can_train(service: Service) -> None:
 
 
 def test_a_function_that_fails_is_named_with_its_place() -> None:
-    rewards = Rewards({"taste": FunctionReward(function="tests.failing:reward")})
+    rewards = Rewards({"taste": FunctionReward(function="tests.support.failing:reward")})
     with pytest.raises(RewardError) as raised:
         rewards(PROMPTS, ANSWERS)
     told = str(raised.value)
-    assert told.startswith("reward 'taste': tests.failing:reward failed on 3 answers: HoldsLock: no opinion on 3 answers\n  at ")
-    assert "tests/failing.py:" in told and told.endswith("mend the function and go on with --resume auto")
+    assert told.startswith(
+        "reward 'taste': tests.support.failing:reward failed on 3 answers: HoldsLock: no opinion on 3 answers\n  at "
+    )
+    assert "tests/support/failing.py:" in told and told.endswith("mend the function and go on with --resume auto")
     assert str(pickle.loads(pickle.dumps(raised.value))) == told

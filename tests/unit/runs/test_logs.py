@@ -7,12 +7,12 @@ import logging
 import subprocess
 import sys
 
-from dvpo_ray.logs import JsonLines
+from dvpo_ray.runs.logs import JsonLines
 
 
 def test_a_record_carries_what_is_known_of_it() -> None:
     record = logging.makeLogRecord(
-        {"name": "actors.rollout_pool", "levelname": "WARNING", "msg": "%s hangs", "args": ("rollout-0",), "row": "3/7:p/0"}
+        {"name": "actors.rollout.pool", "levelname": "WARNING", "msg": "%s hangs", "args": ("rollout-0",), "row": "3/7:p/0"}
     )
     line = json.loads(JsonLines("mine").format(record))
     assert (line["run"], line["level"], line["text"], line["row"]) == ("mine", "warning", "rollout-0 hangs", "3/7:p/0")
@@ -21,7 +21,7 @@ def test_a_record_carries_what_is_known_of_it() -> None:
 
 def test_everything_a_process_logs_is_json_even_python_warnings_and_errors() -> None:
     code = (
-        "import logging, warnings; from dvpo_ray.logs import log_as_json; log_as_json('mine')\n"
+        "import logging, warnings; from dvpo_ray.runs.logs import log_as_json; log_as_json('mine')\n"
         "warnings.warn('old')\n"
         "try:\n    1 / 0\nexcept ZeroDivisionError:\n    logging.getLogger('x').exception('failed', extra={'step': 4})\n"
     )

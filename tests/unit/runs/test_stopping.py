@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from dvpo_ray.errors import RunStoppedError
-from dvpo_ray.pace import Pace, rounded
-from dvpo_ray.stopping import AT_ONCE_S, current, heeding
+from dvpo_ray.runs.pace import Pace, rounded
+from dvpo_ray.runs.stopping import AT_ONCE_S, current, heeding
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 20.0
 
 
@@ -110,7 +110,7 @@ def test_errors_of_others_pass_as_they_are() -> None:
 
 AT_ONCE = """
 import os, threading
-from dvpo_ray.stopping import heeding
+from dvpo_ray.runs.stopping import heeding
 lock = threading.Lock()
 def say(text):
     os.write(1, f"{text}\\n".encode())  # in one piece: threads say it
@@ -142,7 +142,7 @@ def test_a_second_signal_ends_a_process_whose_main_thread_waits_for_ever() -> No
 
 def test_a_plan_says_how_long_and_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("dvpo_ray.pace.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dvpo_ray.runs.pace.time.monotonic", lambda: now[0])
     pace = Pace(9)
     pace.commit_bytes = 1e9
     assert (

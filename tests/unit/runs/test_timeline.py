@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dvpo_ray.timeline import Timeline
+from dvpo_ray.runs.timeline import Timeline
 
 
 def test_the_trace_is_in_order_and_in_microseconds() -> None:

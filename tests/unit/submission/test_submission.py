@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.submission import CODE, RECIPE, ROOT, STOP_WAIT, Options, Submission, git_commit, pack, read
-from tests.real import write_lines
+from dvpo_ray.submission.package import CODE, RECIPE, ROOT, STOP_WAIT, Options, Submission, git_commit, pack, read
+from tests.support.real import write_lines
 
 MIB = 2**20
 HERE = Options(limit=100 * MIB, here=True)
@@ -71,7 +71,7 @@ def test_the_sections_say_which_training(folder: Path) -> None:
     (folder / "policy.toml").write_text(POLICY)
     (folder / "neither.toml").write_text("[run]\n")
     assert packed(folder, recipe="policy.toml").command == f"python -m jobs.train_policy {RECIPE}"
-    assert packed(folder, recipe="demo").command == f"python -m jobs.demo {RECIPE}"
+    assert packed(folder, recipe="demo").command == f"python -m jobs.pipeline {RECIPE}"
     (folder / "dpo.toml").write_text('[dpo.data]\nsource = "pairs.jsonl"\n')
     pairs = packed(folder, recipe="dpo.toml")
     assert pairs.command == f"python -m jobs.train_dpo {RECIPE}" and "pairs.jsonl" in names(pairs)
@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_named_not_left_behind(folder: Path, monkeypatch:
     (folder / "mine").mkdir()
     options = Options(limit=100 * MIB, here=True, image=True, include=(Path("mine"),))
     with monkeypatch.context() as patch:
-        patch.setattr("dvpo_ray.archive.os.walk", closed)
+        patch.setattr("dvpo_ray.submission.archive.os.walk", closed)
         with pytest.raises(ConfigError, match=r"'mine' cannot go along: .*Permission denied.*: correct its permissions"):
             packed(folder, options)
     (folder / "mine" / os.fsdecode(b"caf\xe9.py")).touch()

@@ -1,0 +1,1 @@
+"""Ray itself: the session, calls, nodes, metrics, jobs."""

@@ -1,0 +1,1 @@
+"""vLLM engines that generate answers."""

@@ -1,0 +1,1 @@
+"""Scores of answers: functions, services, reward models."""
