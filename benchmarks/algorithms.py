@@ -41,9 +41,9 @@ from benchmarks.common import (
     write_section,
 )
 from benchmarks.seeds import reward_model, value_model
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config import PipelineRecipe, load_recipe
-from dvpo_ray.runs.folder import COMMITS
+from dvpo_ray.runs.folder import CHECKPOINTS
 
 GROUPS = {"grpo": (8, 4), "rloo": (8, 4), "p3o": (16, 2)}
 SECTION = "algorithms"
@@ -89,9 +89,9 @@ def gone_on(kind: str, seed: int) -> Path:
     if finished(folder) is None:
         tree = arm_tree(kind, seed)
         tree["policy"]["steps"] = MOST_STEPS
-        commit = CommitStore(before / COMMITS).newest()
-        assert commit is not None, f"{before} has no commit"
-        train("policy", tree, folder, seed, resume=str(commit.folder))
+        checkpoint = CheckpointStore(before / CHECKPOINTS).newest()
+        assert checkpoint is not None, f"{before} has no checkpoint"
+        train("policy", tree, folder, seed, resume=str(checkpoint.folder))
     return folder
 
 
@@ -127,7 +127,7 @@ def dpo_tree() -> dict[str, Any]:
             key: value for key, value in policy["rollout"].items() if key not in ("prompts_per_step", "answers_per_prompt")
         },
         "evaluation": policy["evaluation"],
-        "commit": {"every": 0},
+        "checkpoint": {"every": 0},
     }
     return {"model": tree["model"], "dpo": section}
 

@@ -64,8 +64,8 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return json.loads(result.read_text()) if result.is_file() else None
 
 
-def commit() -> str:
-    """The code's short commit, empty outside a checkout."""
+def checkpoint() -> str:
+    """The code's short checkpoint, empty outside a checkout."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return found.stdout.strip()
 
@@ -77,8 +77,8 @@ def figures(section: str) -> dict[str, dict[str, Any]]:
 
 
 def run_commit(section: str, folder: Path) -> str:
-    """The commit at which a run is made: this one, or for a run that is there already, that of its figures."""
-    return commit() if finished(folder) is None else str(figures(section).get(folder.name, {}).get("commit", ""))
+    """The checkpoint at which a run is made: this one, or for a run that is there already, that of its figures."""
+    return checkpoint() if finished(folder) is None else str(figures(section).get(folder.name, {}).get("checkpoint", ""))
 
 
 def keep_figures(section: str, measured: dict[str, dict[str, Any]]) -> None:
@@ -100,8 +100,8 @@ def machine() -> str:
         widest = [name for flag, name in INSTRUCTIONS.items() if flag in facts.get("flags", "").split()]
         model += f", {widest[0]}" if widest else ""
     memory = psutil.virtual_memory().total / 2**30
-    at = commit()
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB memory, no GPU used" + (f", commit {at}" if at else "")
+    at = checkpoint()
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB memory, no GPU used" + (f", checkpoint {at}" if at else "")
 
 
 def machine_of(name: str) -> str:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import table, write_section
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
@@ -120,14 +120,14 @@ class SimulatedStages:
         """No machine is taken away."""
         return set()
 
-    def begin_commit(self, folder: str) -> None:
+    def begin_checkpoint(self, folder: str) -> None:
         """Writes nothing."""
 
-    def end_commit(self) -> dict[str, str]:
+    def end_checkpoint(self) -> dict[str, str]:
         """No files."""
         return {}
 
-    def load_commit(self, folder: str) -> None:
+    def load_checkpoint(self, folder: str) -> None:
         """Nothing to load."""
 
     def restart(self) -> None:
@@ -172,8 +172,8 @@ def drive(seconds: Seconds, rows: int, steps: int, staleness: int) -> tuple[floa
         run = Run(recipe, steps)
         wall, cpu = time.monotonic(), time.process_time()
         stages = SimulatedStages(seconds)
-        committer = Committer(CommitStore(run.folder / "commits"), stages, run, every=0, steps=recipe.policy.steps)
-        Driver(recipe.policy, stages, Ledger(prompts, rows, 1, 0), run, committer).train()
+        checkpointer = Checkpointer(CheckpointStore(run.folder / "checkpoints"), stages, run, every=0, steps=recipe.policy.steps)
+        Driver(recipe.policy, stages, Ledger(prompts, rows, 1, 0), run, checkpointer).train()
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
         run.close()
         assert (Path(folder) / "r" / "metrics.jsonl").read_text().count("\n") == steps

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.algorithms import arm, policy_tree
-from benchmarks.common import ROOT, RUNS, commit, figures, finished, keep_figures, table, train, write_section
+from benchmarks.common import ROOT, RUNS, checkpoint, figures, finished, keep_figures, table, train, write_section
 from benchmarks.seeds import reward_model, value_model
 from dvpo_ray.config import PipelineRecipe, ValueRecipe, load_recipe
 from dvpo_ray.data.formats import parse_pair
@@ -113,7 +113,7 @@ def write_rows(name: str, rows: Iterator[dict[str, Any]]) -> Path:
 def ranked(what: str, found: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
     """What the table says of a model."""
     told = {how: [found["accuracy"][how], *found[f"accuracy_{how}_ci95"]] for how in ("mean", "last")}
-    return {"what": what, "seed": seed, "pairs": found["pairs"], **told, "commit": commit()}
+    return {"what": what, "seed": seed, "pairs": found["pairs"], **told, "checkpoint": checkpoint()}
 
 
 def line(one: dict[str, Any]) -> list[Any]:

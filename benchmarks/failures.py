@@ -32,7 +32,7 @@ from dvpo_ray.io.json_files import iter_records, read_object
 from dvpo_ray.runs.folder import METRICS
 from dvpo_ray.runs.run import RESULT, write_json
 
-COMMIT_EVERY = 2
+CHECKPOINT_EVERY = 2
 FOLDER = RUNS / "failures"
 UNDISTURBED = RUNS / "demo-seed-0"
 
@@ -42,7 +42,7 @@ def recipe_of(name: str) -> PolicyRecipe:
     value_model = UNDISTURBED / "value" / "value-model"
     tree = load_recipe(PipelineRecipe, "demo").policy_recipe(str(value_model)).model_dump(mode="json")
     policy = tree["policy"]
-    policy["commit"] |= {"every": COMMIT_EVERY}
+    policy["checkpoint"] |= {"every": CHECKPOINT_EVERY}
     for part in PARTS:
         policy[part] |= {"max_restarts": 100}
     run = {"name": name, "output_dir": str(FOLDER), "seed": 0, "overwrite": True}
@@ -171,8 +171,8 @@ def main() -> None:
         ]
         for what, one in found
     ]
-    body = f"The demo's policy training with its evaluations; commits every {COMMIT_EVERY} steps (10 where nothing is killed); "
-    body += "kills at equal times from the start of the job on, while it starts as well.\n\n"
+    body = f"The demo's policy training with its evaluations; checkpoints every {CHECKPOINT_EVERY} steps (10 where nothing is "
+    body += "killed); kills at equal times from the start of the job on, while it starts as well.\n\n"
     header = ["killed", "kills", "share of time in work that counts", "seconds in all", "seconds a step (median)", "gold (95%)"]
     header.append("answers cut")
     body += table(header, rows)

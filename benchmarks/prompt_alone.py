@@ -17,7 +17,7 @@ from typing import Any
 from actors.cluster.calls import get
 from actors.cluster.session import ray_session
 from actors.rollout.pool import RolloutPool
-from benchmarks.common import commit, demo_recipe, figures, keep_figures, machine, table, write_section
+from benchmarks.common import checkpoint, demo_recipe, figures, keep_figures, machine, table, write_section
 from dvpo_ray.data import DeadLetters, EncodedPrompt, load_prompts
 from dvpo_ray.data.encode import encode_prompt
 from dvpo_ray.data.messages import Message
@@ -78,7 +78,7 @@ def held_out(tokenizer: Any, limit: int) -> list[EncodedPrompt]:
 
 def measure(names: Sequence[str], limit: int, dtype: str) -> dict[str, dict[str, Any]]:
     """Gold, share cut at the limit and tokens an answer, by suffix."""
-    at, where = commit(), machine()
+    at, where = checkpoint(), machine()
     tokenizer = base_model(demo_recipe().model).tokenizer
     prompts = held_out(tokenizer, limit)
     requests = [
@@ -107,7 +107,7 @@ def measure(names: Sequence[str], limit: int, dtype: str) -> dict[str, dict[str,
             "example": texts[0],
             "dtype": dtype,
             "machine": where,
-            "commit": at,
+            "checkpoint": at,
         }
     return found
 

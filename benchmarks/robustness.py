@@ -87,7 +87,7 @@ ARMS = {
 
 
 def run(name: str, seed: int) -> tuple[Path, str]:
-    """The folder of a finished run, and the commit it was made at."""
+    """The folder of a finished run, and the checkpoint it was made at."""
     arm = ARMS[name]
     kind = arm.advantage.get("preset", arm.advantage["type"])
     folder = RUNS / f"robustness-{arm.reward.__name__}-{kind}-seed-{seed}"
@@ -181,7 +181,7 @@ def main() -> None:
         "KL/token",
         "distinct words",
         "answers cut",
-        "commit",
+        "checkpoint",
     ]
     body = f"Steps of 32 answers; reward, length and entropy are those of the first {SMOOTHED} and of the last {SMOOTHED}.\n\n"
     body += table(header, rows)

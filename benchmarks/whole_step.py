@@ -29,7 +29,7 @@ def recipe(folder: Path) -> PolicyRecipe:
     """The demo's policy job on 32 prompts, again and again."""
     rows = ["policy.data.limit=32", f"policy.steps={ROUNDS + WARM_UP}", f"policy.learner.learning_rate={RATE}"]
     tree = load_recipe(PipelineRecipe, "demo", rows).policy_recipe(str(value_model())).model_dump(mode="json")
-    tree["policy"] |= {"evaluation": None, "commit": {"every": 0}}
+    tree["policy"] |= {"evaluation": None, "checkpoint": {"every": 0}}
     run = {"name": folder.name, "output_dir": str(folder.parent), "overwrite": True}
     return build(PolicyRecipe, {"run": run, "model": tree["model"], "policy": tree["policy"]})
 

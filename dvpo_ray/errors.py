@@ -92,12 +92,12 @@ class LearnerLostError(ActorFailedError):
     """A learner rank died or hangs; the ranks live and die together."""
 
 
-# What a run goes on after, from its last commit.
+# What a run goes on after, from its last checkpoint.
 LOST = (LearnerLostError, RowsLostError)
 
 
 class RunStoppedError(RunError):
-    """The run was asked to stop; its message ends with ``AS_ASKED`` when what it had done is committed.
+    """The run was asked to stop; its message ends with ``AS_ASKED`` when what it had done is checkpointed.
 
     ``exit_code`` is that of the command line: 1 for a machine that is taken away, 130 after Ctrl-C, 143 after SIGTERM.
     """
@@ -117,12 +117,12 @@ class DamagedWeightsError(WeightSyncError):
     """A bucket of weights is not what its digest says; it was refused before an engine took it."""
 
 
-class CommitError(RunError):
-    """A commit could not be written, or what lies on the disk is damaged or of another run."""
+class CheckpointError(RunError):
+    """A checkpoint could not be written, or what lies on the disk is damaged or of another run."""
 
 
-class DamagedCommitError(CommitError):
-    """A commit is not what its manifest says."""
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not what its manifest says."""
 
 
 class ServedModelError(RunError):

@@ -91,19 +91,19 @@ class Scorers(Protocol):
         ...
 
 
-class Committing(Protocol):
-    """Has a state that can be committed."""
+class Checkpointing(Protocol):
+    """Has a state that can be checkpointed."""
 
-    def begin_commit(self, folder: str) -> None:
+    def begin_checkpoint(self, folder: str) -> None:
         """Start writing the learner's state into a folder; returns at once."""
         ...
 
-    def end_commit(self) -> dict[str, str]:
-        """Waits until it is written; returns the sha256 of every file. Raises CommitError when it could not be."""
+    def end_checkpoint(self) -> dict[str, str]:
+        """Waits until it is written; returns the sha256 of every file. Raises CheckpointError when it could not be."""
         ...
 
-    def load_commit(self, folder: str) -> None:
-        """Go on from a verified commit."""
+    def load_checkpoint(self, folder: str) -> None:
+        """Go on from a verified checkpoint."""
         ...
 
 
@@ -115,7 +115,7 @@ class Restarting(Protocol):
         ...
 
 
-class Learner(Committing, Restarting, Protocol):
+class Learner(Checkpointing, Restarting, Protocol):
     """Trains the policy. Every call raises LearnerLostError when a rank died or hangs."""
 
     def step(self, step: int, beta: float, scored: Iterable[Handle]) -> StepResult:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.config.algorithms import AdvantageConfig
-from dvpo_ray.config.sections import CommitSection, DataSection, EvaluationSection
+from dvpo_ray.config.sections import CheckpointSection, DataSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator, compare
 from dvpo_ray.runs.folder import EVALUATIONS
@@ -39,12 +39,12 @@ def make_evaluator(
     return Evaluator(held_out, section.answers_per_prompt, section.gold, advantage, base.tokenizer, seed)
 
 
-def kept_by(commit: CommitSection, section: EvaluationSection | None, run: Run) -> dict[str, str]:
-    """What ``commit.keep_best`` compares, for a result; the run says so. Empty when no commit is kept for its score."""
-    if not commit.keep_best or section is None:
+def kept_by(checkpoint: CheckpointSection, section: EvaluationSection | None, run: Run) -> dict[str, str]:
+    """What ``checkpoint.keep_best`` compares, for a result; the run says so. Empty when no checkpoint is kept for its score."""
+    if not checkpoint.keep_best or section is None:
         return {}
     advice = "" if section.gold else ", which is what training raises: set evaluation.gold to compare by something else"
-    run.phase(f"commit.keep_best compares commits by their {section.compared_by}{advice}")
+    run.phase(f"checkpoint.keep_best compares checkpoints by their {section.compared_by}{advice}")
     return {"kept_best_by": section.compared_by}
 
 

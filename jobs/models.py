@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actors.cluster.node_facts import nodes_by_role
-from dvpo_ray.checkpoints.store import Commit
+from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.config import PolicyRecipe, Recipe
 from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
@@ -63,8 +63,8 @@ class BaseModel:
         )
 
     @property
-    def commit_bytes(self) -> float:
-        """What a commit of all its parameters takes, at least: float32 weights and two moments of each."""
+    def checkpoint_bytes(self) -> float:
+        """What a checkpoint of all its parameters takes, at least: float32 weights and two moments of each."""
         return 12 * parameters_in(self.folder)
 
 
@@ -121,15 +121,19 @@ def trained_from(policy: Path) -> frozenset[str]:
     return frozenset([f"{name}@{revision}"] if revision else [])
 
 
-def settle_devices(recipe: R, base: BaseModel, commit: Commit | None = None) -> tuple[R, Choices]:
+def settle_devices(recipe: R, base: BaseModel, checkpoint: Checkpoint | None = None) -> tuple[R, Choices]:
     """The recipe with all that it leaves to the devices decided, once and for all its actors: before any of them starts, from
     the nodes that each role may be placed on. A run that goes on keeps the number types it began with.
 
     Raises:
         RunError: the cluster cannot be reached.
     """
-    kept = commit.part(NUMBER_TYPES, dict[str, NumberType]) if commit is not None and NUMBER_TYPES in commit.state else None
-    recipe = recipe.model_copy(update={"model": base.section}) if commit is None else with_model(recipe, base)
+    kept = (
+        checkpoint.part(NUMBER_TYPES, dict[str, NumberType])
+        if checkpoint is not None and NUMBER_TYPES in checkpoint.state
+        else None
+    )
+    recipe = recipe.model_copy(update={"model": base.section}) if checkpoint is None else with_model(recipe, base)
     return settle(recipe, nodes_by_role(recipe.cluster), ModelShape.if_known(base.folder), kept)
 
 

@@ -1,4 +1,4 @@
-"""The loop of trainings on a fixed set of pairs: every pair once an epoch, commits, and going on after one."""
+"""The loop of trainings on a fixed set of pairs: every pair once an epoch, checkpoints, and going on after one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from actors.cluster.nodes import leaving, this_node
 from actors.learner.gang import StandingGang
-from dvpo_ray.checkpoints.store import Commit
+from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.errors import AS_ASKED, LOST, RunStoppedError
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.restarts import Restarts
 from dvpo_ray.runs.run import Run
 
@@ -25,7 +25,7 @@ class PairTrainer:
     Args:
         row_ids: names of all pairs, and of answers in none.
         batches: indices of each step's rows.
-        data_sha256: fingerprint of the rows, kept in commits (``jobs.session.check_same_data``).
+        data_sha256: fingerprint of the rows, kept in checkpoints (``jobs.session.check_same_data``).
         learn: trains on them, given the step, and returns its metrics.
         evaluate: is called with the number of finished steps, and returns their held-out score when they are to have one; a run
             that is to stop does not wait for it.
@@ -37,29 +37,29 @@ class PairTrainer:
     learn: Callable[[int, np.ndarray], dict[str, float]]
     gang: StandingGang
     run: Run
-    committer: Committer
+    checkpointer: Checkpointer
     evaluate: Callable[[int], float | None] = lambda step: None
 
-    def train(self, commit: Commit | None) -> None:
-        """Train from the start, or from a commit. Ranks that die are started again, on the newest commit.
+    def train(self, checkpoint: Checkpoint | None) -> None:
+        """Train from the start, or from a checkpoint. Ranks that die are started again, on the newest checkpoint.
 
         Raises:
-            RunStoppedError: the run was asked to stop, and did after a commit.
+            RunStoppedError: the run was asked to stop, and did after a checkpoint.
         """
-        restarts = Restarts(self.gang, self.gang.max_restarts, self.run, self.committer)
-        if commit is not None:
+        restarts = Restarts(self.gang, self.gang.max_restarts, self.run, self.checkpointer)
+        if checkpoint is not None:
             if self.run.in_place:
-                self.committer.store.abandon_after(commit.step)
-            self.run.go_on(commit)
+                self.checkpointer.store.abandon_after(checkpoint.step)
+            self.run.go_on(checkpoint)
         while True:
             try:
-                if commit is not None:
-                    self.gang.load_commit(str(commit.folder.resolve()))
-                return self._train_from(0 if commit is None else commit.step)
+                if checkpoint is not None:
+                    self.gang.load_checkpoint(str(checkpoint.folder.resolve()))
+                return self._train_from(0 if checkpoint is None else checkpoint.step)
             except LOST as error:
                 restarts.restart(error)
-                commit = self.committer.store.newest() or commit
-                self.run.go_back(commit)
+                checkpoint = self.checkpointer.store.newest() or checkpoint
+                self.run.go_back(checkpoint)
 
     def _train_from(self, done: int) -> None:
         """The steps after the first ``done``."""
@@ -69,10 +69,10 @@ class PairTrainer:
             for step in range(done, steps):
                 self._train_step(step)
                 self._check_wanted(step + 1)
-            self.committer.finish()
+            self.checkpointer.finish()
 
     def _train_step(self, step: int) -> None:
-        run, committer = self.run, self.committer
+        run, checkpointer = self.run, self.checkpointer
         began = time.time()
         run.pace.begin()
         run.stage(step, "learn")
@@ -82,24 +82,24 @@ class PairTrainer:
         if metrics["loss/skipped_updates"]:
             names = ", ".join(self.row_ids[i] for i in self.batches[step])
             run.warn(step, f"an update was not finite and was withheld; the step's rows: {names}")
-        committer.finish()
+        checkpointer.finish()
         moving = self.gang.leaving()
         if moving:
-            run.warn(step, "the machine of the learner will be taken away: committing")
+            run.warn(step, "the machine of the learner will be taken away: checkpointing")
         # The driver's end is that of the run, which goes on elsewhere.
         if leaving([this_node()]):
             run.stopping = True
         score = self._score(step + 1)
-        if committer.due(step + 1) or run.stopping or moving:
-            self._begin_commit(step + 1, score)
+        if checkpointer.due(step + 1) or run.stopping or moving:
+            self._begin_checkpoint(step + 1, score)
         if moving or run.stopping:
-            committer.finish()
+            checkpointer.finish()
 
     def _score(self, steps: int) -> float | None:
-        """The score of so many steps. Who asks the run to stop waits for the commit, and not for a score of it."""
+        """The score of so many steps. Who asks the run to stop waits for the checkpoint, and not for a score of it."""
         if self.run.stopping:
             return None
-        with self.run.stop.cutting(self.run.pace.plan_of_commit):
+        with self.run.stop.cutting(self.run.pace.plan_of_checkpoint):
             return self.evaluate(steps)
         return None
 
@@ -116,12 +116,12 @@ class PairTrainer:
             raise RunStoppedError(f"stopped after step {steps} of {len(self.batches)}{AS_ASKED}")
 
     def keep(self, steps: int) -> None:
-        """See to a commit of ``steps`` trained steps, which were the last."""
-        self.committer.finish()
-        if steps and self.run.pace.committed != steps:
-            self._begin_commit(steps, None)
-            self.committer.finish()
+        """See to a checkpoint of ``steps`` trained steps, which were the last."""
+        self.checkpointer.finish()
+        if steps and self.run.pace.checkpointed != steps:
+            self._begin_checkpoint(steps, None)
+            self.checkpointer.finish()
 
-    def _begin_commit(self, steps: int, score: float | None) -> None:
+    def _begin_checkpoint(self, steps: int, score: float | None) -> None:
         state: dict[str, Any] = self.run.facts() | {"score": score, "data_sha256": self.data_sha256}
-        self.committer.begin(steps, state)
+        self.checkpointer.begin(steps, state)

@@ -20,7 +20,7 @@ from dvpo_ray.data import EncodedPair, LoadCounts, Preference, fingerprint, temp
 from dvpo_ray.errors import AS_ASKED, RunStoppedError
 from dvpo_ray.learning.pairs import batches, unit
 from dvpo_ray.learning.value_update import resolve_target
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.planning.ahead import policy_seconds
 from dvpo_ray.planning.shapes import ModelShape
@@ -38,7 +38,7 @@ from jobs.session import (
     copier_of,
     copies,
     copying,
-    find_commit,
+    find_checkpoint,
     goes_on_in_place,
     job,
     kept_models,
@@ -55,7 +55,7 @@ def pretrain_value(
     """Train, evaluate on held-out prompts, seal; returns what ``result.json`` holds. ``follows`` is the rest of the job.
 
     Raises:
-        RunStoppedError: the run was asked to stop, and did after a commit; when something follows, also at its end,
+        RunStoppedError: the run was asked to stop, and did after a checkpoint; when something follows, also at its end,
             after its result was written.
     """
     with job(listener), locked(run_folder(recipe)):
@@ -65,14 +65,14 @@ def pretrain_value(
 def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTraining | None) -> dict[str, Any]:
     value = recipe.value
     folder = run_folder(recipe)
-    store = store_of(folder, value.commit)
-    copier = copier_of(store, value.commit)
-    commit = find_commit(recipe, VALUE_FIXED, store, copier)
-    base = base_model(recipe.model, listener, kept_models(commit))
-    recipe, chosen = settle_devices(recipe, base, commit)
-    prepare_copies(recipe, commit, copier)
+    store = store_of(folder, value.checkpoint)
+    copier = copier_of(store, value.checkpoint)
+    checkpoint = find_checkpoint(recipe, VALUE_FIXED, store, copier)
+    base = base_model(recipe.model, listener, kept_models(checkpoint))
+    recipe, chosen = settle_devices(recipe, base, checkpoint)
+    prepare_copies(recipe, checkpoint, copier)
     value = recipe.value
-    in_place = goes_on_in_place(recipe, commit)
+    in_place = goes_on_in_place(recipe, checkpoint)
     run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
@@ -82,7 +82,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
         steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total
-        check_same_data(commit, data_sha256)
+        check_same_data(checkpoint, data_sha256)
         units = list(map(unit, train))
         mean_tokens = float(np.mean([answer.response_ids.size for one in units for answer in one]))
         lengths = float(np.mean([len(row.prompt_ids) for row in train])), mean_tokens
@@ -101,14 +101,14 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
             try:
                 gang.wait_ready()
                 run.doubt([gang])
-                run.pace.commit_bytes = base.commit_bytes
+                run.pace.checkpoint_bytes = base.checkpoint_bytes
                 run.pace.later = partial(_seconds_after, value, len(held_out), answers_per_step, base, lengths, follows)
-                committer = Committer(store, gang, run, value.commit.every, total, copier)
+                checkpointer = Checkpointer(store, gang, run, value.checkpoint.every, total, copier)
 
                 def learn(step: int, rows: np.ndarray) -> dict[str, float]:
                     return gang.call("step", [units[i] for i in rows], target, doing=f"value step {step}")[0]
 
-                PairTrainer([row.row_id for row in train], steps, data_sha256, learn, gang, run, committer).train(commit)
+                PairTrainer([row.row_id for row in train], steps, data_sha256, learn, gang, run, checkpointer).train(checkpoint)
                 target_folder = (folder / (REWARD_MODEL if isinstance(target, RewardTarget) else VALUE_MODEL)).resolve()
                 # Reading a pair takes less than training on it.
                 rest = partial(_plan_of_rest, run, len(held_out) / value.pairs_per_step)
@@ -183,7 +183,7 @@ def _seconds_after(
 def _plan_of_rest(run: Run, steps: float) -> str:
     """What a stop after the last step does; reading the held-out pairs takes as long as so many steps."""
     measuring = run.pace.steps_take(steps)
-    seconds = None if measuring is None else measuring + run.pace.commit_seconds
+    seconds = None if measuring is None else measuring + run.pace.checkpoint_seconds
     return run.pace.plan_of_rest("measuring pair accuracy and saving the model", seconds)
 
 

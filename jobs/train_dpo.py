@@ -17,7 +17,7 @@ from actors.cluster.session import keep_logs, ray_session
 from actors.learner.policy_gang import DpoLearner
 from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
-from dvpo_ray.checkpoints.store import Commit
+from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.config import DpoRecipe
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.config.dpo import DpoTraining
@@ -25,7 +25,7 @@ from dvpo_ray.data import EncodedPair, fingerprint
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator
 from dvpo_ray.learning.pairs import batches, labelled
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.maths.statistics import share_ci95, wins
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.runs.folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
@@ -44,7 +44,7 @@ from jobs.session import (
     copier_of,
     copies,
     copying,
-    find_commit,
+    find_checkpoint,
     finishing_run,
     goes_on_in_place,
     job,
@@ -98,16 +98,16 @@ def train_dpo(recipe: DpoRecipe, listener: Listener = lambda event: None) -> dic
 
 def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     dpo = recipe.dpo
-    store = store_of(run_folder(recipe), dpo.commit)
-    copier = copier_of(store, dpo.commit)
-    commit = find_commit(recipe, DPO_FIXED, store, copier)
-    base = base_model(recipe.model, listener, kept_models(commit))
-    recipe, chosen = settle_devices(recipe, base, commit)
+    store = store_of(run_folder(recipe), dpo.checkpoint)
+    copier = copier_of(store, dpo.checkpoint)
+    checkpoint = find_checkpoint(recipe, DPO_FIXED, store, copier)
+    base = base_model(recipe.model, listener, kept_models(checkpoint))
+    recipe, chosen = settle_devices(recipe, base, checkpoint)
     dpo = recipe.dpo
     if dpo.evaluation:
         check_engines(recipe, base.folder, listener)
-    prepare_copies(recipe, commit, copier)
-    run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, commit), trackers=[RayTracker(recipe.run.name)])
+    prepare_copies(recipe, checkpoint, copier)
+    run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, checkpoint), trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
         train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder, run.phase)
@@ -116,12 +116,12 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
         total, data_sha256 = len(steps), fingerprint(train)
         run.total_steps = total
-        check_same_data(commit, data_sha256)
+        check_same_data(checkpoint, data_sha256)
         _check_best(dpo, total)
         # There is no value model: values, and advantages of whatever kind, are 0.
         evaluator = make_evaluator(dpo.evaluation, dpo.data, DvpoGae(), base, run.folder, train, recipe.run.seed)
-        kept_best_by = kept_by(dpo.commit, dpo.evaluation, run)
-        done = evaluator.known(run.folder / EVALUATIONS, commit.step) if commit and evaluator else {}
+        kept_best_by = kept_by(dpo.checkpoint, dpo.evaluation, run)
+        done = evaluator.known(run.folder / EVALUATIONS, checkpoint.step) if checkpoint and evaluator else {}
         held_out = HeldOut(evaluator, dpo.evaluation.every if dpo.evaluation else 0, done)
         run.phase(f"{len(train)} pairs to train on, {len(validation)} held out; starting {dpo.learner.ranks} learner rank(s)")
         with (
@@ -129,9 +129,9 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             copying(copier, run),
             _started(recipe, base, held_out, total, run) as learner,
         ):
-            run.pace.commit_bytes = base.commit_bytes
-            committer = Committer(store, learner, run, dpo.commit.every, total, copier)
-            gained = _train(learner, steps, train, validation, data_sha256, held_out, run, committer, commit)
+            run.pace.checkpoint_bytes = base.checkpoint_bytes
+            checkpointer = Checkpointer(store, learner, run, dpo.checkpoint.every, total, copier)
+            gained = _train(learner, steps, train, validation, data_sha256, held_out, run, checkpointer, checkpoint)
             with saving(run, POLICY):
                 saved = (run.folder / POLICY).resolve()
                 learner.save(str(saved), base.origin | {"steps": total, "data_sha256": data_sha256})
@@ -164,16 +164,16 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
 
 
 def _check_best(dpo: DpoTraining, total: int) -> None:
-    """Commits can only be compared when some are made of steps that are evaluated.
+    """Checkpoints can only be compared when some are made of steps that are evaluated.
 
     Raises:
         ConfigError: none will be.
     """
     every = dpo.evaluation.every if dpo.evaluation else 0
-    if dpo.commit.keep_best and math.lcm(dpo.commit.every, every) >= total:
+    if dpo.checkpoint.keep_best and math.lcm(dpo.checkpoint.every, every) >= total:
         raise ConfigError(
-            f"dpo.commit.keep_best without effect: of {total} steps none before the last is both committed (every "
-            f"{dpo.commit.every}) and evaluated (every {every}); make one a divisor of the other"
+            f"dpo.checkpoint.keep_best without effect: of {total} steps none before the last is both checkpointed (every "
+            f"{dpo.checkpoint.every}) and evaluated (every {every}); make one a divisor of the other"
         )
 
 
@@ -185,8 +185,8 @@ def _train(
     data_sha256: str,
     held_out: HeldOut,
     run: Run,
-    committer: Committer,
-    commit: Commit | None,
+    checkpointer: Checkpointer,
+    checkpoint: Checkpoint | None,
 ) -> np.ndarray:
     """Train, with evaluations before, meanwhile and after; returns what the log-probs of held-out pairs gained [P, 2]."""
     run.phase("reading all answers with the reference, which is the policy before its first step")
@@ -201,8 +201,8 @@ def _train(
         return held_out.look(step, learner, run) if held_out.due(step) else None
 
     names = [pair.row_id for pair in train]
-    trainer = PairTrainer(names, steps, data_sha256, learn, learner, run, committer, look)
-    trainer.train(commit)
+    trainer = PairTrainer(names, steps, data_sha256, learn, learner, run, checkpointer, look)
+    trainer.train(checkpoint)
     with finishing_run(run, trainer.keep):
         held_out.look_once(len(steps), learner, run)
         run.phase("measuring pair accuracy on held-out prompts")

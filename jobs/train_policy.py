@@ -23,7 +23,7 @@ from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.data import EncodedDemonstration, fingerprint
 from dvpo_ray.evaluation.held_out import Evaluation
 from dvpo_ray.learning.ptx import Demonstrations
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.models.lora import ADAPTERS
@@ -43,7 +43,7 @@ from jobs.session import (
     copier_of,
     copies,
     copying,
-    find_commit,
+    find_checkpoint,
     finishing_run,
     goes_on_in_place,
     job,
@@ -82,33 +82,33 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 
 
 def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
-    store = store_of(run_folder(recipe), recipe.policy.commit)
-    copier = copier_of(store, recipe.policy.commit)
-    commit = find_commit(recipe, POLICY_FIXED, store, copier)
-    base = base_model(recipe.model, listener, kept_models(commit))
+    store = store_of(run_folder(recipe), recipe.policy.checkpoint)
+    copier = copier_of(store, recipe.policy.checkpoint)
+    checkpoint = find_checkpoint(recipe, POLICY_FIXED, store, copier)
+    base = base_model(recipe.model, listener, kept_models(checkpoint))
     recipe, gvm = fitting_models(recipe, base, listener)
-    recipe, chosen = settle_devices(recipe, base, commit)
+    recipe, chosen = settle_devices(recipe, base, checkpoint)
     check_engines(recipe, base.folder, listener)
-    prepare_copies(recipe, commit, copier)
+    prepare_copies(recipe, checkpoint, copier)
     policy = recipe.policy
-    in_place = goes_on_in_place(recipe, commit)
+    in_place = goes_on_in_place(recipe, checkpoint)
     run = Run(recipe, policy.steps, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
-        if commit is not None and run.in_place:
-            run.rewind(commit.step)
-            store.abandon_after(commit.step)
+        if checkpoint is not None and run.in_place:
+            run.rewind(checkpoint.step)
+            store.abandon_after(checkpoint.step)
         prompts, demonstrations = read_policy_rows(policy, base, run.folder, run.phase)
         section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
         data_sha256 = fingerprint(trained_on)
-        check_same_data(commit, data_sha256)
+        check_same_data(checkpoint, data_sha256)
         evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)
-        kept_best_by = kept_by(policy.commit, section, run)
+        kept_best_by = kept_by(policy.checkpoint, section, run)
         rollout = policy.rollout
         ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
-        evaluations = evaluator.known(run.folder / EVALUATIONS, commit.step) if commit and evaluator else {}
-        if commit is not None:
-            run.take_clocks(commit)
+        evaluations = evaluator.known(run.folder / EVALUATIONS, checkpoint.step) if checkpoint and evaluator else {}
+        if checkpoint is not None:
+            run.take_clocks(checkpoint)
         with (
             MemoryMonitor(os.getpid()) as memory,
             copying(copier, run),
@@ -129,11 +129,11 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             if 0 not in evaluations:
                 evaluate_after(0)
             run.phase(f"training for {policy.steps} steps of {rollout.rows_per_step} answers")
-            run.pace.commit_bytes = base.commit_bytes
-            committer = Committer(store, stages.learner, run, policy.commit.every, policy.steps, copier)
+            run.pace.checkpoint_bytes = base.checkpoint_bytes
+            checkpointer = Checkpointer(store, stages.learner, run, policy.checkpoint.every, policy.steps, copier)
             loop_began, busy_before = time.time(), stages.busy_seconds()
-            driver = Driver(policy, stages, ledger, run, committer, evaluate_after, data_sha256, probe.after_update)
-            driver.train(commit)
+            driver = Driver(policy, stages, ledger, run, checkpointer, evaluate_after, data_sha256, probe.after_update)
+            driver.train(checkpoint)
             with finishing_run(run, driver.keep):
                 loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
                 cache_hits = stages.scorers.cache_hits()

@@ -175,16 +175,16 @@ def peft_scores(base: Path, adapters: Path) -> Tensor:
 
 
 def resume(base: Path, room: Path) -> str:
-    """A rank that goes on from a commit takes the step that the one which wrote it takes, bit for bit."""
+    """A rank that goes on from a checkpoint takes the step that the one which wrote it takes, bit for bit."""
     with dpo_rank(base) as rank:
         given = reference(rank)
         rank.step(pairs(), given)
-        rank.begin_commit(str(room))
-        rank.end_commit()
+        rank.begin_checkpoint(str(room))
+        rank.end_checkpoint()
         expected, weights = rank.step(pairs(), given), state_of(rank)
     with dpo_rank(base) as again:
-        again.load_commit(str(room))
-        assert again.step(pairs(), given) == expected, "the step after a commit is another one"
+        again.load_checkpoint(str(room))
+        assert again.step(pairs(), given) == expected, "the step after a checkpoint is another one"
         found = state_of(again)
     assert set(found) == set(weights) and all(torch.equal(found[name], weights[name]) for name in weights)
     return YES

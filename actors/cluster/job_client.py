@@ -154,7 +154,7 @@ class JobClient:
         return found
 
     def stop(self, job: str) -> bool:
-        """Ask a job to commit and end; False when it had ended."""
+        """Ask a job to checkpoint and end; False when it had ended."""
         with self._explained(job):
             return self._client.stop_job(job)
 

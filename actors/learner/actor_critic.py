@@ -42,7 +42,7 @@ class Critic(StandingGang):
 
 
 class ActorCriticLearner:
-    """Policy and critic step, commit and start again together: losing either brings both back to the same commit."""
+    """Policy and critic step, checkpoint and start again together: losing either brings both back to the same checkpoint."""
 
     def __init__(self, policy: PolicyLearner, critic: Critic) -> None:
         self.policy = policy
@@ -67,19 +67,19 @@ class ActorCriticLearner:
         result = self.policy.step(step, beta, [self.critic.values(step, beta, scored)])
         return replace(result, metrics=result.metrics | self.critic.learn(step))
 
-    def begin_commit(self, folder: str) -> None:
+    def begin_checkpoint(self, folder: str) -> None:
         """Let every rank of both start writing into one folder."""
-        self.policy.begin_commit(folder)
-        self.critic.begin_commit(folder)
+        self.policy.begin_checkpoint(folder)
+        self.critic.begin_checkpoint(folder)
 
-    def end_commit(self) -> dict[str, str]:
+    def end_checkpoint(self) -> dict[str, str]:
         """Wait until all is written; returns the sha256 of every file."""
-        return self.policy.end_commit() | self.critic.end_commit()
+        return self.policy.end_checkpoint() | self.critic.end_checkpoint()
 
-    def load_commit(self, folder: str) -> None:
-        """Go on from a commit."""
-        self.policy.load_commit(folder)
-        self.critic.load_commit(folder)
+    def load_checkpoint(self, folder: str) -> None:
+        """Go on from a checkpoint."""
+        self.policy.load_checkpoint(folder)
+        self.critic.load_checkpoint(folder)
 
     def leaving(self) -> bool:
         """Whether the machine of a rank is about to be taken away."""

@@ -105,13 +105,13 @@ class CriticRank(Rank):
         self.release_free_memory()
         return metrics | {"critic/skipped_updates": self.take_skipped()}
 
-    def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
+    def begin_checkpoint(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """As for every rank, with what is known of earlier rewards."""
-        super().begin_commit(folder, (more or {}) | running_state(self._running))
+        super().begin_checkpoint(folder, (more or {}) | running_state(self._running))
 
-    def load_commit(self, folder: str) -> dict[str, Tensor]:
+    def load_checkpoint(self, folder: str) -> dict[str, Tensor]:
         """As for every rank."""
-        more = super().load_commit(folder)
+        more = super().load_checkpoint(folder)
         self._running, self._batch = running_of(more), None
         return more
 

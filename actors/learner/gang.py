@@ -79,17 +79,17 @@ class Gang:
         with self.lost():
             return get(list(calls), self.cluster.call_timeout_s, "a learner rank", doing)
 
-    def begin_commit(self, folder: str) -> None:
+    def begin_checkpoint(self, folder: str) -> None:
         """Let every rank start writing what it knows; training may go on meanwhile."""
-        self.call("begin_commit", folder, doing="beginning a commit")
+        self.call("begin_checkpoint", folder, doing="beginning a checkpoint")
 
-    def end_commit(self) -> dict[str, str]:
+    def end_checkpoint(self) -> dict[str, str]:
         """Wait until all is written; returns the sha256 of every file."""
-        return dict(self.call("end_commit", doing="writing a commit"))
+        return dict(self.call("end_checkpoint", doing="writing a checkpoint"))
 
-    def load_commit(self, folder: str) -> None:
-        """Go on from a commit."""
-        self.call("load_commit", folder, doing=f"loading the commit {folder}")
+    def load_checkpoint(self, folder: str) -> None:
+        """Go on from a checkpoint."""
+        self.call("load_checkpoint", folder, doing=f"loading the checkpoint {folder}")
 
     def doubts(self) -> list[str]:
         """What speaks against the ranks' settings on their nodes."""

@@ -127,14 +127,14 @@ class PolicyLearnerRank(PolicyRank):
         self._scale = prepared.moments
         return self._close(step, scored, dropped, metrics, opened.began)
 
-    def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
+    def begin_checkpoint(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """As for every rank, with what is known of earlier advantages and rewards."""
         scale = {} if self._scale is None else {"scale": self._scale}
-        super().begin_commit(folder, (more or {}) | running_state(self._running) | scale)
+        super().begin_checkpoint(folder, (more or {}) | running_state(self._running) | scale)
 
-    def load_commit(self, folder: str) -> dict[str, Tensor]:
+    def load_checkpoint(self, folder: str) -> dict[str, Tensor]:
         """As for every rank."""
-        more = super().load_commit(folder)
+        more = super().load_checkpoint(folder)
         self._scale, self._open, self._running = more.get("scale"), None, running_of(more)
         return more
 

@@ -1,4 +1,4 @@
-"""What learner ranks share that train a policy: its model, the weights that engines are given, commits and the saved folder."""
+"""What learner ranks share that train a policy: its model, the weights that engines get, checkpoints and the saved folder."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ class PolicyRank(Rank):
             return {"channel": self._sender.send(memory)}
         return {"path": self._memory.path} if way == SHARED_MEMORY else {"data": memory.numpy()}
 
-    def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
+    def begin_checkpoint(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """As for every rank, with the weights' version."""
-        super().begin_commit(folder, (more or {}) | {"version": torch.tensor(self.version)})
+        super().begin_checkpoint(folder, (more or {}) | {"version": torch.tensor(self.version)})
 
-    def load_commit(self, folder: str) -> dict[str, Tensor]:
+    def load_checkpoint(self, folder: str) -> dict[str, Tensor]:
         """As for every rank."""
-        more = super().load_commit(folder)
+        more = super().load_checkpoint(folder)
         self.version = int(more["version"])
         return more
 

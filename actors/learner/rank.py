@@ -34,7 +34,7 @@ from actors.learner.deepspeed.state import (
     updates_done,
 )
 from dvpo_ray.config.sections import LearnerSection, ModelSection, settled
-from dvpo_ray.errors import CommitError, NonFiniteUpdateError
+from dvpo_ray.errors import CheckpointError, NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences, share_rows
 from dvpo_ray.learning.pairs import LabelledAnswer, Unit
 from dvpo_ray.models.packaged import folder_of
@@ -54,7 +54,7 @@ def free_port(address: str = "127.0.0.1") -> int:
 class Rank:
     """One process of a learner gang."""
 
-    # What its files in a commit are called after.
+    # What its files in a checkpoint are called after.
     role = LEARNER
     # The setting of its learning rate.
     rate_key = "learner.learning_rate"
@@ -69,7 +69,7 @@ class Rank:
         self.device = torch.device("cpu")
         self.skipped = 0
         self._skipped_now = 0
-        # Of the weights that are not trained, which commits do not hold; empty when all are.
+        # Of the weights that are not trained, which checkpoints do not hold; empty when all are.
         self.base_sha256 = ""
         self.busy = BusyClock(busy_counter("learner"))
         self.writer = StateWriter()
@@ -121,8 +121,8 @@ class Rank:
         return self.busy.seconds
 
     @watched
-    def begin_commit(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
-        """Start writing what this rank knows into a commit's folder; the next optimizer step waits until it is written."""
+    def begin_checkpoint(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
+        """Start writing what this rank knows into a checkpoint's folder; the next optimizer step waits until it is written."""
         owns = self.rank == 0 or self.config.zero_stage > 0
         tensors = dict(pieces(self.engine.weights(), self.engine.engine.optimizer)) if owns else {}
         tensors |= {"rng": torch.get_rng_state()} | (more or {})
@@ -136,20 +136,20 @@ class Rank:
         self.writer.begin(Path(folder) / file_name(self.rank, self.role), tensors, facts)
 
     @watched
-    def end_commit(self) -> tuple[str, str]:
-        """Wait for what ``begin_commit`` began; returns the file's name and sha256.
+    def end_checkpoint(self) -> tuple[str, str]:
+        """Wait for what ``begin_checkpoint`` began; returns the file's name and sha256.
 
         Raises:
-            CommitError: it could not be written.
+            CheckpointError: it could not be written.
         """
         return file_name(self.rank, self.role), self.writer.collect()
 
     @watched
-    def load_commit(self, folder: str) -> dict[str, Tensor]:
-        """Go on from a verified commit, written by any number of ranks; returns what it holds besides (``more``).
+    def load_checkpoint(self, folder: str) -> dict[str, Tensor]:
+        """Go on from a verified checkpoint, written by any number of ranks; returns what it holds besides (``more``).
 
         Raises:
-            CommitError: it is of another model, or holds adapters of other base weights.
+            CheckpointError: it is of another model, or holds adapters of other base weights.
         """
         with reading(folder), safe_open(Path(folder) / file_name(0, self.role), framework="pt", device="cpu") as file:
             written = file.metadata() or {}
@@ -157,8 +157,8 @@ class Rank:
             more = {name: file.get_tensor(name) for name in file.keys() if SEPARATOR not in name}  # noqa: SIM118
         base = written.get("base_sha256", "")
         if base and base != self.base_sha256:
-            raise CommitError(
-                f"commit '{folder}' holds adapters of a model whose weights have sha256 {base[:16]}..., the learner has "
+            raise CheckpointError(
+                f"checkpoint '{folder}' holds adapters of a model whose weights have sha256 {base[:16]}..., the learner has "
                 f"'{self.model_folder}' with {self.base_sha256[:16] or 'no adapters'}: name the model they were trained on, "
                 "or start anew"
             )

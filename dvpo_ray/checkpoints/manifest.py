@@ -1,6 +1,6 @@
-"""The manifest of a commit: what was trained, the driver's state, the sha256 of every file, and proof that none of it changed.
+"""The manifest of a checkpoint: what was trained, the driver's state, the sha256 of every file, and proof that nothing changed.
 
-The manifest holds a sha256 of itself, and with a key in ``DVPO_COMMIT_KEY`` an HMAC as well: the one shows damage, the other
+The manifest holds a sha256 of itself, and with a key in ``DVPO_CHECKPOINT_KEY`` an HMAC as well: the one shows damage, the other
 intent.
 """
 
@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dvpo_ray.errors import CommitError, DamagedCommitError
+from dvpo_ray.errors import CheckpointError, DamagedCheckpointError
 from dvpo_ray.io.json_files import parse_object
 
-KEY_VARIABLE = "DVPO_COMMIT_KEY"
+KEY_VARIABLE = "DVPO_CHECKPOINT_KEY"
 FORMAT = 2
 LARGEST = 64 * 2**20
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")]
@@ -25,7 +25,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Manifest(BaseModel):
-    """What ``manifest.json`` records. Names of files are plain, so they lie in the commit's folder."""
+    """What ``manifest.json`` records. Names of files are plain, so they lie in the checkpoint's folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -38,7 +38,7 @@ class Manifest(BaseModel):
 
 
 def manifest_text(step: int, files: Mapping[str, str], state: Mapping[str, Any], key: bytes) -> str:
-    """The manifest of a commit as JSON, signed when there is a key."""
+    """The manifest of a checkpoint as JSON, signed when there is a key."""
     content: dict[str, Any] = {"format": FORMAT, "step": step, "state": dict(state), "files": dict(files)}
     content["sha256"] = _digest(content)
     if key:
@@ -47,29 +47,31 @@ def manifest_text(step: int, files: Mapping[str, str], state: Mapping[str, Any],
 
 
 def read_manifest(data: bytes, where: str, key: bytes) -> Manifest:
-    """Check the form, the signature and the digest of a manifest; ``where`` names its commit in errors.
+    """Check the form, the signature and the digest of a manifest; ``where`` names its checkpoint in errors.
 
     Raises:
-        DamagedCommitError: it is not what was written, naming the field.
-        CommitError: it was not signed with the key, or is of another format.
+        DamagedCheckpointError: it is not what was written, naming the field.
+        CheckpointError: it was not signed with the key, or is of another format.
     """
     try:
         content = parse_object(data)
     except (ValueError, TypeError) as error:
-        raise DamagedCommitError(f"{where} has no usable manifest: {error}") from error
+        raise DamagedCheckpointError(f"{where} has no usable manifest: {error}") from error
     form = content.get("format")
     if type(form) is int and form != FORMAT:
-        raise CommitError(f"{where} has format {form!s:.20}, this version reads {FORMAT}: go on with the version that wrote it")
+        raise CheckpointError(
+            f"{where} has format {form!s:.20}, this version reads {FORMAT}: go on with the version that wrote it"
+        )
     if key and not _is_signed(content, key):
-        raise CommitError(f"{where} is not signed with the key in {KEY_VARIABLE}")
+        raise CheckpointError(f"{where} is not signed with the key in {KEY_VARIABLE}")
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part)[:80] for part in first["loc"])
-        raise DamagedCommitError(f"{where} has no usable manifest: {field!a}: {first['msg']}") from error
+        raise DamagedCheckpointError(f"{where} has no usable manifest: {field!a}: {first['msg']}") from error
     if manifest.sha256 != _digest(content):
-        raise DamagedCommitError(f"{where} has a manifest that was altered: its sha256 is not the one it names")
+        raise DamagedCheckpointError(f"{where} has a manifest that was altered: its sha256 is not the one it names")
     return manifest
 
 

@@ -1,7 +1,7 @@
-"""Where commits are copied to: a folder on any file system that fsspec knows, seen as commits that are whole or absent.
+"""Where checkpoints are copied to: a folder on any file system that fsspec knows, seen as checkpoints that are whole or absent.
 
-The pieces of a commit come first, then its manifest, then the pointer ``latest``; a folder without a manifest is no commit. It is
-removed the other way round.
+The pieces of a checkpoint come first, then its manifest, then the pointer ``latest``; a folder without a manifest is no
+checkpoint. It is removed the other way round.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from dvpo_ray.checkpoints.manifest import LARGEST, Manifest, read_manifest
-from dvpo_ray.checkpoints.store import LATEST, NAME, PREFIX, Commit, CommitStore, step_of
+from dvpo_ray.checkpoints.store import LATEST, NAME, PREFIX, Checkpoint, CheckpointStore, step_of
 from dvpo_ray.config.loading import CONFIG
-from dvpo_ray.errors import CommitError, ConfigError, DamagedCommitError, DvpoError
+from dvpo_ray.errors import CheckpointError, ConfigError, DamagedCheckpointError, DvpoError
 from dvpo_ray.models.folder import MANIFEST, flush_file
 from dvpo_ray.runs.folder import restore_records
 
 PROBE = ".dvpo-ray-was-here"
 
 
-class CopyTarget:
-    """The commits of one run at a URL. Every method raises CommitError when the file system there fails."""
+class RemoteStore:
+    """The checkpoints of one run at a URL. Every method raises CheckpointError when the file system there fails."""
 
     def __init__(self, url: str) -> None:
         """Open the target and write to it, to see that it can be reached.
@@ -36,9 +36,9 @@ class CopyTarget:
         try:
             self._fs, root = url_to_fs(url)
         except ImportError as error:
-            raise ConfigError(f"commit.copy_to = '{url}': the package for this kind of URL is missing: {error}") from error
+            raise ConfigError(f"checkpoint.copy_to = '{url}': the package for this kind of URL is missing: {error}") from error
         except ValueError as error:
-            raise ConfigError(f"commit.copy_to = '{url}': {error}; give a URL such as s3://BUCKET/RUN") from error
+            raise ConfigError(f"checkpoint.copy_to = '{url}': {error}; give a URL such as s3://BUCKET/RUN") from error
         self._root = root.rstrip("/")
         try:
             self._fs.makedirs(self._root, exist_ok=True)
@@ -46,11 +46,12 @@ class CopyTarget:
             self._fs.rm_file(f"{self._root}/{PROBE}")
         except Exception as error:  # every file system has errors of its own
             raise ConfigError(
-                f"commit.copy_to = '{url}' cannot be written: {error!r}; mend the target or its credentials, or leave copy_to out"
+                f"checkpoint.copy_to = '{url}' cannot be written: {error!r}; mend the target or its credentials, or leave "
+                "copy_to out"
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps of the commits there, newest first."""
+        """Steps of the checkpoints there, newest first."""
         with self._reaching():
             self._fs.invalidate_cache()
             try:
@@ -62,22 +63,22 @@ class CopyTarget:
             return sorted((step for step in found if self._fs.isfile(f"{self._folder(step)}/{MANIFEST}")), reverse=True)
 
     def manifest(self, step: int, key: bytes) -> Manifest:
-        """The manifest of a commit, checked as by ``read_manifest``."""
+        """The manifest of a checkpoint, checked as by ``read_manifest``."""
         return self._manifest(step, key)[0]
 
-    def put(self, commit: Commit) -> None:
-        """Copy a commit; what an earlier copy of the step left there goes first."""
-        self.remove(commit.step)
-        folder = self._folder(commit.step)
+    def put(self, checkpoint: Checkpoint) -> None:
+        """Copy a checkpoint; what an earlier copy of the step left there goes first."""
+        self.remove(checkpoint.step)
+        folder = self._folder(checkpoint.step)
         with self._reaching():
             self._fs.makedirs(folder, exist_ok=True)
-            pieces = [file for file in sorted(commit.folder.iterdir()) if file.name != MANIFEST]
-            for file in [*pieces, commit.folder / MANIFEST]:
+            pieces = [file for file in sorted(checkpoint.folder.iterdir()) if file.name != MANIFEST]
+            for file in [*pieces, checkpoint.folder / MANIFEST]:
                 self._fs.put_file(str(file), f"{folder}/{file.name}")
-            self._fs.pipe_file(f"{self._root}/{LATEST}", (commit.folder.name + "\n").encode())
+            self._fs.pipe_file(f"{self._root}/{LATEST}", (checkpoint.folder.name + "\n").encode())
 
     def remove(self, step: int) -> None:
-        """Remove what there is of a commit."""
+        """Remove what there is of a checkpoint."""
         folder = self._folder(step)
         with self._reaching():
             if self._fs.exists(f"{folder}/{MANIFEST}"):
@@ -85,25 +86,25 @@ class CopyTarget:
             if self._fs.exists(folder):
                 self._fs.rm(folder, recursive=True)
 
-    def fetch_newest(self, store: CommitStore, run: Path, check: Callable[[Path], None], after: int = 0) -> Commit | None:
-        """The newest whole commit there of a step later than ``after``, brought into ``store``, with the run's records in it.
+    def fetch_newest(self, store: CheckpointStore, run: Path, check: Callable[[Path], None], after: int = 0) -> Checkpoint | None:
+        """The newest whole checkpoint there of a step later than ``after``, brought into ``store``, with the run's records in it.
 
         A damaged one is left where it is, said so, and the one before is taken. ``check`` is given the settings that it was
         made under, before anything of ``store`` or ``run`` changes.
 
         Raises:
-            CommitError: one was not signed with the key, or is of another format.
+            CheckpointError: one was not signed with the key, or is of another format.
         """
         for step in self.steps():
             if step <= after:
                 break
             try:
                 return self._fetch(step, store, run, check)
-            except DamagedCommitError as error:
+            except DamagedCheckpointError as error:
                 logging.getLogger(__name__).warning("%s; the copy before it is used", error)
         return None
 
-    def _fetch(self, step: int, store: CommitStore, run: Path, check: Callable[[Path], None]) -> Commit:
+    def _fetch(self, step: int, store: CheckpointStore, run: Path, check: Callable[[Path], None]) -> Checkpoint:
         manifest, text = self._manifest(step, store.key)
         unfinished = store.begin(step)
         try:
@@ -112,12 +113,12 @@ class CopyTarget:
                     self._get(step, name, unfinished / name)
             (unfinished / MANIFEST).write_bytes(text)
             flush_file(unfinished / MANIFEST)
-            commit = store.open(unfinished)
+            checkpoint = store.open(unfinished)
             if not (unfinished / CONFIG).is_file():
-                raise DamagedCommitError(f"{self._where(step)} holds no {CONFIG}, without which a run cannot go on elsewhere")
+                raise DamagedCheckpointError(f"{self._where(step)} holds no {CONFIG}, without which a run cannot go on elsewhere")
             check(unfinished / CONFIG)
             restore_records(unfinished, run)
-            return store.place(unfinished, commit)
+            return store.place(unfinished, checkpoint)
         finally:
             store.discard_unfinished()
 
@@ -125,7 +126,7 @@ class CopyTarget:
         try:
             self._fs.get_file(f"{self._folder(step)}/{name}", str(to))
         except FileNotFoundError as error:
-            raise DamagedCommitError(f"{self._where(step)} lacks {name}") from error
+            raise DamagedCheckpointError(f"{self._where(step)} lacks {name}") from error
         flush_file(to)
 
     @contextmanager
@@ -135,21 +136,21 @@ class CopyTarget:
         except DvpoError:
             raise
         except Exception as error:  # every file system has errors of its own
-            raise CommitError(f"the copies at '{self.url}' cannot be reached: {error!r}") from error
+            raise CheckpointError(f"the copies at '{self.url}' cannot be reached: {error!r}") from error
 
     def _manifest(self, step: int, key: bytes) -> tuple[Manifest, bytes]:
         where = self._where(step)
         with self._reaching():
             text = self._fs.cat_file(f"{self._folder(step)}/{MANIFEST}", start=0, end=LARGEST + 1)
         if len(text) > LARGEST:
-            raise DamagedCommitError(f"{where} has a manifest of more than {LARGEST:,} bytes")
+            raise DamagedCheckpointError(f"{where} has a manifest of more than {LARGEST:,} bytes")
         manifest = read_manifest(text, where, key)
         if manifest.step != step:
-            raise DamagedCommitError(f"{where} is under another name than that of its step, {manifest.step}")
+            raise DamagedCheckpointError(f"{where} is under another name than that of its step, {manifest.step}")
         return manifest, text
 
     def _where(self, step: int) -> str:
-        return f"commit '{self.url.rstrip('/')}/{PREFIX}{step:08d}'"
+        return f"checkpoint '{self.url.rstrip('/')}/{PREFIX}{step:08d}'"
 
     def _folder(self, step: int) -> str:
         return f"{self._root}/{PREFIX}{step:08d}"

@@ -1,4 +1,4 @@
-"""Which commits stay."""
+"""Which checkpoints stay."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retention:
-    """The newest ``last`` commits stay, those of every ``every``-th step, and the ``best`` by held-out score."""
+    """The newest ``last`` checkpoints stay, those of every ``every``-th step, and the ``best`` by held-out score."""
 
     last: int = 2
     every: int = 0
     best: int = 0
 
     def kept(self, scores: Mapping[int, float | None]) -> set[int]:
-        """The steps whose commits stay, of those given with their scores; one without a score is never among the best.
+        """The steps whose checkpoints stay, of those given with their scores; one without a score is never among the best.
 
         Example: with ``last=1, best=1``, ``{10: 0.3, 20: 0.9, 30: None}`` keeps 20 and 30.
         """

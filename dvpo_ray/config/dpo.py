@@ -65,10 +65,10 @@ class DpoTraining(PairTraining):
         return self
 
     @model_validator(mode="after")
-    def _validate_commit(self) -> Self:
-        if self.commit.keep_best and not (self.evaluation and self.evaluation.every and self.evaluation.gold):
+    def _validate_checkpoint(self) -> Self:
+        if self.checkpoint.keep_best and not (self.evaluation and self.evaluation.every and self.evaluation.gold):
             raise ValueError(
-                "commit.keep_best needs scores of steps under way: set evaluation.every and evaluation.gold, or leave it out"
+                "checkpoint.keep_best needs scores of steps under way: set evaluation.every and evaluation.gold, or leave it out"
             )
         return self
 

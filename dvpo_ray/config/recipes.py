@@ -21,8 +21,8 @@ from dvpo_ray.config.algorithms import (
 from dvpo_ray.config.base import Place, Section
 from dvpo_ray.config.rewards import HttpReward, RewardConfig, RewardName
 from dvpo_ray.config.sections import (
+    CheckpointSection,
     ClusterSection,
-    CommitSection,
     DataSection,
     EvaluationSection,
     LearnerSection,
@@ -57,8 +57,8 @@ class PairTraining(Section):
     pairs_per_step: int = Field(
         16, ge=1, description="Pairs of one optimizer step; an answer that is in no pair (`value.labels`) counts as one."
     )
-    commit: CommitSection = Field(
-        default_factory=lambda: CommitSection(every=100), description="Commits, to go on after a failure."
+    checkpoint: CheckpointSection = Field(
+        default_factory=lambda: CheckpointSection(every=100), description="Checkpoints, to go on after a failure."
     )
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
 
@@ -123,9 +123,9 @@ class ValueTraining(PairTraining):
         return self
 
     @model_validator(mode="after")
-    def _validate_commit(self) -> Self:
-        if self.commit.keep_best:
-            raise ValueError("commit.keep_best without effect: value pretraining is evaluated only at its end; leave it out")
+    def _validate_checkpoint(self) -> Self:
+        if self.checkpoint.keep_best:
+            raise ValueError("checkpoint.keep_best without effect: value pretraining is evaluated only at its end; leave it out")
         return self
 
 
@@ -172,7 +172,9 @@ class PolicyTraining(Section):
         default_factory=lambda: OffPolicySection(), description="How far generation may run ahead of training."
     )
     health: HealthSection = Field(default_factory=lambda: HealthSection(), description="What a run warns of.")
-    commit: CommitSection = Field(default_factory=lambda: CommitSection(), description="Commits, to go on after a failure.")
+    checkpoint: CheckpointSection = Field(
+        default_factory=lambda: CheckpointSection(), description="Checkpoints, to go on after a failure."
+    )
     transfer: TransferSection = Field(
         default_factory=lambda: TransferSection(), description="The way of new weights to the engines."
     )
@@ -223,20 +225,23 @@ class PolicyTraining(Section):
         return self
 
     @model_validator(mode="after")
-    def _validate_commit(self) -> Self:
-        if self.commit.keep_best:
+    def _validate_checkpoint(self) -> Self:
+        if self.checkpoint.keep_best:
             if not self.advantage.reads_values and not (self.evaluation and self.evaluation.gold):
                 raise ValueError(
-                    "commit.keep_best has nothing to compare: no value model is read; set evaluation.gold, or leave it out"
+                    "checkpoint.keep_best has nothing to compare: no value model is read; set evaluation.gold, or leave it out"
                 )
             evaluated = self.evaluation.every if self.evaluation else 0
             if not evaluated:
-                raise ValueError("commit.keep_best needs scores of steps under way: set evaluation.every, or leave keep_best out")
-            both = math.lcm(self.commit.every, evaluated)
+                raise ValueError(
+                    "checkpoint.keep_best needs scores of steps under way: set evaluation.every, or leave keep_best out"
+                )
+            both = math.lcm(self.checkpoint.every, evaluated)
             if both >= self.steps:
                 raise ValueError(
-                    f"commit.keep_best without effect: the first step both committed (every {self.commit.every}) and evaluated "
-                    f"(every {evaluated}) would be {both}, not before the last, {self.steps}; make one a divisor of the other"
+                    f"checkpoint.keep_best without effect: the first step both checkpointed (every {self.checkpoint.every}) and "
+                    f"evaluated (every {evaluated}) would be {both}, not before the last, {self.steps}; make one a divisor "
+                    "of the other"
                 )
         return self
 
@@ -368,7 +373,7 @@ class PipelineRecipe(Recipe):
     def _validate_resume(self) -> Self:
         if self.run.resume not in ("never", "auto"):
             raise ValueError(
-                "run.resume of both trainings together is 'auto' or 'never'; go on from a commit with `dvpo policy train`"
+                "run.resume of both trainings together is 'auto' or 'never'; go on from a checkpoint with `dvpo policy train`"
             )
         return self
 
@@ -386,9 +391,11 @@ class PipelineRecipe(Recipe):
 
     @model_validator(mode="after")
     def _validate_copies(self) -> Self:
-        copies = [part.commit.copy_to for part in (self.value, self.policy)]
+        copies = [part.checkpoint.copy_to for part in (self.value, self.policy)]
         if copies[0] is not None and copies[0] == copies[1]:
-            raise ValueError(f"value.commit.copy_to and policy.commit.copy_to are both '{copies[0]}': give each its own folder")
+            raise ValueError(
+                f"value.checkpoint.copy_to and policy.checkpoint.copy_to are both '{copies[0]}': give each its own folder"
+            )
         return self
 
     def value_recipe(self) -> ValueRecipe:

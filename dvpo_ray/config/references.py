@@ -16,7 +16,7 @@ from dvpo_ray.io.paths import expanded
 # The packages of this project, whose modules are wherever it runs.
 CODE = ("dvpo_ray", "actors", "jobs")
 # What may be a URL, and how one of a machine's files begins. MLflow takes the word `databricks` for a server.
-PLACES = ("value.commit.copy_to", "policy.commit.copy_to", "dpo.commit.copy_to", "tracking.mlflow_uri")
+PLACES = ("value.checkpoint.copy_to", "policy.checkpoint.copy_to", "dpo.checkpoint.copy_to", "tracking.mlflow_uri")
 FILES = ("file://", "file:", "sqlite:///")
 ELSEWHERE = re.compile(r"[\w+.-]+:|databricks$")
 

@@ -46,8 +46,8 @@ class RunSection(Section):
     resume: str = Field(
         "never",
         min_length=1,
-        description="`auto` goes on from the newest whole commit of this run, or starts when there is none; a commit's folder "
-        "starts from that one; `never` starts anew.",
+        description="`auto` goes on from the newest whole checkpoint of this run, or starts when there is none; a checkpoint's "
+        "folder starts from that one; `never` starts anew.",
     )
 
 
@@ -363,7 +363,9 @@ class LearnerSection(Section):
         None, gt=0, le=1, description="GPU that a rank reserves; none is 0.3 for an only rank and 1 for several."
     )
     max_restarts: int = Field(
-        3, ge=0, description="Times the ranks are started again after one died or hung; training goes on from the last commit."
+        3,
+        ge=0,
+        description="Times the ranks are started again after one died or hung; training goes on from the last checkpoint.",
     )
     max_skipped_updates: int = Field(
         3, ge=0, description="Updates in a row that may be withheld for NaN or Inf before the run stops."
@@ -401,22 +403,23 @@ class PtxSection(Section):
     rows_per_step: int = Field(16, ge=1, description="Rows of one optimizer step.")
 
 
-class CommitSection(Section):
-    """Commits: what a run needs to go on after a failure (`run.resume`)."""
+class CheckpointSection(Section):
+    """Checkpoints: what a run needs to go on after a failure (`run.resume`)."""
 
-    every: int = Field(25, ge=0, description="Steps from one commit to the next, and one after the last; 0 makes none.")
-    keep_last: int = Field(2, ge=1, description="Newest commits that are kept.")
-    keep_every: int = Field(0, ge=0, description="Commits of every so many steps are kept as well; 0 keeps no others.")
+    every: int = Field(25, ge=0, description="Steps from one checkpoint to the next, and one after the last; 0 makes none.")
+    keep_last: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_every: int = Field(0, ge=0, description="Checkpoints of every so many steps are kept as well; 0 keeps no others.")
     keep_best: int = Field(
         0,
         ge=0,
-        description="So many commits with the best held-out score are kept as well, by mean gold, or without `evaluation.gold` "
-        "by the mean last value, which is also what training raises; only those of steps that `evaluation.every` evaluates.",
+        description="So many checkpoints with the best held-out score are kept as well, by mean gold, or without "
+        "`evaluation.gold` by the mean last value, which is also what training raises; only those of steps that "
+        "`evaluation.every` evaluates.",
     )
     copy_to: str | None = Field(
         None,
         min_length=1,
-        description="URL (`s3://`, `gs://`, `file://`, ...) of a folder of this run's own to which every commit is copied; "
+        description="URL (`s3://`, `gs://`, `file://`, ...) of a folder of this run's own to which every checkpoint is copied; "
         '`run.resume = "auto"` fetches the newest from there when the run\'s folder has none or older ones.',
     )
     copy_attempts: int = Field(3, ge=1, le=10, description="Times a copy is tried before it is given up with a warning.")
@@ -426,7 +429,7 @@ class CommitSection(Section):
     def _validate_every(self) -> Self:
         idle = [name for name in ("keep_best", "copy_to") if getattr(self, name) and not self.every]
         if idle:
-            raise ValueError(f"{' and '.join(idle)} without effect: every = 0 makes no commits; set commit.every")
+            raise ValueError(f"{' and '.join(idle)} without effect: every = 0 makes no checkpoints; set checkpoint.every")
         return self
 
 
@@ -486,7 +489,7 @@ class EvaluationSection(SourceSection):
 
     @property
     def compared_by(self) -> str:
-        """What the score of a step is by which `commit.keep_best` compares it with others."""
+        """What the score of a step is by which `checkpoint.keep_best` compares it with others."""
         return "mean gold" if self.gold else "mean last value of the frozen value model"
 
 

@@ -18,7 +18,7 @@ DIRECT = getattr(os, "O_DIRECT", 0)
 class DirectFile:
     """A new file, written from its beginning to its end and flushed to the disk when the block ends without an error.
 
-    A commit of gigabytes would fill the page cache with what nobody reads: finding that much memory may take several times as
+    A checkpoint of gigabytes would fill the page cache with what nobody reads: finding that much memory may take several times as
     long as the disk does, and the cores of whoever trains meanwhile. So data pass through one aligned buffer straight to the
     disk; on file systems that refuse this (tmpfs, some network ones) they are written as usual.
     """

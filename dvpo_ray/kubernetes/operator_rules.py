@@ -56,7 +56,7 @@ def deletion_has_one_rule_book(ray: RayObject) -> Iterator[Problem]:
 
 
 def a_retry_goes_on(ray: RayObject) -> Iterator[Problem]:
-    """A retry gets a new cluster: only a volume carries commits over, and only --resume auto takes them up."""
+    """A retry gets a new cluster: only a volume carries checkpoints over, and only --resume auto takes them up."""
     if not ray.job.get("backoffLimit"):
         return
     if "--resume auto" not in str(ray.job.get("entrypoint")):
@@ -159,7 +159,7 @@ def fault_tolerance_has_one_store(ray: RayObject) -> Iterator[Problem]:
 
 
 def the_gang_is_not_preempted(ray: RayObject) -> Iterator[Problem]:
-    """A learner rank that is taken away costs all ranks the steps since the last commit."""
+    """A learner rank that is taken away costs all ranks the steps since the last checkpoint."""
     for pod in ray.pods():
         keys = [tree(one).get("key") for one in items(pod.spec.get("tolerations"))]
         gang = pod.role == "head" or pod.labels.get(ROLE) == "learner"

@@ -10,7 +10,7 @@ from dvpo_ray.kubernetes.operator_rules import Problem
 
 DIGEST = re.compile(r"[^@]+@sha256:([0-9a-f]{64})")
 # What names of secrets hold, as whole words; TOKENIZERS_PARALLELISM is none, nor is what names a file that holds one.
-SECRET_WORDS = r"(?:TOKEN|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS?|(?:API|COMMIT|PRIVATE|ACCESS)_?KEY)"
+SECRET_WORDS = r"(?:TOKEN|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS?|(?:API|CHECKPOINT|PRIVATE|ACCESS)_?KEY)"
 SECRET_NAME = re.compile(rf"(?:^|_){SECRET_WORDS}(?!\w*_(?:PATH|FILE)$)(?:_|$)", re.IGNORECASE)
 SHM = "/dev/shm"
 

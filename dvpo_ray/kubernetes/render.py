@@ -246,11 +246,11 @@ def _refuse_local_paths(tree: Mapping[str, Any], recipe: Recipe) -> None:
 
 
 def _refuse_another_start(recipe: Recipe) -> None:
-    """A retry must go on from what its job has committed, not begin again where the recipe says."""
+    """A retry must go on from what its job has checkpointed, not begin again where the recipe says."""
     if recipe.run.resume not in ("auto", "never"):
         raise UserInputError(
-            f"run.resume = '{recipe.run.resume}': a job on Kubernetes goes on from the last commit of its own run: leave it out; "
-            f"to go on with another run, copy its folder to {RUNS} and give its name as run.name"
+            f"run.resume = '{recipe.run.resume}': a job on Kubernetes goes on from the last checkpoint of its own run: leave it "
+            f"out; to go on with another run, copy its folder to {RUNS} and give its name as run.name"
         )
 
 

@@ -69,12 +69,12 @@ def token_rewards(
 
 
 def running_state(moments: RunningMoments) -> dict[str, Tensor]:
-    """The moments as a tensor of a commit."""
+    """The moments as a tensor of a checkpoint."""
     return {"rewards": torch.tensor([moments.count, moments.mean, moments.squares], dtype=torch.float64)}
 
 
 def running_of(tensors: Mapping[str, Tensor]) -> RunningMoments:
-    """The moments in a commit, none in one of an earlier version."""
+    """The moments in a checkpoint, none in one of an earlier version."""
     if "rewards" not in tensors:
         return RunningMoments()
     count, mean, squares = tensors["rewards"].tolist()

@@ -1,4 +1,4 @@
-"""When a run commits, and how it gets back to a commit."""
+"""When a run checkpoints, and how it gets back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dvpo_ray.checkpoints.replicator import Copier
-from dvpo_ray.checkpoints.store import Commit, CommitStore
+from dvpo_ray.checkpoints.replicator import CheckpointReplicator
+from dvpo_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dvpo_ray.runs.folder import save_records
 from dvpo_ray.runs.run import Run
-from dvpo_ray.stages import Committing
+from dvpo_ray.stages import Checkpointing
 
 
-class Committer:
-    """Begins commits when they are due and ends them a step later: meanwhile they are written while training goes on."""
+class Checkpointer:
+    """Begins checkpoints when they are due and ends them a step later: meanwhile they are written while training goes on."""
 
     def __init__(
-        self, store: CommitStore, learner: Committing, run: Run, every: int, steps: int, copier: Copier | None = None
+        self,
+        store: CheckpointStore,
+        learner: Checkpointing,
+        run: Run,
+        every: int,
+        steps: int,
+        copier: CheckpointReplicator | None = None,
     ) -> None:
-        """``copier`` is given every commit, and the run's records are then part of it."""
+        """``copier`` is given every checkpoint, and the run's records are then part of it."""
         self.store = store
         self._learner = learner
         self._run = run
@@ -31,24 +37,24 @@ class Committer:
         self._began = 0.0
 
     def due(self, step: int) -> bool:
-        """Whether to commit after so many trained steps."""
+        """Whether to checkpoint after so many trained steps."""
         return bool(self._every) and (step % self._every == 0 or step == self._steps)
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
-        """Start a commit of ``step`` trained steps; ``state`` is the driver's part, as it is now."""
+        """Start a checkpoint of ``step`` trained steps; ``state`` is the driver's part, as it is now."""
         self.finish()
         began = time.time()
         folder = self.store.begin(step)
         records = save_records(self._run.folder, folder) if self._copier else {}
         self._pending, self._began = (step, folder, state, records), began
-        self._learner.begin_commit(str(folder.resolve()))
-        self._run.timeline.add("commit", began, time.time(), step=step)
+        self._learner.begin_checkpoint(str(folder.resolve()))
+        self._run.timeline.add("checkpoint", began, time.time(), step=step)
 
-    def finish(self) -> Commit | None:
-        """Make a commit of what was begun; returns at once unless it is still being written.
+    def finish(self) -> Checkpoint | None:
+        """Make a checkpoint of what was begun; returns at once unless it is still being written.
 
         Raises:
-            CommitError: it could not be written; the commits before it are as they were.
+            CheckpointError: it could not be written; the checkpoints before it are as they were.
         """
         if self._copier is not None:
             self._run.tell(self._copier.news())
@@ -57,15 +63,15 @@ class Committer:
         (step, folder, state, records), self._pending = self._pending, None
         began = time.time()
         try:
-            commit = self.store.finish(step, folder, self._learner.end_commit() | dict(records), state)
+            checkpoint = self.store.finish(step, folder, self._learner.end_checkpoint() | dict(records), state)
         except BaseException:
             self.store.discard_unfinished()
             raise
         if self._copier is not None:
-            self._copier.add(commit)
-        self._run.timeline.add("commit", began, time.time(), step=step)
-        self._run.pace.commit_done(step, time.time() - self._began)
-        return commit
+            self._copier.add(checkpoint)
+        self._run.timeline.add("checkpoint", began, time.time(), step=step)
+        self._run.pace.checkpoint_done(step, time.time() - self._began)
+        return checkpoint
 
     def forget(self) -> None:
         """Give up what was begun: who was writing it is gone."""

@@ -14,20 +14,20 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dvpo_ray.checkpoints.store import Commit
+from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import (
     AS_ASKED,
     LOST,
-    CommitError,
+    CheckpointError,
     DvpoError,
     FrozenValueChangedError,
     NonFiniteUpdateError,
     RunError,
     RunStoppedError,
 )
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.dumps import write_dump
 from dvpo_ray.loop.health import Watch
 from dvpo_ray.loop.ledger import Ledger
@@ -53,45 +53,45 @@ class Driver:
         stages: Stages,
         ledger: Ledger,
         run: Run,
-        committer: Committer,
+        checkpointer: Checkpointer,
         evaluate: Callable[[int], float | None] = lambda step: None,
         data_sha256: str = "",
         on_sync: Callable[[int], None] = lambda version: None,
     ) -> None:
         """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
         ``evaluation.every`` asks for it, unless the run is to stop, and returns their held-out score; ``data_sha256`` is the
-        fingerprint of what is trained on, for commits. ``on_sync`` is called with the version that all engines have just
+        fingerprint of what is trained on, for checkpoints. ``on_sync`` is called with the version that all engines have just
         taken."""
         self._config = config
         self._stages = stages
         self._ledger = ledger
         self._run = run
-        self._committer = committer
+        self._checkpointer = checkpointer
         self._evaluate = evaluate
         self._data_sha256 = data_sha256
         self._on_sync = on_sync
         self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
         self._sealed = stages.scorers.value_hash()
         self._watch = Watch(config.health)
-        self._restarts = Restarts(stages.learner, config.learner.max_restarts, run, committer)
+        self._restarts = Restarts(stages.learner, config.learner.max_restarts, run, checkpointer)
 
-    def train(self, commit: Commit | None = None) -> None:
-        """Train from the start, or from a commit. Learner ranks that die are started again, on the newest commit.
+    def train(self, checkpoint: Checkpoint | None = None) -> None:
+        """Train from the start, or from a checkpoint. Learner ranks that die are started again, on the newest checkpoint.
 
         Raises:
             FrozenValueChangedError: the value model or a reward model is not bit for bit what it was at the start.
-            CommitError: the commit was made under another value model.
-            RunStoppedError: the run was asked to stop, and did after a commit.
+            CheckpointError: the checkpoint was made under another value model.
+            RunStoppedError: the run was asked to stop, and did after a checkpoint.
         """
         rest = partial(self._run.pace.plan_of_rest, "a look at the frozen models", None)
-        go_back = commit is not None
+        go_back = checkpoint is not None
         while True:
             try:
-                self._train_from(self._go_back(commit) if go_back else 0)
+                self._train_from(self._go_back(checkpoint) if go_back else 0)
                 break
             except LOST as error:
                 self._restarts.restart(error)
-                commit, go_back = self._committer.store.newest() or commit, True
+                checkpoint, go_back = self._checkpointer.store.newest() or checkpoint, True
         with self._run.stop.finishing(rest):
             found = self._stages.scorers.value_hash()
         if found != self._sealed:
@@ -111,10 +111,10 @@ class Driver:
                 self._train_step(step, feed)
                 self._check_wanted(step + 1)
                 feed.trained(step + 1)
-            self._committer.finish()
+            self._checkpointer.finish()
 
     def _train_step(self, step: int, feed: Feed) -> None:
-        stages, ledger, run, committer = self._stages, self._ledger, self._run, self._committer
+        stages, ledger, run, checkpointer = self._stages, self._ledger, self._run, self._checkpointer
         with self._keeping(step):
             record, scored = feed.take(step)
         given: list[Handle] = []
@@ -133,14 +133,14 @@ class Driver:
             run.warn(step, f"an update of the {what} was not finite and was withheld; its rows: {self._dump(step, given)}")
         for alarm in self._watch.look(result.metrics):
             run.warn(step, alarm)
-        committer.finish()
+        checkpointer.finish()
         leaving = self._leaving(step)
-        # Who asked the run to stop waits for the commit, and not for a score of it.
+        # Who asked the run to stop waits for the checkpoint, and not for a score of it.
         score = None if run.stopping else self._evaluate_when_due(step + 1)
-        if committer.due(step + 1) or run.stopping or leaving:
-            self._begin_commit(step + 1, score)
+        if checkpointer.due(step + 1) or run.stopping or leaving:
+            self._begin_checkpoint(step + 1, score)
         if leaving or run.stopping:
-            committer.finish()
+            checkpointer.finish()
 
     def _check_wanted(self, steps: int) -> None:
         """Go no further than ``steps`` trained steps when the run is to stop.
@@ -155,15 +155,15 @@ class Driver:
             raise RunStoppedError(f"stopped after step {steps} of {self._config.steps}{AS_ASKED}")
 
     def keep(self, steps: int) -> None:
-        """See to a commit of ``steps`` trained steps, which were the last."""
-        self._committer.finish()
-        if steps and self._run.pace.committed != steps:
-            self._begin_commit(steps, None)
-            self._committer.finish()
+        """See to a checkpoint of ``steps`` trained steps, which were the last."""
+        self._checkpointer.finish()
+        if steps and self._run.pace.checkpointed != steps:
+            self._begin_checkpoint(steps, None)
+            self._checkpointer.finish()
 
     @contextmanager
     def _keeping(self, steps: int) -> Iterator[None]:
-        """Commit ``steps`` trained steps when what follows fails: the learner, which is not at work in it, is as it was."""
+        """Checkpoint ``steps`` trained steps when what follows fails: the learner, which is not at work in it, is as it was."""
         try:
             yield
         except (*LOST, RunStoppedError):
@@ -172,20 +172,20 @@ class Driver:
             try:
                 self.keep(steps)
                 if steps:
-                    self._run.phase(f"{steps} steps are committed: --resume auto goes on after them")
+                    self._run.phase(f"{steps} steps are checkpointed: --resume auto goes on after them")
             except RunError as trouble:
-                self._run.warn(steps, f"the {steps} steps so far could not be committed: {trouble}")
+                self._run.warn(steps, f"the {steps} steps so far could not be checkpointed: {trouble}")
             raise
 
-    def _begin_commit(self, steps: int, score: float | None) -> None:
-        self._committer.begin(steps, self._state(steps) | {"score": score})
+    def _begin_checkpoint(self, steps: int, score: float | None) -> None:
+        self._checkpointer.begin(steps, self._state(steps) | {"score": score})
 
     def _leaving(self, step: int) -> set[str]:
-        """Which of learner and driver are on machines that will be taken away: the learner's work is committed every step from
+        """Which of learner and driver are on machines that will be taken away: the learner's work is checkpointed every step from
         now on, and the driver's end is that of the run, which goes on elsewhere."""
         leaving = self._stages.leaving()
         if leaving:
-            self._run.warn(step, f"the machine of the {' and the '.join(sorted(leaving))} will be taken away: committing")
+            self._run.warn(step, f"the machine of the {' and the '.join(sorted(leaving))} will be taken away: checkpointing")
         if "driver" in leaving:
             self._run.stopping = True
         return leaving
@@ -194,7 +194,7 @@ class Driver:
         section = self._config.evaluation
         if not section or not section.every or step % section.every or step == self._config.steps:
             return None
-        with self._keeping(step), self._run.stop.cutting(self._run.pace.plan_of_commit):
+        with self._keeping(step), self._run.stop.cutting(self._run.pace.plan_of_checkpoint):
             score = self._evaluate(step)
             self._run.restart_clock()
             return score
@@ -223,22 +223,22 @@ class Driver:
             "data_sha256": self._data_sha256,
         } | self._run.facts()
 
-    def _go_back(self, commit: Commit | None) -> int:
-        """Bring everything to a commit (to the start when there is none); returns the steps trained then."""
-        step = 0 if commit is None else commit.step
-        if commit is not None:
-            if commit.part("value_sha256", str) != self._sealed:
-                raise CommitError(
-                    f"commit '{commit.folder}' was made under another value model or other reward models: name those of its run, "
-                    "or start anew"
+    def _go_back(self, checkpoint: Checkpoint | None) -> int:
+        """Bring everything to a checkpoint (to the start when there is none); returns the steps trained then."""
+        step = 0 if checkpoint is None else checkpoint.step
+        if checkpoint is not None:
+            if checkpoint.part("value_sha256", str) != self._sealed:
+                raise CheckpointError(
+                    f"checkpoint '{checkpoint.folder}' was made under another value model or other reward models: name those "
+                    "of its run, or start anew"
                 )
-            self._stages.learner.load_commit(str(commit.folder.resolve()))
+            self._stages.learner.load_checkpoint(str(checkpoint.folder.resolve()))
         self._kl = KlControl(self._config.kl.control, self._config.rollout.rows_per_step)
-        self._kl.beta = commit.part("kl_coefficient", NonNegativeFinite) if commit else self._kl.beta
-        self._ledger.restore(commit.part("ledger", dict) if commit else Ledger.EMPTY, step)
+        self._kl.beta = checkpoint.part("kl_coefficient", NonNegativeFinite) if checkpoint else self._kl.beta
+        self._ledger.restore(checkpoint.part("ledger", dict) if checkpoint else Ledger.EMPTY, step)
         self._stages.rollouts.sync(self._stages.learner.weights(step))
         self._on_sync(step)
-        self._run.go_back(commit)
+        self._run.go_back(checkpoint)
         return step
 
 

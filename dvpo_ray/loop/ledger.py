@@ -1,4 +1,4 @@
-"""The ledger: every admitted row has one state, and the books balance at every commit."""
+"""The ledger: every admitted row has one state, and the books balance at every checkpoint."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import CommitError
+from dvpo_ray.errors import CheckpointError
 from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.types import GenerationRequest
 
 
 class LedgerState(BaseModel):
-    """The books as a commit holds them."""
+    """The books as a checkpoint holds them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -79,26 +79,26 @@ class Ledger:
         self.dead_lettered += len(ids)
 
     def state(self) -> dict[str, Any]:
-        """The books as they are, for a commit."""
+        """The books as they are, for a checkpoint."""
         self.check()
         return {"trained": self.trained, "dead_lettered": self.dead_lettered, "in_flight": sorted(self._in_flight)}
 
     def restore(self, state: Mapping[str, Any], step: int) -> None:
-        """Take the books over from a commit of ``step`` trained steps.
+        """Take the books over from a checkpoint of ``step`` trained steps.
 
         Rows that were in flight are of later steps, which admit them again under the same ids and seeds.
 
         Raises:
-            CommitError: the books are not those of such a commit.
+            CheckpointError: the books are not those of such a checkpoint.
         """
         try:
             books = LedgerState.model_validate(state)
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
-            raise CommitError(f"commit of step {step}: state.ledger.{field}: {error.errors()[0]['msg']}") from error
+            raise CheckpointError(f"checkpoint of step {step}: state.ledger.{field}: {error.errors()[0]['msg']}") from error
         early = [row_id for row_id in books.in_flight if int(row_id.partition("/")[0]) < step]
         if early:
-            raise CommitError(f"commit of step {step} has rows of trained steps in flight: {early[:3]}")
+            raise CheckpointError(f"checkpoint of step {step} has rows of trained steps in flight: {early[:3]}")
         self._in_flight = set()
         self.trained, self.dead_lettered = books.trained, books.dead_lettered
         self.admitted = self.trained + self.dead_lettered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dvpo_ray.errors import ActorFailedError, LearnerLostError, PermanentFailureError
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Restarting
 
@@ -32,11 +32,11 @@ class Sentences:
 class Restarts:
     """The budget of a run's learner."""
 
-    def __init__(self, learner: Restarting, most: int, run: Run, committer: Committer) -> None:
+    def __init__(self, learner: Restarting, most: int, run: Run, checkpointer: Checkpointer) -> None:
         self._learner = learner
         self._left = most
         self._run = run
-        self._committer = committer
+        self._checkpointer = checkpointer
         self._sentences = Sentences()
 
     def restart(self, error: ActorFailedError) -> None:
@@ -59,4 +59,4 @@ class Restarts:
             except LearnerLostError as again:
                 error = again
         # Only now does nobody write into it any more.
-        self._committer.forget()
+        self._checkpointer.forget()

@@ -22,7 +22,7 @@ from dvpo_ray.runs.stopping import current
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
-COMMITS = "commits"
+CHECKPOINTS = "checkpoints"
 DUMPS = "dumps"
 DEAD_LETTERS = "dead_letters.jsonl"
 RECORDS = (CONFIG, METRICS, EVALUATIONS)
@@ -71,7 +71,7 @@ def _locked_file(path: Path, folder: Path) -> TextIO:
 
 
 def prepare_folder(recipe: Recipe) -> Path:
-    """The run's folder, new and empty. ``run.resume = "auto"`` replaces a run that did not get to its first commit.
+    """The run's folder, new and empty. ``run.resume = "auto"`` replaces a run that did not get to its first checkpoint.
 
     Raises:
         ConfigError: an earlier run is there and ``run.overwrite`` is off.
@@ -97,7 +97,7 @@ def prepare_folder(recipe: Recipe) -> Path:
 
 
 def check_same_run(recipe: Recipe, saved: Path, fixed: Sequence[str]) -> None:
-    """Refuse to go on from another run's commit: settings at the dotted paths ``fixed`` must be as they were.
+    """Refuse to go on from another run's checkpoint: settings at the dotted paths ``fixed`` must be as they were.
 
     Raises:
         ConfigError: naming the setting and both values.
@@ -120,12 +120,12 @@ def _at(tree: Any, path: str) -> Any:
 
 
 def _died_early(folder: Path) -> bool:
-    """Whether a run got neither to a commit nor to its end, so that nothing is lost with it."""
-    return not (folder / "result.json").exists() and not any((folder / COMMITS).glob("*step-*"))
+    """Whether a run got neither to a checkpoint nor to its end, so that nothing is lost with it."""
+    return not (folder / "result.json").exists() and not any((folder / CHECKPOINTS).glob("*step-*"))
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Take back what a run wrote after its commit of ``step`` trained steps: it will be written again.
+    """Take back what a run wrote after its checkpoint of ``step`` trained steps: it will be written again.
 
     A last line that was cut short goes too; other lines that cannot be read go with a warning.
     """
@@ -133,23 +133,23 @@ def rewind(folder: Path, step: int) -> None:
     keep_records(folder / EVALUATIONS, lambda row: row["step"] <= step)
 
 
-def save_records(run: Path, commit: Path) -> dict[str, str]:
-    """Put what a run on another machine needs besides its state into a commit; returns the sha256 of each file."""
+def save_records(run: Path, checkpoint: Path) -> dict[str, str]:
+    """Put what a run on another machine needs besides its state into a checkpoint; returns the sha256 of each file."""
     digests = {}
     for name in RECORDS:
         if (run / name).is_file():
-            shutil.copyfile(run / name, commit / name)
-            flush_file(commit / name)
-            digests[name] = sha256_file(commit / name)
+            shutil.copyfile(run / name, checkpoint / name)
+            flush_file(checkpoint / name)
+            digests[name] = sha256_file(checkpoint / name)
     return digests
 
 
-def restore_records(commit: Path, run: Path) -> None:
-    """Give a run's folder the records that lie in a verified commit."""
+def restore_records(checkpoint: Path, run: Path) -> None:
+    """Give a run's folder the records that lie in a verified checkpoint."""
     run.mkdir(parents=True, exist_ok=True)
     for name in RECORDS:
-        if (commit / name).is_file():
-            shutil.copyfile(commit / name, run / name)
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, run / name)
 
 
 def seconds_of_work(folder: Path) -> float:
@@ -160,7 +160,7 @@ def seconds_of_work(folder: Path) -> float:
 
 
 def recorded_steps(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a run's steps; none of a run that began at another's last commit."""
+    """The metrics of a run's steps; none of a run that began at another's last checkpoint."""
     return [line for line in read_records(folder / METRICS) if "seconds/step" in line]
 
 

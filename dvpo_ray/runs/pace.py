@@ -1,4 +1,4 @@
-"""How long a run's steps and commits take, from those it has done: what is left of it, and what a stop waits for."""
+"""How long a run's steps and checkpoints take, from those it has done: what is left of it, and what a stop waits for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dvpo_ray.runs.stopping import ENDING_S, SECOND
 RECENT = 8
 # The slowest of recent steps is not the slowest there will be.
 MARGIN = 1.25
-# A commit that none was measured before: written and hashed by one thread beside the training.
-COMMIT_BYTES_PER_S = 100e6
+# A checkpoint that none was measured before: written and hashed by one thread beside the training.
+CHECKPOINT_BYTES_PER_S = 100e6
 
 
 class Pace:
@@ -23,14 +23,14 @@ class Pace:
     def __init__(self, total: int) -> None:
         self.total = total
         self.done = 0
-        self.committed: int | None = None
-        # What a commit writes, as far as it is known before the first.
-        self.commit_bytes = 0.0
+        self.checkpointed: int | None = None
+        # What a checkpoint writes, as far as it is known before the first.
+        self.checkpoint_bytes = 0.0
         # Time of what follows the last step, given that of a step; None where it cannot be told.
         self.later: Callable[[float], float | None] = lambda step_seconds: 0.0
-        # How long the last copies of commits are waited for, at most.
+        # How long the last copies of checkpoints are waited for, at most.
         self.copies_s = 0.0
-        self._commits: deque[float] = deque(maxlen=RECENT)
+        self._checkpoints: deque[float] = deque(maxlen=RECENT)
         self._steps: deque[float] = deque(maxlen=RECENT + 1)
         self._began = time.monotonic()
 
@@ -44,14 +44,14 @@ class Pace:
         self._steps.append(seconds)
         self.begin()
 
-    def commit_done(self, step: int, seconds: float) -> None:
-        """So many steps are committed, and that they are took so long."""
-        self.committed = step
-        self._commits.append(seconds)
+    def checkpoint_done(self, step: int, seconds: float) -> None:
+        """So many steps are checkpointed, and that they are took so long."""
+        self.checkpointed = step
+        self._checkpoints.append(seconds)
 
-    def go_back(self, step: int, committed: bool) -> None:
-        """The run goes on after so many steps, which a commit holds or which are none."""
-        self.done, self.committed = step, step if committed else None
+    def go_back(self, step: int, checkpointed: bool) -> None:
+        """The run goes on after so many steps, which a checkpoint holds or which are none."""
+        self.done, self.checkpointed = step, step if checkpointed else None
         self.begin()
 
     @property
@@ -73,22 +73,22 @@ class Pace:
         return MARGIN * steps * max(self._steps) if self._steps else None
 
     @property
-    def commit_seconds(self) -> float:
-        """Time that a commit takes at most, as far as can be told."""
-        return MARGIN * max(self._commits) if self._commits else self.commit_bytes / COMMIT_BYTES_PER_S
+    def checkpoint_seconds(self) -> float:
+        """Time that a checkpoint takes at most, as far as can be told."""
+        return MARGIN * max(self._checkpoints) if self._checkpoints else self.checkpoint_bytes / CHECKPOINT_BYTES_PER_S
 
     def kept(self) -> str:
         """What of the run is there when its driver is gone; nothing is ""."""
-        return f"the commit of step {self.committed}" if self.committed else ""
+        return f"the checkpoint of step {self.checkpointed}" if self.checkpointed else ""
 
     def lost(self) -> str:
         """What an end now would lose, as a sentence goes on."""
-        since = self.done - (self.committed or 0)
+        since = self.done - (self.checkpointed or 0)
         if not since:
             return "losing what is in hand alone"
-        if not self.committed:
+        if not self.checkpointed:
             return f"losing all {_counted(since)} so far"
-        return f"losing the {_counted(since)} since the commit of step {self.committed}"
+        return f"losing the {_counted(since)} since the checkpoint of step {self.checkpointed}"
 
     def _within(self, seconds: float) -> str:
         copies = f", and at most {self.copies_s:g} s more for its copies" if self.copies_s else ""
@@ -98,17 +98,17 @@ class Pace:
         """What a stop within a step does."""
         whole = self.steps_take(1)
         if whole is None:
-            when = f"how long the first step takes is not known yet, and the rest {self._within(self.commit_seconds)}"
+            when = f"how long the first step takes is not known yet, and the rest {self._within(self.checkpoint_seconds)}"
         else:
             left = max(whole - (time.monotonic() - self._began), whole - whole / MARGIN)
-            when = self._within(left + self.commit_seconds)
+            when = self._within(left + self.checkpoint_seconds)
         step = f"step {min(self.done + 1, self.total)} of {self.total}"
-        return f"stopping: {step}, which is in hand, will be finished and committed ({when}); {SECOND}, {self.lost()}"
+        return f"stopping: {step}, which is in hand, will be finished and checkpointed ({when}); {SECOND}, {self.lost()}"
 
-    def plan_of_commit(self) -> str:
+    def plan_of_checkpoint(self) -> str:
         """What a stop within an evaluation of trained steps does."""
-        when = self._within(self.commit_seconds)
-        return f"stopping: the evaluation is given up, step {self.done} is kept as a commit ({when}); {SECOND}, {self.lost()}"
+        when = self._within(self.checkpoint_seconds)
+        return f"stopping: the evaluation is given up, step {self.done} is kept as a checkpoint ({when}); {SECOND}, {self.lost()}"
 
     def plan_of_rest(self, what: str, seconds: float | None) -> str:
         """What a stop within the work after the last step does, which takes so long from its beginning."""

@@ -25,7 +25,7 @@ from dvpo_ray.types import ServedWeights, StepResult
 
 T = TypeVar("T")
 RESULT = "result.json"
-# What a commit's state and a result call the number type of each role.
+# What a checkpoint's state and a result call the number type of each role.
 NUMBER_TYPES = "number_types"
 TIMELINE = "timeline.json"
 LOGS = "logs"
@@ -120,7 +120,7 @@ class Run:
 
     @property
     def stopping(self) -> bool:
-        """Whether the run is to end after its step, with a commit."""
+        """Whether the run is to end after its step, with a checkpoint."""
         return self._leaving or self.stop.asked
 
     @stopping.setter
@@ -138,25 +138,25 @@ class Run:
         return self.seconds_of_work / (time.time() - self.first_began)
 
     def facts(self) -> dict[str, Any]:
-        """What a commit must remember of the run: its time, and the number types that it computes in."""
+        """What a checkpoint must remember of the run: its time, and the number types that it computes in."""
         return {"seconds": self.seconds, "first_began": self.first_began, NUMBER_TYPES: self.number_types}
 
-    def take_clocks(self, commit: Resumable) -> None:
-        """Count on from the time of a commit."""
-        self.seconds_before, self.first_began = (commit.part(name, FiniteFloat) for name in ("seconds", "first_began"))
+    def take_clocks(self, checkpoint: Resumable) -> None:
+        """Count on from the time of a checkpoint."""
+        self.seconds_before, self.first_began = (checkpoint.part(name, FiniteFloat) for name in ("seconds", "first_began"))
 
-    def go_on(self, commit: Resumable) -> None:
-        """Be the run of a commit: its clocks, and what was recorded until then."""
-        self.take_clocks(commit)
+    def go_on(self, checkpoint: Resumable) -> None:
+        """Be the run of a checkpoint: its clocks, and what was recorded until then."""
+        self.take_clocks(checkpoint)
         self.began = time.time()
-        self.go_back(commit)
+        self.go_back(checkpoint)
 
-    def go_back(self, commit: Resumable | None) -> None:
-        """Take back what was recorded after a commit, or since the start, and say where the run goes on."""
-        step = 0 if commit is None else commit.step
-        self.pace.go_back(step, commit is not None)
+    def go_back(self, checkpoint: Resumable | None) -> None:
+        """Take back what was recorded after a checkpoint, or since the start, and say where the run goes on."""
+        step = 0 if checkpoint is None else checkpoint.step
+        self.pace.go_back(step, checkpoint is not None)
         self.rewind(step)
-        self.phase(f"going on after step {step}" + (f", from {commit.folder}" if commit else ""))
+        self.phase(f"going on after step {step}" + (f", from {checkpoint.folder}" if checkpoint else ""))
 
     def rewind(self, step: int) -> None:
         """Take back what was recorded after so many trained steps."""
@@ -194,7 +194,7 @@ class Run:
         return StepRecord(self, step, lane)
 
     def restart_clock(self) -> None:
-        """The next step's time counts from now: what was done since the last commit was no part of a step."""
+        """The next step's time counts from now: what was done since the last checkpoint was no part of a step."""
         self.closed = time.time()
         self.pace.begin()
 
@@ -239,7 +239,7 @@ def failures(folder: Path, keep_logs: KeepLogs) -> Iterator[None]:
 
 
 class StepRecord:
-    """Spans and metrics of one step, from its first request to its commit."""
+    """Spans and metrics of one step, from its first request to its checkpoint."""
 
     def __init__(self, run: Run, step: int, lane: int) -> None:
         self._run = run

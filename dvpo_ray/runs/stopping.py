@@ -42,7 +42,7 @@ class Stop:
     def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
         """``tell`` shows a sentence; it is called from another thread."""
         self.signum = 0
-        # What is there when this job is given up ("the commit of step 4"; "" is nothing), and who goes on from it.
+        # What is there when this job is given up ("the checkpoint of step 4"; "" is nothing), and who goes on from it.
         self.kept: Callable[[], str] = str
         self.again = AGAIN_BY_RESUMING
         self._tell = tell

@@ -28,7 +28,7 @@ RECIPE = "recipe.toml"
 ROOT = Path(__file__).resolve().parents[2]
 # Ray's job server sends SIGTERM, and SIGKILL so many seconds later; it reads this from the job's own environment.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
-# Of a policy's step score, learn, sync and commit; of another training's last one learn, commit, measure and save.
+# Of a policy's step score, learn, sync and checkpoint; of another training's last one learn, checkpoint, measure and save.
 CALLS_TO_STOP = 4
 COMMANDS: dict[type[Recipe], tuple[str, str]] = {
     PipelineRecipe: ("jobs.pipeline", "demo"),
@@ -137,7 +137,7 @@ def pack(asked: Asked, options: Options, package: Path) -> Submission:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit that a checkout is at, marked `-dirty` when files differ from it; None for what is no checkout."""
+    """The checkpoint that a checkout is at, marked `-dirty` when files differ from it; None for what is no checkout."""
     if not (folder / ".git").exists():
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -230,7 +230,7 @@ def _check_functions(recipe: Recipe, included: Sequence[Path]) -> None:
 
 
 def _stop_wait_s(recipe: Recipe) -> int:
-    """Time for a job that is asked to stop: what its stages may take until it has committed and waited for its last copies."""
+    """Time for a job that is asked to stop: what its stages may take until it has checkpointed and waited for its last copies."""
     found = (getattr(recipe, name, None) for name in ("value", "policy", "dpo"))
     return math.ceil(max(_seconds_to_stop(part, recipe.cluster.call_timeout_s) for part in found if part is not None))
 
@@ -248,4 +248,4 @@ def _seconds_to_stop(part: PairTraining | PolicyTraining, call_s: float) -> floa
     if isinstance(part, PolicyTraining | DpoTraining) and part.evaluation is not None:
         held_out = (part.evaluation.max_prompts or 1) * part.evaluation.answers_per_prompt
         seconds += _generation_s(part.rollout, held_out) + 2 * call_s
-    return seconds + (part.commit.copy_wait_s if part.commit.copy_to is not None else 0.0)
+    return seconds + (part.checkpoint.copy_wait_s if part.checkpoint.copy_to is not None else 0.0)

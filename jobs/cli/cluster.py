@@ -108,11 +108,11 @@ def jobs_logs(job: JobArg, follow: FollowOption = False, address: AddressOption 
 @jobs_app.command("stop")
 def jobs_stop(
     job: JobArg,
-    wait: Annotated[bool, typer.Option(help="Wait until the job has committed and ended.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until the job has checkpointed and ended.")] = True,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a job to commit what it has done and end; `--resume auto` goes on with its run."""
+    """Ask a job to checkpoint what it has done and end; `--resume auto` goes on with its run."""
 
     def work() -> dict[str, Any]:
         client = _connect(address)
@@ -121,7 +121,7 @@ def jobs_stop(
             raise UserInputError(f"job '{job}' has ended already: {found['status']}")
         if not wait:
             return {"job": job, "status": "STOPPING"}
-        typer.echo("waiting for the job to commit and end", err=True)
+        typer.echo("waiting for the job to checkpoint and end", err=True)
         ended = _until_its_end(client, job, lambda text: None, f"job '{job}' is still being stopped: `dvpo jobs status {job}`")
         return {"job": job, "status": ended["status"], "end": end_of_stop(client.logs(job))}
 
@@ -129,13 +129,13 @@ def jobs_stop(
 
 
 def end_of_stop(log: str) -> str:
-    """What a job that was asked to stop said of its end: that it had committed, or else its last words."""
+    """What a job that was asked to stop said of its end: that it had checkpointed, or else its last words."""
     found = STOPPED.findall(log)
     if found:
         return str(found[-1])
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     said = f"the last it printed: {lines[-1][:SHOWN]}" if lines else "it had printed nothing"
-    return f"it did not say that it committed when it was asked to stop; {said}"
+    return f"it did not say that it checkpointed when it was asked to stop; {said}"
 
 
 def _connect(address: str | None) -> Any:

@@ -15,7 +15,7 @@ import typer
 from dvpo_ray.errors import DvpoError, RunStoppedError, UserInputError
 
 RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
-ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a commit's folder (run.resume).")]
+ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a checkpoint's folder (run.resume).")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines instead of text for people.")]
 

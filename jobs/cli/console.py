@@ -41,7 +41,7 @@ SHOWN_KEYS = (
     ("reward_pair_accuracy", "reward model pair accuracy"),
     ("dpo_pair_accuracy", "policy pair accuracy"),
     ("seconds_per_step", "seconds per step"),
-    ("kept_best_by", "commits kept by keep_best"),
+    ("kept_best_by", "checkpoints kept by keep_best"),
     ("seconds_total", "seconds in all"),
     ("peak_memory_gb", "peak memory (GB)"),
     ("logprob_gap_mean", "log-prob gap, engine to learner"),

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from tests.support.ray_cluster import RayCluster, ray_cluster, run
 from tests.support.real import answer, assert_books_balance, write_lines
 
 pytestmark = pytest.mark.integration
-SECRETS = {"WANDB_API_KEY": "hunter2-5f3a-wandb", "DVPO_COMMIT_KEY": "hunter2-5f3a-commit"}
+SECRETS = {"WANDB_API_KEY": "hunter2-5f3a-wandb", "DVPO_CHECKPOINT_KEY": "hunter2-5f3a-checkpoint"}
 LEARNER = 'dtype = "float32", learning_rate = 3e-3, token_budget = 512'
 RECIPES = {
     "value.toml": """
@@ -131,16 +131,25 @@ def test_a_run_from_submission_through_a_stop_to_its_end(cluster: RayCluster, pr
     assert person.knows("jobs", "status", "policy-1")["status"] == "RUNNING", "leaving does not stop it"
 
     stopped = person.knows("jobs", "stop", "policy-1")
-    commit = CommitStore(runs / "policy" / "commits").newest()
-    assert commit is not None and 2 <= commit.step < 400
-    assert stopped["status"] == "STOPPED" and stopped["end"].startswith(f"stopped after step {commit.step} of 400, as asked")
-    assert f"stopped after step {commit.step} of 400, as asked" in person.does("jobs", "logs", "policy-1")
+    checkpoint = CheckpointStore(runs / "policy" / "checkpoints").newest()
+    assert checkpoint is not None and 2 <= checkpoint.step < 400
+    assert stopped["status"] == "STOPPED" and stopped["end"].startswith(f"stopped after step {checkpoint.step} of 400, as asked")
+    assert f"stopped after step {checkpoint.step} of 400, as asked" in person.does("jobs", "logs", "policy-1")
     assert "has ended already: STOPPED" in person.does("jobs", "stop", "policy-1", code=2)
 
-    words = ["submit", "policy.toml", "--resume", "auto", "--set", f"policy.steps={commit.step + 2}", "--include", "scores.py"]
+    words = [
+        "submit",
+        "policy.toml",
+        "--resume",
+        "auto",
+        "--set",
+        f"policy.steps={checkpoint.step + 2}",
+        "--include",
+        "scores.py",
+    ]
     said = person.does(*words, "--follow", "--job-id", "policy-2")
-    assert f"going on after step {commit.step}," in said
-    assert_books_balance(runs / "policy", commit.step + 2)
+    assert f"going on after step {checkpoint.step}," in said
+    assert_books_balance(runs / "policy", checkpoint.step + 2)
 
     jobs = {job["job"]: job for job in person.knows("jobs", "list")["jobs"]}
     states = {"value-1": "SUCCEEDED", "value-2": "FAILED", "policy-1": "STOPPED", "policy-2": "SUCCEEDED"}

@@ -20,5 +20,5 @@ def in_ray(ray: ClusterSection) -> None:
 def straight(policy_recipe: MakePolicyRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run in which nothing fails."""
     folder = tmp_path_factory.mktemp("straight")
-    train_policy(policy_recipe(folder, "straight", evaluation=None, commit={"every": 3}))
+    train_policy(policy_recipe(folder, "straight", evaluation=None, checkpoint={"every": 3}))
     return folder / "straight"

@@ -31,7 +31,7 @@ HEARTBEATS = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 5
 
 
 class Taker:
-    """A listener that takes worker nodes away; steps that come again, because the run goes back to a commit, do nothing."""
+    """A listener that takes worker nodes away; steps that come again, because the run goes back to a checkpoint, do nothing."""
 
     def __init__(self, cluster: Any) -> None:
         self._cluster = cluster

@@ -65,7 +65,7 @@ def test_every_kind_of_actor_is_killed_and_every_number_comes_out_the_same(
     policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path
 ) -> None:
     """The scorer and a rollout actor are killed, and the engine of another hangs; the learner is killed after a step, so that two
-    steps are trained again from the last commit; at last all engines die under actors that live. New rollout actors serve the
+    steps are trained again from the last checkpoint; at last all engines die under actors that live. New rollout actors serve the
     weights of their time."""
     plan: dict[int, Action] = {
         1: partial(kill, "scorer-0"),
@@ -76,7 +76,7 @@ def test_every_kind_of_actor_is_killed_and_every_number_comes_out_the_same(
     }
     saboteur = Saboteur(plan)
     rollout = ROLLOUT | {"actors": 2, "row_timeout_s": 20.0, "max_restarts": 10}
-    recipe = policy_recipe(tmp_path, "recovered", evaluation=None, commit={"every": 2}, rollout=rollout)
+    recipe = policy_recipe(tmp_path, "recovered", evaluation=None, checkpoint={"every": 2}, rollout=rollout)
     result = train_policy(recipe, saboteur)
     assert saboteur.done
     assert any("learner rank died" in phase for phase in saboteur.phases)

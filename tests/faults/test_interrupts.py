@@ -90,7 +90,7 @@ def seconds_in(said: str) -> float:
 
 @pytest.fixture(scope="module")
 def recipe(tiny_model: Path, pairs: Path, prompts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A value model of 18 steps without commits, and a policy of 6 with an evaluation before and after."""
+    """A value model of 18 steps without checkpoints, and a policy of 6 with an evaluation before and after."""
     folder = tmp_path_factory.mktemp("interrupted")
     policy = {
         "steps": POLICY_STEPS,
@@ -99,9 +99,9 @@ def recipe(tiny_model: Path, pairs: Path, prompts: tuple[Path, Path], tmp_path_f
         "scorer": {"dtype": "float32"},
         "learner": {"dtype": "float32"},
         "evaluation": {"source": str(prompts[1]), "gold": "tests.support.fakes:early_letters"},
-        "commit": {"every": 4},
+        "checkpoint": {"every": 4},
     }
-    tree = value_tree(tiny_model, pairs, folder, commit={"every": 0}) | {"policy": policy}
+    tree = value_tree(tiny_model, pairs, folder, checkpoint={"every": 0}) | {"policy": policy}
     tree["value"]["learner"]["dtype"] = "float32"
     file = folder / "pipeline.toml"
     file.write_text(to_toml(tree))
@@ -118,12 +118,12 @@ def test_ctrl_c_before_the_policy(recipe: Path, temporary: Path) -> None:
     assert said == "stopping at once, within 5 s"
     terminal.ends(began, AT_ONCE_S, 130)
 
-    # In value training, which makes no commits unless it is stopped.
+    # In value training, which makes no checkpoints unless it is stopped.
     terminal = Terminal(recipe, temporary)
     steps = terminal.until("step", step=3)["total"]
     assert steps == VALUE_STEPS
     began, said = terminal.interrupt()
-    assert "will be finished and committed (within" in said and "losing all" in said
+    assert "will be finished and checkpointed (within" in said and "losing all" in said
     assert re.search(rf"stopped after step \d+ of {steps}, as asked: --resume auto", terminal.ends(began, seconds_in(said), 130))
 
 
@@ -134,11 +134,11 @@ def test_ctrl_c_at_every_moment_of_the_policy(recipe: Path, temporary: Path) -> 
     terminal.until("phase", "training for 6 steps")
     terminal.until("stage", "rollout", step=3)
     _, said = terminal.interrupt()
-    assert said.startswith("stopping: step 3 of 6, which is in hand, will be finished and committed (within")
+    assert said.startswith("stopping: step 3 of 6, which is in hand, will be finished and checkpointed (within")
     began, _ = terminal.interrupt()
     terminal.ends(began, AT_ONCE_S, 130)
 
-    # While the policy learns; what was not committed is trained again.
+    # While the policy learns; what was not checkpointed is trained again.
     terminal = Terminal(recipe, temporary)
     terminal.until("phase", "training for 6 steps")
     terminal.until("stage", "learn", step=2)
@@ -150,7 +150,7 @@ def test_ctrl_c_at_every_moment_of_the_policy(recipe: Path, temporary: Path) -> 
     terminal.until("phase", "going on after step 2")
     terminal.until("phase", "answering held-out prompts after 6 steps")
     began, said = terminal.interrupt(signal.SIGTERM)
-    assert "the evaluation is given up, step 6 is kept as a commit" in said
+    assert "the evaluation is given up, step 6 is kept as a checkpoint" in said
     assert "stopped after step 6 of 6" in terminal.ends(began, seconds_in(said), 143)
 
     terminal = Terminal(recipe, temporary)

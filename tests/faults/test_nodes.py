@@ -20,13 +20,13 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 def test_machines_are_taken_away_with_and_without_notice(policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path) -> None:
     """Rollout, scorer and learner start anew on other nodes, twice; only the death without notice is charged to the budgets.
 
-    The recipe's commits are too rare to matter: those that the run goes back to were made because of the notice.
+    The recipe's checkpoints are too rare to matter: those that the run goes back to were made because of the notice.
     """
     recipe = policy_recipe(
         tmp_path,
         "moved",
         evaluation=None,
-        commit={"every": 100},
+        checkpoint={"every": 100},
         rollout=ROLLOUT | {"max_restarts": 1},
         scorer={"dtype": "float32", "rows_per_call": 8, "max_restarts": 1},
         learner={"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512, "max_restarts": 1},

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.chaos import events, kill_driver, start
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config import PipelineRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.errors import RunStoppedError
@@ -38,14 +38,14 @@ def test_a_driver_stopped_and_a_driver_killed_go_on_as_if_nothing_had_happened(
     policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path
 ) -> None:
     """Bit for bit: parameters, optimizer state, ledger and metrics are those of a run in which nothing fails."""
-    recipe = policy_recipe(tmp_path, "broken", evaluation=None, commit={"every": 3})
+    recipe = policy_recipe(tmp_path, "broken", evaluation=None, checkpoint={"every": 3})
     folder = tmp_path / "broken"
     stopped = start(recipe, tmp_path, "never")
     read_until(stopped, lambda event: event["event"] == "step" and event["step"] == 1)
     os.kill(stopped.pid, signal.SIGTERM)
     out, _ = stopped.communicate(timeout=120)
     assert stopped.returncode == 143 and "as asked" in out, out
-    first = CommitStore(folder / "commits").newest()
+    first = CheckpointStore(folder / "checkpoints").newest()
     assert first is not None and 1 <= first.step < 3
     assert first.state["ledger"]["trained"] == 16 * first.step
     killed = start(recipe, tmp_path, "auto")
@@ -54,12 +54,12 @@ def test_a_driver_stopped_and_a_driver_killed_go_on_as_if_nothing_had_happened(
     again = start(recipe, tmp_path, "auto")
     out, _ = again.communicate(timeout=300)
     assert again.returncode == 0 and "going on after step 3" in out, out
-    a, b = (CommitStore(run / "commits").newest() for run in (straight, folder))
+    a, b = (CheckpointStore(run / "checkpoints").newest() for run in (straight, folder))
     assert a is not None and b is not None and a.step == b.step == STEPS
-    left, right = (load_file(commit.folder / "learner-00000.safetensors") for commit in (a, b))
+    left, right = (load_file(checkpoint.folder / "learner-00000.safetensors") for checkpoint in (a, b))
     assert set(left) == set(right)
     assert all(left[name].equal(right[name]) for name in left if name != "rng")
-    states = [{name: part for name, part in commit.state.items() if name not in CLOCKS} for commit in (a, b)]
+    states = [{name: part for name, part in checkpoint.state.items() if name not in CLOCKS} for checkpoint in (a, b)]
     assert states[0] == states[1]
     assert [without_timings(line) for line in metrics(straight)] == [without_timings(line) for line in metrics(folder)]
 
@@ -68,9 +68,9 @@ def test_a_driver_stopped_and_a_driver_killed_go_on_as_if_nothing_had_happened(
 def test_a_run_whose_machine_is_lost_goes_on_from_its_copies(
     policy_recipe: MakePolicyRecipe, straight: Path, tmp_path: Path
 ) -> None:
-    """Nothing of the run's folder is left: its commits, settings and records come from where they were copied to."""
-    commits = {"every": 3, "copy_to": f"file://{tmp_path}/away"}
-    recipe = policy_recipe(tmp_path, "lost", evaluation=None, commit=commits)
+    """Nothing of the run's folder is left: its checkpoints, settings and records come from where they were copied to."""
+    checkpoints = {"every": 3, "copy_to": f"file://{tmp_path}/away"}
+    recipe = policy_recipe(tmp_path, "lost", evaluation=None, checkpoint=checkpoints)
 
     def stop(event: Event) -> None:
         if event.kind == "step" and event.step == 4:
@@ -83,7 +83,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_its_copies(
     again = recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})})
     result = train_policy(again, lambda event: phases.append(event.text))
     assert any("going on after step 4" in phase for phase in phases)
-    assert result["commits_copied"] == 1 and result["commits_not_copied"] == 0
+    assert result["checkpoints_copied"] == 1 and result["checkpoints_not_copied"] == 0
     assert [without_timings(line) for line in metrics(straight)] == [without_timings(line) for line in metrics(tmp_path / "lost")]
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from benchmarks.chaos import PARTS, events, kill_driver, processes_of, start
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from tests.support.real import ROLLOUT, MakePolicyRecipe, assert_books_balance, metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.soak]
@@ -73,7 +73,7 @@ def test_nothing_is_lost_and_nothing_is_trained_twice(policy_recipe: MakePolicyR
         "soak",
         steps=STEPS,
         evaluation=None,
-        commit={"every": 2},
+        checkpoint={"every": 2},
         rollout=ROLLOUT | {"actors": 2, "max_restarts": 1000, "row_timeout_s": 20.0},
         scorer={"dtype": "float32", "rows_per_call": 8, "max_restarts": 1000},
         learner={"dtype": "float32", "learning_rate": 1e-4, "token_budget": 512, "max_restarts": 1000},
@@ -99,6 +99,6 @@ def test_nothing_is_lost_and_nothing_is_trained_twice(policy_recipe: MakePolicyR
     print(f"{STEPS} steps in {time.monotonic() - began:.0f} s, {drivers} drivers, killed {dict(killed)}")
     assert all(killed[part] for part in PARTS)
     assert_books_balance(tmp_path / "soak", STEPS)
-    commit = CommitStore(tmp_path / "soak" / "commits").newest()
-    assert commit is not None and commit.step == STEPS and commit.state["ledger"]["trained"] == 16 * STEPS
+    checkpoint = CheckpointStore(tmp_path / "soak" / "checkpoints").newest()
+    assert checkpoint is not None and checkpoint.step == STEPS and checkpoint.state["ledger"]["trained"] == 16 * STEPS
     assert max(line["gap/abs_log_prob"] for line in metrics(tmp_path / "soak")) <= 1e-3

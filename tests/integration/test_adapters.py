@@ -17,7 +17,7 @@ from actors.learner.policy_gang import PolicyLearner
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LoraSection
-from dvpo_ray.errors import ActorFailedError, CommitError, ModelError, WeightSyncError
+from dvpo_ray.errors import ActorFailedError, CheckpointError, ModelError, WeightSyncError
 from dvpo_ray.io.safetensors_writer import write_tensors
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.token_reader import load_policy
@@ -133,23 +133,23 @@ def test_adapters_alone_are_trained_and_travel(
 
 
 @pytest.mark.parametrize(("stage", "ranks", "dtype"), [(0, 1, "float32"), (3, 2, "bfloat16")])
-def test_a_commit_holds_adapters_alone_and_is_gone_on_with_bit_for_bit(
+def test_a_checkpoint_holds_adapters_alone_and_is_gone_on_with_bit_for_bit(
     ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int, dtype: str
 ) -> None:
-    """With dropout, whose random numbers a commit keeps."""
+    """With dropout, whose random numbers a checkpoint keeps."""
     config = with_lora(LoraSection(rank=RANK, dropout=0.1), ranks=ranks, zero_stage=stage, dtype=dtype, token_budget=256)
     gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
     try:
         train(gang, 0)
-        folder = tmp_path / "commit"
+        folder = tmp_path / "checkpoint"
         folder.mkdir()
-        gang.begin_commit(str(folder))
-        gang.end_commit()
+        gang.begin_checkpoint(str(folder))
+        gang.end_checkpoint()
         assert sum(file.stat().st_size for file in folder.iterdir()) < 3 * ADAPTER_BYTES + 50_000
         train(gang, 1)
         straight = weights_in(gang)
-        gang.load_commit(str(folder))
+        gang.load_checkpoint(str(folder))
         train(gang, 1)
         again = weights_in(gang)
         assert all(torch.equal(straight[name], again[name]) for name in straight)
@@ -160,12 +160,12 @@ def test_a_commit_holds_adapters_alone_and_is_gone_on_with_bit_for_bit(
 def test_adapters_of_another_base_are_refused(
     rollouts: RolloutPool, ray: ClusterSection, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """By an engine, which goes on serving, and by a learner that is to go on from a commit."""
+    """By an engine, which goes on serving, and by a learner that is to go on from a checkpoint."""
     model = load_policy(tiny_model, torch.float32, "eager")
     with torch.no_grad():
         model.model.norm.weight[0] += 1e-3
     model.save_pretrained(tmp_path / "other")
-    folder = tmp_path / "commit"
+    folder = tmp_path / "checkpoint"
     folder.mkdir()
     config = with_lora(LoraSection(rank=RANK))
     gang = PolicyLearner(str(tmp_path / "other"), MODEL, config, ray, seed=0)
@@ -174,13 +174,13 @@ def test_adapters_of_another_base_are_refused(
         with pytest.raises(ModelError, match="on the engine's node holds .* copy the same folder to both"):
             rollouts.sync(gang.weights(20))
         assert len(answers_of(rollouts, requests(2, seed=20))) == 2
-        gang.begin_commit(str(folder))
-        (name,) = gang.end_commit()
+        gang.begin_checkpoint(str(folder))
+        (name,) = gang.end_checkpoint()
         with safe_open(folder / name, framework="pt") as file:
             facts = file.metadata() | {"base_sha256": weights_sha256(tiny_model)}
         (tmp_path / "claimed").mkdir()
         write_tensors(tmp_path / "claimed" / name, load_file(folder / name), facts)
-        with pytest.raises(CommitError, match="holds adapters of a model whose weights have sha256 .* or start anew"):
-            gang.load_commit(str(tmp_path / "claimed"))
+        with pytest.raises(CheckpointError, match="holds adapters of a model whose weights have sha256 .* or start anew"):
+            gang.load_checkpoint(str(tmp_path / "claimed"))
     finally:
         gang.stop()

@@ -24,7 +24,7 @@ SETTINGS = {
     "value.data.source": PAIRS,
     "value.data.split": "train",
     "value.pairs_per_step": "4",
-    "value.commit.every": "1",
+    "value.checkpoint.every": "1",
     "value.learner.dtype": "float32",
     "value.learner.token_budget": "2048",
 }

@@ -104,8 +104,8 @@ def test_dpo_raises_the_margin_and_the_gold_of_held_out_answers(
 
 
 def test_a_dpo_run_that_was_stopped_or_lost_ranks_goes_on_bit_for_bit(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
-    """Adapters with dropout, whose random numbers a commit keeps; no engine is started without an evaluation."""
-    dpo = {"lora": {"rank": 4, "dropout": 0.1}, "commit": {"every": 0}}
+    """Adapters with dropout, whose random numbers a checkpoint keeps; no engine is started without an evaluation."""
+    dpo = {"lora": {"rank": 4, "dropout": 0.1}, "checkpoint": {"every": 0}}
 
     def stop(event: Event) -> None:
         if event.kind == "step" and event.step == 2:
@@ -124,7 +124,7 @@ def test_a_dpo_run_that_was_stopped_or_lost_ranks_goes_on_bit_for_bit(tiny_model
             killed.append("dpo-learner-0")
             psutil.Process(ray_module.get(ray_module.get_actor(killed[0]).pid.remote(), timeout=60)).kill()
 
-    results.append(train_dpo(dpo_recipe(tiny_model, pairs, tmp_path, "lost", **dpo | {"commit": {"every": 2}}), kill))
+    results.append(train_dpo(dpo_recipe(tiny_model, pairs, tmp_path, "lost", **dpo | {"checkpoint": {"every": 2}}), kill))
     assert killed
     for name in ("policy", "adapters"):
         file = "model.safetensors" if name == "policy" else "adapter_model.safetensors"

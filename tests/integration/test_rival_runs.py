@@ -11,7 +11,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.errors import ModelError, RunStoppedError
 from dvpo_ray.runs.run import Event
 from jobs.evaluate import rank_pairs
@@ -24,7 +24,7 @@ PPO: dict[str, Any] = {
     "value_model": None,
     "advantage": {"type": "ppo", "critic": CRITIC},
     "rewards": {"letters": {"function": "tests.support.fakes:early_letters"}},
-    "commit": {"every": 3},
+    "checkpoint": {"every": 3},
 }
 
 
@@ -75,13 +75,13 @@ def test_only_ppo_holds_a_critic(policy_recipe: MakePolicyRecipe, tmp_path: Path
             family = psutil.Process().children(recursive=True)
             processes.update(" ".join(process.cmdline()) for process in family if process.is_running())
 
-    result = train_policy(policy_recipe(tmp_path, "dvpo", steps=2, commit={"every": 2}, evaluation=None), look)
+    result = train_policy(policy_recipe(tmp_path, "dvpo", steps=2, checkpoint={"every": 2}, evaluation=None), look)
     assert any("PolicyLearnerRank" in process for process in processes)
     assert not any("Critic" in process for process in processes)
     assert not any("Critic" in name for name in result["peak_memory_by_process_gb"])
-    commit = CommitStore(tmp_path / "dvpo" / "commits").newest()
-    assert commit is not None
-    assert sorted(file.name for file in commit.folder.iterdir()) == ["learner-00000.safetensors", "manifest.json"]
+    checkpoint = CheckpointStore(tmp_path / "dvpo" / "checkpoints").newest()
+    assert checkpoint is not None
+    assert sorted(file.name for file in checkpoint.folder.iterdir()) == ["learner-00000.safetensors", "manifest.json"]
     assert not any(name.startswith(("critic/", "reward/")) for line in metrics(tmp_path / "dvpo") for name in line)
 
 
@@ -102,16 +102,16 @@ def test_a_stopped_ppo_run_goes_on_bit_for_bit(
     result = train_policy(recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})}))
     golds = ("gold_before", "gold_after", "win_rate", "kl_per_token")
     assert [result[name] for name in golds] == [ppo_run[0][name] for name in golds], "evaluations go on as well"
-    a, b = (CommitStore(folder / "commits").newest() for folder in (ppo_run[1], tmp_path / "stopped"))
+    a, b = (CheckpointStore(folder / "checkpoints").newest() for folder in (ppo_run[1], tmp_path / "stopped"))
     assert a is not None and b is not None and a.step == b.step == STEPS
     for file in ("learner-00000.safetensors", "critic-00000.safetensors"):
-        left, right = (load_file(commit.folder / file) for commit in (a, b))
+        left, right = (load_file(checkpoint.folder / file) for checkpoint in (a, b))
         assert set(left) == set(right) and "rewards" in left
         assert all(left[name].equal(right[name]) for name in left if name != "rng"), file
 
 
 @pytest.mark.slow
-def test_a_killed_critic_brings_both_back_to_the_commit(
+def test_a_killed_critic_brings_both_back_to_the_checkpoint(
     policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path: Path
 ) -> None:
     def kill(event: Event) -> None:

@@ -241,16 +241,16 @@ def test_a_learner_sends_its_weights_to_the_engine(
 
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the first gang of the test below did: its commit after one step, and its weights after two."""
-    return {"commit": tmp_path_factory.mktemp("commit")}
+    """What the first gang of the test below did: its checkpoint after one step, and its weights after two."""
+    return {"checkpoint": tmp_path_factory.mktemp("checkpoint")}
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
-def test_learner_ranks_and_zero_stages_take_the_same_step_and_go_on_from_the_same_commit(
+def test_learner_ranks_and_zero_stages_take_the_same_step_and_go_on_from_the_same_checkpoint(
     ray: ClusterSection, tiny_model: Path, tmp_path: Path, two_steps: dict[str, Any], stage: int, ranks: int
 ) -> None:
-    """One step on the same rows gives the same weights, loss and gradient norm however it is sharded. Its commit holds the same
-    numbers, and the second step of a gang that loaded another's commit is that of the gang that made it."""
+    """One step on the same rows gives the same weights, loss and gradient norm however it is sharded. Its checkpoint holds the
+    same numbers, and the second step of a gang that loaded another's checkpoint is that of the gang that made it."""
     config = settings()
     learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 256})
     config = config.model_copy(update={"learner": learner})
@@ -263,16 +263,16 @@ def test_learner_ranks_and_zero_stages_take_the_same_step_and_go_on_from_the_sam
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
         assert_same_weights(gang, expected[0])
         first = "weights" not in two_steps
-        folder = two_steps["commit"] if first else tmp_path
-        gang.begin_commit(str(folder))
-        assert set(gang.end_commit()) == {file.name for file in folder.iterdir()}
+        folder = two_steps["checkpoint"] if first else tmp_path
+        gang.begin_checkpoint(str(folder))
+        assert set(gang.end_checkpoint()) == {file.name for file in folder.iterdir()}
         assert len(list(folder.iterdir())) == ranks
         second = replace(scored_batch(ANSWER_LENGTHS, seed=2), versions=Ragged.of([np.ones(n) for n in ANSWER_LENGTHS], np.int32))
         if not first:
-            one, other = committed(two_steps["commit"]), committed(folder)
+            one, other = checkpointed(two_steps["checkpoint"]), checkpointed(folder)
             assert set(one) == set(other)
             assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-4) for name in one)
-            gang.load_commit(str(two_steps["commit"]))
+            gang.load_checkpoint(str(two_steps["checkpoint"]))
         gang.step(1, 0.1, [ray_module.put(second)])
         if first:
             two_steps["weights"] = weights_in(gang)
@@ -281,8 +281,8 @@ def test_learner_ranks_and_zero_stages_take_the_same_step_and_go_on_from_the_sam
         gang.stop()
 
 
-def committed(folder: Path) -> dict[str, torch.Tensor]:
-    """The learner's weights and moments in a commit, put together from all ranks' pieces."""
+def checkpointed(folder: Path) -> dict[str, torch.Tensor]:
+    """The learner's weights and moments in a checkpoint, put together from all ranks' pieces."""
     pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for file in folder.iterdir():
         for name, tensor in load_file(file).items():
@@ -292,7 +292,7 @@ def committed(folder: Path) -> dict[str, torch.Tensor]:
     return {name: torch.cat([tensor for _, tensor in sorted(parts, key=lambda p: p[0])]) for name, parts in pieces.items()}
 
 
-def test_mixed_precision_goes_on_from_a_commit_bit_for_bit(ray: ClusterSection, tiny_model: Path, tmp_path: Path) -> None:
+def test_mixed_precision_goes_on_from_a_checkpoint_bit_for_bit(ray: ClusterSection, tiny_model: Path, tmp_path: Path) -> None:
     """bfloat16 weights with float32 masters: the masters are what is kept."""
     config = settings()
     config = config.model_copy(update={"learner": config.learner.model_copy(update={"dtype": "bfloat16"})})
@@ -301,15 +301,15 @@ def test_mixed_precision_goes_on_from_a_commit_bit_for_bit(ray: ClusterSection, 
     try:
         batch = [ray_module.put(scored_batch(ANSWER_LENGTHS, seed=1))]
         gang.step(0, 0.1, batch)
-        gang.begin_commit(str(tmp_path))
-        gang.end_commit()
+        gang.begin_checkpoint(str(tmp_path))
+        gang.end_checkpoint()
         found = []
         for _ in range(2):
-            gang.load_commit(str(tmp_path))
+            gang.load_checkpoint(str(tmp_path))
             gang.step(0, 0.1, batch)
             found.append(weights_in(gang))
         assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-        assert {tensor.dtype for name, tensor in committed(tmp_path).items()} == {torch.float32}
+        assert {tensor.dtype for name, tensor in checkpointed(tmp_path).items()} == {torch.float32}
     finally:
         gang.stop()
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dvpo_ray.checkpoints.store import Commit, CommitStore
+from dvpo_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
-from dvpo_ray.runs.folder import COMMITS
+from dvpo_ray.runs.folder import CHECKPOINTS
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Stages, Weights
 from dvpo_ray.types import GenerationRequest, Ragged, Receivers, ScoredBatch, ServedWeights, StepResult
@@ -106,14 +106,14 @@ class FakeStages:
         """No machine is taken away."""
         return set()
 
-    def begin_commit(self, folder: str) -> None:
+    def begin_checkpoint(self, folder: str) -> None:
         """Writes nothing."""
 
-    def end_commit(self) -> dict[str, str]:
+    def end_checkpoint(self) -> dict[str, str]:
         """No files."""
         return {}
 
-    def load_commit(self, folder: str) -> None:
+    def load_checkpoint(self, folder: str) -> None:
         """Nothing to load."""
 
     def restart(self) -> None:
@@ -134,12 +134,14 @@ def drive(
     stages: Stages,
     ledger: Ledger,
     run: Run,
-    commit: Commit | None = None,
+    checkpoint: Checkpoint | None = None,
     evaluate: Callable[[int], float | None] = lambda step: None,
 ) -> None:
-    """The real driver, committing into the run's folder."""
-    committer = Committer(CommitStore(run.folder / COMMITS), stages.learner, run, config.commit.every, config.steps)
-    Driver(config, stages, ledger, run, committer, evaluate).train(commit)
+    """The real driver, checkpointing into the run's folder."""
+    checkpointer = Checkpointer(
+        CheckpointStore(run.folder / CHECKPOINTS), stages.learner, run, config.checkpoint.every, config.steps
+    )
+    Driver(config, stages, ledger, run, checkpointer, evaluate).train(checkpoint)
 
 
 def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -76,9 +76,9 @@ def test_the_table_at_equal_kl_is_that_of_the_figures_kept() -> None:
 
 def test_a_section_keeps_the_machine_it_was_measured_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path / "RESULTS.md")
-    write_section("a", "A", "python -m a", "body", measured_on="8 cores (X), commit 1")
+    write_section("a", "A", "python -m a", "body", measured_on="8 cores (X), checkpoint 1")
     write_section("b", "B", "python -m b", "other")
-    assert machine_of("a") == "8 cores (X), commit 1"
+    assert machine_of("a") == "8 cores (X), checkpoint 1"
     assert machine_of("b") == machine_of("never measured") == common.machine()
 
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dvpo_ray.errors import CommitError
+from dvpo_ray.errors import CheckpointError
 from dvpo_ray.io.safetensors_writer import write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,7 +32,7 @@ Pieces = dict[tuple[str, str], list[tuple[int, Any, str]]]
 
 
 def file_name(rank: int, role: str = LEARNER) -> str:
-    """The file that a rank writes into a commit."""
+    """The file that a rank writes into a checkpoint."""
     return f"{role}-{rank:05d}.safetensors"
 
 
@@ -49,14 +49,14 @@ def load_pieces(folder: Path, role: str, weights: dict[str, Tensor], optimizer: 
     """Put what all ranks wrote into this rank's optimizer and model.
 
     Raises:
-        CommitError: the pieces are not those of this model.
+        CheckpointError: the pieces are not those of this model.
     """
     where = find_pieces(folder, role)
     prepare_moments(optimizer)
     unknown = {name for _, name in where} ^ set(weights)
     if unknown:
-        raise CommitError(
-            f"commit '{folder}' is of another model: {len(unknown)} parameters differ, for example '{min(unknown)}'"
+        raise CheckpointError(
+            f"checkpoint '{folder}' is of another model: {len(unknown)} parameters differ, for example '{min(unknown)}'"
         )
     for name, parameter in weights.items():
         size = int(getattr(parameter, "ds_numel", parameter.numel()))
@@ -72,7 +72,7 @@ def find_pieces(folder: Path, role: str = LEARNER) -> Pieces:
     """Where the pieces of each (key, parameter) lie: (first element, open file, entry).
 
     Raises:
-        CommitError: a file is not one that a rank wrote.
+        CheckpointError: a file is not one that a rank wrote.
     """
     where: Pieces = defaultdict(list)
     with reading(folder):
@@ -87,11 +87,11 @@ def find_pieces(folder: Path, role: str = LEARNER) -> Pieces:
 
 @contextmanager
 def reading(folder: Path | str) -> Iterator[None]:
-    """Name the commit when one of its files, although it has the sha256 that the manifest names, is not one a rank writes."""
+    """Name the checkpoint when one of its files, although it has the sha256 that the manifest names, is not one a rank writes."""
     try:
         yield
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        raise CommitError(f"commit '{folder}' holds no learner's state: {error!r}; name another commit") from error
+        raise CheckpointError(f"checkpoint '{folder}' holds no learner's state: {error!r}; name another checkpoint") from error
 
 
 def prepare_moments(optimizer: Any) -> None:
@@ -160,7 +160,7 @@ def joined(parts: list[tuple[int, Any, str]], size: int, name: str, folder: Path
     """All elements of a parameter, float32 [size], from pieces that must follow one another without a gap.
 
     Raises:
-        CommitError: they do not.
+        CheckpointError: they do not.
     """
     whole = torch.empty(size, dtype=torch.float32)
     done = 0
@@ -168,13 +168,15 @@ def joined(parts: list[tuple[int, Any, str]], size: int, name: str, folder: Path
         with reading(folder):
             piece = file.get_tensor(entry).flatten()
         if piece.dtype != torch.float32:
-            raise CommitError(f"commit '{folder}' holds '{name}' as {piece.dtype}, expected float32; name another commit")
+            raise CheckpointError(
+                f"checkpoint '{folder}' holds '{name}' as {piece.dtype}, expected float32; name another checkpoint"
+            )
         if start != done or start + piece.numel() > size:
             break
         whole[start : start + piece.numel()] = piece
         done += piece.numel()
     if done != size:
-        raise CommitError(f"commit '{folder}' holds {done} of {size} elements of '{name}'")
+        raise CheckpointError(f"checkpoint '{folder}' holds {done} of {size} elements of '{name}'")
     return whole
 
 
@@ -201,7 +203,7 @@ class StateWriter:
 
     def begin(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Start writing; the one before must have been collected."""
-        assert self._thread is None, "the last commit was not collected"
+        assert self._thread is None, "the last checkpoint was not collected"
 
         def write() -> None:
             try:
@@ -211,7 +213,7 @@ class StateWriter:
                 self._error = error
 
         self._digest, self._error = None, None
-        self._thread = threading.Thread(target=write, name="commit", daemon=True)
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -223,11 +225,11 @@ class StateWriter:
         """The digest of what was written.
 
         Raises:
-            CommitError: it could not be written.
+            CheckpointError: it could not be written.
         """
         self.wait()
         self._thread = None
         if self._error is not None:
-            raise CommitError(f"a commit could not be written: {self._error}") from self._error
+            raise CheckpointError(f"a checkpoint could not be written: {self._error}") from self._error
         assert self._digest is not None
         return self._digest

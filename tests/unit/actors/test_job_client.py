@@ -146,7 +146,7 @@ def test_what_a_stopped_job_said_of_its_end_is_told() -> None:
     stopped = "stopped after step 3 of 9, as asked: --resume auto goes on"
     assert end_of_stop(f"step 3\nerror: {stopped}\nlogs: /x\n") == stopped
     assert end_of_stop('{"event": "step"}\n' + json.dumps({"message": f"{stopped}\nlogs: /x"})) == stopped
-    unsaid = "it did not say that it committed when it was asked to stop; "
+    unsaid = "it did not say that it checkpointed when it was asked to stop; "
     assert end_of_stop("step 3\nKilled\n\n") == f"{unsaid}the last it printed: Killed"
     assert end_of_stop("") == f"{unsaid}it had printed nothing"
 

@@ -13,11 +13,11 @@ import pytest
 import ray
 
 from actors.cluster import node_facts
-from dvpo_ray.checkpoints.store import Commit
+from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.errors import CommitError
+from dvpo_ray.errors import CheckpointError
 from dvpo_ray.planning.device_defaults import ROLES
 from dvpo_ray.planning.node_facts import NodeFacts
 from jobs import models
@@ -72,11 +72,11 @@ def test_a_resumed_run_keeps_its_number_types_on_another_machine(tiny_model: Pat
     base = base_model(recipe.model)
     monkeypatch.setattr(models, "nodes_by_role", lambda cluster: {"learner": [SLOW]})
     assert settle_devices(recipe, base)[1].number_types == {"learner": "float32"}
-    commit = Commit(Path("step-00000001"), 1, {"number_types": {"learner": "bfloat16"}})
-    settled, chosen = settle_devices(recipe, base, commit)
+    checkpoint = Checkpoint(Path("step-00000001"), 1, {"number_types": {"learner": "bfloat16"}})
+    settled, chosen = settle_devices(recipe, base, checkpoint)
     assert chosen.number_types == {"learner": "bfloat16"} and settled.value.learner.dtype == "bfloat16"
-    with pytest.raises(CommitError, match="number_types"):
-        settle_devices(recipe, base, Commit(Path("step-00000001"), 1, {"number_types": 3}))
+    with pytest.raises(CheckpointError, match="number_types"):
+        settle_devices(recipe, base, Checkpoint(Path("step-00000001"), 1, {"number_types": 3}))
 
 
 def test_a_processor_held_to_avx2_takes_float32() -> None:

@@ -18,12 +18,12 @@ import torch
 from actors.cluster import token as cluster_token
 from actors.cluster.session import start_embedded
 from actors.learner.deepspeed.state import file_name, find_pieces
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config import PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.data import DeadLetters, load_prompts
-from dvpo_ray.errors import CommitError, ConfigError, DataError, ModelError, RunError
+from dvpo_ray.errors import CheckpointError, ConfigError, DataError, ModelError, RunError
 from dvpo_ray.io.safetensors_writer import write_tensors
 from dvpo_ray.loop.dumps import read_dump
 from dvpo_ray.models.folder import check_model_folder, sha256_file
@@ -88,16 +88,16 @@ def test_a_pickle_is_no_value_model_however_well_sealed(tmp_path: Path, marker: 
     assert not marker.exists()
 
 
-def test_a_pickle_is_no_commit_however_good_its_manifest(tmp_path: Path, marker: Path) -> None:
-    store = CommitStore(tmp_path / "commits")
+def test_a_pickle_is_no_checkpoint_however_good_its_manifest(tmp_path: Path, marker: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
     unfinished = store.begin(1)
     piece = unfinished / file_name(0)
     piece.write_bytes(pickle.dumps(Bomb(marker)))
     store.finish(1, unfinished, {piece.name: sha256_file(piece)}, {})
-    commit = store.newest()
-    assert commit is not None, "its manifest is right"
-    with pytest.raises(CommitError, match="holds no learner's state"):
-        find_pieces(commit.folder)
+    checkpoint = store.newest()
+    assert checkpoint is not None, "its manifest is right"
+    with pytest.raises(CheckpointError, match="holds no learner's state"):
+        find_pieces(checkpoint.folder)
     assert not marker.exists()
 
 
@@ -170,7 +170,7 @@ def test_splits_of_a_saved_dataset_lie_in_it(tmp_path: Path, tokenizer: Any) -> 
     "sections",
     [
         {"tracking": {"mlflow_uri": f"https://me:{SECRET}@mlflow.example"}},
-        {"policy": {"commit": {"copy_to": f"s3://key:{SECRET}@bucket/run"}}},
+        {"policy": {"checkpoint": {"copy_to": f"s3://key:{SECRET}@bucket/run"}}},
         {"policy": {"rewards": {"r": {"type": "http", "url": f"http://h.example/score?v=1&api_key={SECRET}"}}}},
         {"policy": {"data": {"source": f"https://u:{SECRET}@hub.example/x.jsonl"}}},
         {"policy": {"data": {"source": f"https://{SECRET}@hub.example/x.jsonl"}}},
@@ -200,19 +200,19 @@ def test_a_url_that_holds_a_secret_is_refused_and_not_shown(sections: dict[str, 
     ],
 )
 def test_urls_without_secrets_are_taken(url: str) -> None:
-    commit = {"copy_to": url}
+    checkpoint = {"copy_to": url}
     rewards = {"r": {"type": "http", "url": "http://h.example:9000/score?version=2", "token_variable": "T"}}
-    build(PolicyRecipe, tree(policy={"commit": commit, "rewards": rewards}))
+    build(PolicyRecipe, tree(policy={"checkpoint": checkpoint, "rewards": rewards}))
 
 
 def test_a_secret_is_in_no_file_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DVPO_COMMIT_KEY", SECRET)
+    monkeypatch.setenv("DVPO_CHECKPOINT_KEY", SECRET)
     recipe = build(PolicyRecipe, tree(run={"output_dir": str(tmp_path)}, tracking={"wandb_api_key": SECRET}))
     run = Run(recipe, 1)
     run.log(0, {"loss/policy": 1.0, "seconds/step": 1.0})
     run.write_json("result.json", {"seed": 0})
     run.close()
-    store = CommitStore(run.folder / "commits")
+    store = CheckpointStore(run.folder / "checkpoints")
     store.finish(1, store.begin(1), {}, {})
     files = [path for path in run.folder.rglob("*") if path.is_file()]
     assert {"config.json", "result.json", "manifest.json"} <= {path.name for path in files}

@@ -1,4 +1,4 @@
-"""Real DeepSpeed engines on a small layer: sums of gradients, steps, withheld ones, commits, and host reads."""
+"""Real DeepSpeed engines on a small layer: sums of gradients, steps, withheld ones, checkpoints, and host reads."""
 
 from __future__ import annotations
 

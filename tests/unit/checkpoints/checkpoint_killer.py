@@ -1,4 +1,4 @@
-"""Forks processes that do nothing but commit, kills each at a random moment, and looks whether what is left can be resumed.
+"""Forks processes that do nothing but checkpoint, kills each at a random moment, and looks whether what is left can be resumed.
 
 A program of its own, with one thread: a fork of a process with more could stop for ever.
 """
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.io.safetensors_writer import write_tensors
 
 
-def commit_for_ever(folder: Path, step: int, ready: int) -> None:
-    """Commit step after step, and say so after each."""
-    store = CommitStore(folder)
+def checkpoint_for_ever(folder: Path, step: int, ready: int) -> None:
+    """Checkpoint step after step, and say so after each."""
+    store = CheckpointStore(folder)
     while True:
         step += 1
         unfinished = store.begin(step)
@@ -31,7 +31,7 @@ def commit_for_ever(folder: Path, step: int, ready: int) -> None:
 
 
 def main(folder: Path, rounds: int) -> None:
-    """Raises AssertionError when a killed process left no whole commit, or lost one it had finished."""
+    """Raises AssertionError when a killed process left no whole checkpoint, or lost one it had finished."""
     torch.set_num_threads(1)
     luck, last = random.Random(0), 0
     for _ in range(rounds):
@@ -39,7 +39,7 @@ def main(folder: Path, rounds: int) -> None:
         child = os.fork()
         if child == 0:
             try:
-                commit_for_ever(folder, last, ready)
+                checkpoint_for_ever(folder, last, ready)
             finally:
                 os._exit(1)
         os.close(ready)
@@ -51,9 +51,9 @@ def main(folder: Path, rounds: int) -> None:
             os.set_blocking(started, False)
             done += len(os.read(started, 10_000))
         os.close(started)
-        newest = CommitStore(folder).newest()
+        newest = CheckpointStore(folder).newest()
         assert newest is not None and newest.step >= last + done, (newest, last, done)
-        assert not list(folder.glob("quarantine-*")), "a killed process left a commit that is not whole"
+        assert not list(folder.glob("quarantine-*")), "a killed process left a checkpoint that is not whole"
         last = newest.step
 
 

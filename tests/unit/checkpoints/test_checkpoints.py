@@ -1,4 +1,4 @@
-"""Commits are on disk whole or not at all, and nothing damaged is read."""
+"""Checkpoints are on disk whole or not at all, and nothing damaged is read."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dvpo_ray.checkpoints.store import KEY_VARIABLE, CommitStore
-from dvpo_ray.errors import CommitError
+from dvpo_ray.checkpoints.store import KEY_VARIABLE, CheckpointStore
+from dvpo_ray.errors import CheckpointError
 from dvpo_ray.io.safetensors_writer import write_tensors
 
 
-def commit(store: CommitStore, step: int, size: int = 10) -> Path:
+def checkpoint(store: CheckpointStore, step: int, size: int = 10) -> Path:
     folder = store.begin(step)
     digest = write_tensors(folder / "a.safetensors", {"weight|w|0": torch.full((size,), float(step))}, {"note": str(step)})
     return store.finish(step, folder, {"a.safetensors": digest}, {"step": step}).folder
@@ -40,13 +40,13 @@ def test_tensors_are_read_back_by_the_library(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
 
 
-def test_the_newest_commit_is_found_and_old_ones_go(tmp_path: Path) -> None:
-    store = CommitStore(tmp_path, keep_last=2, keep_every=3)
+def test_the_newest_checkpoint_is_found_and_old_ones_go(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2, keep_every=3)
     assert store.newest() is None
     for step in range(1, 8):
-        commit(store, step)
+        checkpoint(store, step)
     assert sorted(f.name for f in tmp_path.glob("step-*")) == [f"step-{n:08d}" for n in (3, 6, 7)]
-    newest = CommitStore(tmp_path).newest()
+    newest = CheckpointStore(tmp_path).newest()
     assert newest is not None and newest.step == 7 and newest.state == {"step": 7}
     assert (tmp_path / "latest").read_text() == "step-00000007\n"
 
@@ -65,33 +65,33 @@ def test_the_newest_commit_is_found_and_old_ones_go(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_commit_is_set_aside_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = CommitStore(tmp_path)
-    commit(store, 1)
-    damage(commit(store, 2))  # type: ignore[operator]
+    store = CheckpointStore(tmp_path)
+    checkpoint(store, 1)
+    damage(checkpoint(store, 2))  # type: ignore[operator]
     newest = store.newest()
     assert newest is not None and newest.step == 1
-    assert "the commit before it is used" in caplog.text
+    assert "the checkpoint before it is used" in caplog.text
     assert (tmp_path / "quarantine-step-00000002").is_dir()
 
 
 def test_a_key_signs_and_only_what_it_signed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unsigned = commit(CommitStore(tmp_path / "unsigned"), 1)
+    unsigned = checkpoint(CheckpointStore(tmp_path / "unsigned"), 1)
     monkeypatch.setenv(KEY_VARIABLE, "secret")
-    signed = commit(CommitStore(tmp_path / "signed"), 1)
-    assert CommitStore(tmp_path).open(signed).step == 1
+    signed = checkpoint(CheckpointStore(tmp_path / "signed"), 1)
+    assert CheckpointStore(tmp_path).open(signed).step == 1
     manifest = json.loads((signed / "manifest.json").read_text())
     (signed / "manifest.json").write_text(json.dumps(manifest | {"step": 9}))
     for folder in (signed, unsigned):
-        with pytest.raises(CommitError, match="not signed with the key in DVPO_COMMIT_KEY"):
-            CommitStore(tmp_path).open(folder)
+        with pytest.raises(CheckpointError, match="not signed with the key in DVPO_CHECKPOINT_KEY"):
+            CheckpointStore(tmp_path).open(folder)
 
 
-def test_a_full_disk_leaves_the_last_commit_and_nothing_half_written(tmp_path: Path) -> None:
-    store = CommitStore(tmp_path)
-    commit(store, 1)
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    checkpoint(store, 1)
     folder = store.begin(2)
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
@@ -118,27 +118,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_disk_that_fills_up_costs_only_the_commit_that_did_not_fit(small_disk: Path) -> None:
-    store = CommitStore(small_disk)
-    commit(store, 1, size=50_000)
-    commit(store, 2, size=50_000)
+def test_a_disk_that_fills_up_costs_only_the_checkpoint_that_did_not_fit(small_disk: Path) -> None:
+    store = CheckpointStore(small_disk)
+    checkpoint(store, 1, size=50_000)
+    checkpoint(store, 2, size=50_000)
     with pytest.raises(OSError, match="No space left"):
-        commit(store, 3, size=200_000)
+        checkpoint(store, 3, size=200_000)
     store.discard_unfinished()
     newest = store.newest()
     assert newest is not None and newest.step == 2
-    commit(store, 4, size=50_000)
+    checkpoint(store, 4, size=50_000)
     newest = store.newest()
     assert newest is not None and newest.step == 4
     assert sorted(f.name for f in small_disk.iterdir()) == ["latest", "step-00000002", "step-00000004"]
 
 
-def test_a_killed_commit_never_leaves_what_cannot_be_resumed(tmp_path: Path) -> None:
-    """50 processes that do nothing but commit, each killed at a random moment."""
-    killer = Path(__file__).parent / "commit_killer.py"
+def test_a_killed_checkpoint_never_leaves_what_cannot_be_resumed(tmp_path: Path) -> None:
+    """50 processes that do nothing but checkpoint, each killed at a random moment."""
+    killer = Path(__file__).parent / "checkpoint_killer.py"
     environment = os.environ | {"PYTHONPATH": str(killer.parents[3])}
     command = [sys.executable, str(killer), str(tmp_path), "50"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    newest = CommitStore(tmp_path).newest()
+    newest = CheckpointStore(tmp_path).newest()
     assert newest is not None and newest.step >= 50

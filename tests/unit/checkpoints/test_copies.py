@@ -1,4 +1,4 @@
-"""Commits are copied elsewhere, seen there whole or not at all, and gone on from on a machine that has none."""
+"""Checkpoints are copied elsewhere, seen there whole or not at all, and gone on from on a machine that has none."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import fsspec
 import pytest
 
 from dvpo_ray.checkpoints.manifest import KEY_VARIABLE
-from dvpo_ray.checkpoints.remote import CopyTarget
-from dvpo_ray.checkpoints.replicator import MOST_WAITING, Copier
-from dvpo_ray.checkpoints.store import Commit, CommitStore
+from dvpo_ray.checkpoints.remote import RemoteStore
+from dvpo_ray.checkpoints.replicator import MOST_WAITING, CheckpointReplicator
+from dvpo_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.sections import CommitSection
+from dvpo_ray.config.sections import CheckpointSection
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import CommitError, ConfigError
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.errors import CheckpointError, ConfigError
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.folder import run_folder
 from dvpo_ray.runs.run import Event, Run
-from jobs.session import POLICY_FIXED, copier_of, copying, find_commit, goes_on_in_place, prepare_copies, store_of
+from jobs.session import POLICY_FIXED, copier_of, copying, find_checkpoint, goes_on_in_place, prepare_copies, store_of
 from tests.unit.loop.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
 
 
@@ -41,12 +41,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             fs.rm(root, recursive=True)
 
 
-def section(url: str, **settings: float) -> CommitSection:
-    return CommitSection.model_validate({"copy_to": url, "every": 1} | settings)
+def section(url: str, **settings: float) -> CheckpointSection:
+    return CheckpointSection.model_validate({"copy_to": url, "every": 1} | settings)
 
 
-def with_records(store: CommitStore, step: int, score: float | None = None) -> Commit:
-    """A commit as a run with copies makes it."""
+def with_records(store: CheckpointStore, step: int, score: float | None = None) -> Checkpoint:
+    """A checkpoint as a run with copies makes it."""
     folder = store.begin(step)
     texts = {"config.json": "{}\n", "chain": f"chain {step}"}
     for name, text in texts.items():
@@ -55,10 +55,10 @@ def with_records(store: CommitStore, step: int, score: float | None = None) -> C
     return store.finish(step, folder, digests, {"score": score})
 
 
-def copied(url: str, store: CommitStore, commits: list[Commit], **settings: float) -> Copier:
-    copier = Copier(CopyTarget(url), store, section(url, **settings), first_pause_s=0.01)
+def copied(url: str, store: CheckpointStore, checkpoints: list[Checkpoint], **settings: float) -> CheckpointReplicator:
+    copier = CheckpointReplicator(RemoteStore(url), store, section(url, **settings), first_pause_s=0.01)
     copier.go_on(0, replace=False)
-    for one in commits:
+    for one in checkpoints:
         copier.add(one)
     copier.close()
     return copier
@@ -77,17 +77,17 @@ def change(url: str, name: str, alter: Callable[[bytes], bytes | None]) -> None:
         fs.pipe_file(f"{root}/{name}", content)
 
 
-def test_commits_come_back_as_they_were_and_retention_holds_there_too(url: str, tmp_path: Path) -> None:
-    store = CommitStore(tmp_path / "here" / "commits", keep_last=1)
-    copier = Copier(CopyTarget(url), store, section(url, keep_last=1, keep_best=1), first_pause_s=0.01)
+def test_checkpoints_come_back_as_they_were_and_retention_holds_there_too(url: str, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "here" / "checkpoints", keep_last=1)
+    copier = CheckpointReplicator(RemoteStore(url), store, section(url, keep_last=1, keep_best=1), first_pause_s=0.01)
     copier.go_on(0, replace=False)
     for step, score in ((1, 0.2), (2, 0.9), (3, 0.1), (4, None)):
         copier.add(with_records(store, step, score))
     copier.close()
     assert (copier.copied, copier.failed, copier.news()) == (4, 0, [])
     assert {name.partition("/")[0] for name in files(url)} == {"latest", "step-00000002", "step-00000004"}
-    other, seen = CommitStore(tmp_path / "there" / "commits"), list[Path]()
-    found = CopyTarget(url).fetch_newest(other, tmp_path / "there", seen.append)
+    other, seen = CheckpointStore(tmp_path / "there" / "checkpoints"), list[Path]()
+    found = RemoteStore(url).fetch_newest(other, tmp_path / "there", seen.append)
     assert found is not None and (found.step, found.state) == (4, {"score": None})
     assert (found.folder / "chain").read_text() == "chain 4"
     assert (tmp_path / "there" / "config.json").read_text() == "{}\n"
@@ -110,26 +110,28 @@ def test_commits_come_back_as_they_were_and_retention_holds_there_too(url: str, 
 def test_a_copy_that_was_cut_or_altered_is_never_taken(
     name: str, alter: Callable[[bytes], bytes | None], url: str, tmp_path: Path
 ) -> None:
-    store = CommitStore(tmp_path / "here")
+    store = CheckpointStore(tmp_path / "here")
     copied(url, store, [with_records(store, step) for step in (1, 2)])
     change(url, f"step-00000002/{name}", alter)
-    found = CopyTarget(url).fetch_newest(CommitStore(tmp_path / "there" / "commits"), tmp_path / "there", lambda config: None)
+    found = RemoteStore(url).fetch_newest(
+        CheckpointStore(tmp_path / "there" / "checkpoints"), tmp_path / "there", lambda config: None
+    )
     assert found is not None and found.step == 1
-    assert sorted(file.name for file in (tmp_path / "there" / "commits").iterdir()) == ["latest", "step-00000001"]
+    assert sorted(file.name for file in (tmp_path / "there" / "checkpoints").iterdir()) == ["latest", "step-00000001"]
     assert not (tmp_path / "chain").exists() and not (tmp_path / "there" / "chain").exists()
 
 
 def test_only_what_the_key_signed_is_fetched(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = CommitStore(tmp_path / "here")
+    store = CheckpointStore(tmp_path / "here")
     copied(url, store, [with_records(store, 1)])
     monkeypatch.setenv(KEY_VARIABLE, "secret")
     there = tmp_path / "there"
-    with pytest.raises(CommitError, match="not signed with the key in DVPO_COMMIT_KEY"):
-        CopyTarget(url).fetch_newest(CommitStore(there / "commits"), there, lambda config: None)
+    with pytest.raises(CheckpointError, match="not signed with the key in DVPO_CHECKPOINT_KEY"):
+        RemoteStore(url).fetch_newest(CheckpointStore(there / "checkpoints"), there, lambda config: None)
     assert not there.exists(), "nothing was fetched before the signature was checked"
 
 
-class FailingTarget(CopyTarget):
+class FailingTarget(RemoteStore):
     """A place that fails as often as it is told to, in the middle of a copy or at its beginning."""
 
     def __init__(self, url: str, failures: int, after: int = 1) -> None:
@@ -150,9 +152,9 @@ class FailingTarget(CopyTarget):
 
 @pytest.mark.parametrize(("failures", "made"), [(2, True), (3, False)])
 def test_a_failed_copy_is_tried_again_then_told_of_and_counted(failures: int, made: bool, url: str, tmp_path: Path) -> None:
-    store = CommitStore(tmp_path / "here", keep_last=1)
+    store = CheckpointStore(tmp_path / "here", keep_last=1)
     target = FailingTarget(url, failures)
-    copier = Copier(target, store, section(url), first_pause_s=0.01)
+    copier = CheckpointReplicator(target, store, section(url), first_pause_s=0.01)
     copier.go_on(0, replace=False)
     first = with_records(store, 1)
     copier.add(first)
@@ -173,24 +175,24 @@ def test_a_failed_copy_is_tried_again_then_told_of_and_counted(failures: int, ma
     assert not store.in_use
 
 
-class SlowTarget(CopyTarget):
+class SlowTarget(RemoteStore):
     """A place that takes nothing until it is told to."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.began, self.go = threading.Event(), threading.Event()
 
-    def put(self, commit: Commit) -> None:
+    def put(self, checkpoint: Checkpoint) -> None:
         self.began.set()
         assert self.go.wait(60)
-        super().put(commit)
+        super().put(checkpoint)
 
 
 def test_what_waits_for_its_copy_stays_and_the_wait_has_bounds(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/away"
-    store = CommitStore(tmp_path / "here", keep_last=1)
+    store = CheckpointStore(tmp_path / "here", keep_last=1)
     target = SlowTarget(url)
-    copier = Copier(target, store, section(url, copy_wait_s=0.05), first_pause_s=0.01)
+    copier = CheckpointReplicator(target, store, section(url, copy_wait_s=0.05), first_pause_s=0.01)
     copier.go_on(0, replace=False)
     copier.add(with_records(store, 1))
     assert target.began.wait(60)
@@ -210,20 +212,20 @@ def test_what_waits_for_its_copy_stays_and_the_wait_has_bounds(tmp_path: Path) -
 def test_places_that_cannot_be_used_are_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="Install s3fs"):
-        CopyTarget("s3://bucket/run")
+        RemoteStore("s3://bucket/run")
     with pytest.raises(ConfigError, match="install gcsfs"):
-        CopyTarget("gs://bucket/run")
+        RemoteStore("gs://bucket/run")
     with pytest.raises(ConfigError, match="Protocol not known: nowhere"):
-        CopyTarget("nowhere://x")
+        RemoteStore("nowhere://x")
     with pytest.raises(ConfigError, match="cannot be written: .*mend the target"):
-        CopyTarget(f"file://{tmp_path}/file/below")
+        RemoteStore(f"file://{tmp_path}/file/below")
 
 
 def test_a_run_that_starts_anew_does_not_mix_with_the_copies_of_another(url: str, tmp_path: Path) -> None:
-    store = CommitStore(tmp_path / "here")
+    store = CheckpointStore(tmp_path / "here")
     copied(url, store, [with_records(store, step) for step in (3, 6)])
-    again = Copier(CopyTarget(url), store, section(url))
-    with pytest.raises(ConfigError, match="already holds commits"):
+    again = CheckpointReplicator(RemoteStore(url), store, section(url))
+    with pytest.raises(ConfigError, match="already holds checkpoints"):
         again.go_on(0, replace=False)
     again.go_on(3, replace=False)
     assert again.target.steps() == [3]
@@ -234,16 +236,16 @@ def test_a_run_that_starts_anew_does_not_mix_with_the_copies_of_another(url: str
 def live(config: PolicyRecipe, stages: ChainStages, evaluate: Callable[[int], float | None] = lambda step: None) -> list[Event]:
     """One life of a driver, with copies, as ``jobs.train_policy`` does it."""
     events: list[Event] = []
-    store = store_of(run_folder(config), config.policy.commit)
-    copier = copier_of(store, config.policy.commit)
-    found = find_commit(config, POLICY_FIXED, store, copier)
+    store = store_of(run_folder(config), config.policy.checkpoint)
+    copier = copier_of(store, config.policy.checkpoint)
+    found = find_checkpoint(config, POLICY_FIXED, store, copier)
     prepare_copies(config, found, copier)
     run = Run(config, STEPS, events.append, in_place=goes_on_in_place(config, found))
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
     try:
         with copying(copier, run):
-            committer = Committer(store, stages, run, config.policy.commit.every, STEPS, copier)
-            Driver(config.policy, stages, ledger, run, committer, evaluate).train(found)  # type: ignore[arg-type]
+            checkpointer = Checkpointer(store, stages, run, config.policy.checkpoint.every, STEPS, copier)
+            Driver(config.policy, stages, ledger, run, checkpointer, evaluate).train(found)  # type: ignore[arg-type]
     finally:
         run.close()
     return events
@@ -253,15 +255,15 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy_as_if_nothing_had_hap
     straight = ChainStages()
     live(recipe(tmp_path / "straight", every=2), straight)
     expected = steps_and_chain(recipe(tmp_path / "straight", every=2))
-    config = recipe(tmp_path / "first", every=2, commit={"every": 2, "copy_to": url})
+    config = recipe(tmp_path / "first", every=2, checkpoint={"every": 2, "copy_to": url})
     with pytest.raises(DriverKilled):
         live(config, ChainStages([""] * 28 + ["driver"]))
     shutil.rmtree(tmp_path / "first")
-    elsewhere = recipe(tmp_path / "second", every=2, commit={"every": 2, "copy_to": url})
+    elsewhere = recipe(tmp_path / "second", every=2, checkpoint={"every": 2, "copy_to": url})
     stages = ChainStages()
     events = live(elsewhere, stages)
     assert any("going on after step" in event.text for event in events if event.kind == "phase")
-    assert stages.calls.count("generate") < STEPS, "steps before the commit were not trained again"
+    assert stages.calls.count("generate") < STEPS, "steps before the checkpoint were not trained again"
     assert stages.chain == straight.chain
     assert steps_and_chain(elsewhere) == expected
     lines = [json.loads(line) for line in (run_folder(elsewhere) / "metrics.jsonl").read_text().splitlines()]
@@ -269,28 +271,28 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_copy_as_if_nothing_had_hap
 
 
 def test_another_run_is_not_taken_for_this_one(url: str, tmp_path: Path) -> None:
-    live(recipe(tmp_path / "first", every=3, commit={"every": 3, "copy_to": url}), ChainStages())
-    other = recipe(tmp_path / "second", every=3, commit={"every": 3, "copy_to": url}, rollout={"prompts_per_step": 8})
+    live(recipe(tmp_path / "first", every=3, checkpoint={"every": 3, "copy_to": url}), ChainStages())
+    other = recipe(tmp_path / "second", every=3, checkpoint={"every": 3, "copy_to": url}, rollout={"prompts_per_step": 8})
     with pytest.raises(ConfigError, match="policy.rollout.prompts_per_step was 4, this recipe says 8"):
         live(other, ChainStages())
-    assert not (run_folder(other) / "config.json").exists() and not list((run_folder(other) / "commits").iterdir())
+    assert not (run_folder(other) / "config.json").exists() and not list((run_folder(other) / "checkpoints").iterdir())
 
 
 def test_a_copy_that_is_newer_than_what_is_left_here_is_taken(url: str, tmp_path: Path) -> None:
-    config = recipe(tmp_path, every=3, commit={"every": 3, "copy_to": url})
+    config = recipe(tmp_path, every=3, checkpoint={"every": 3, "copy_to": url})
     live(config, ChainStages())
-    store = store_of(run_folder(config), config.policy.commit)
+    store = store_of(run_folder(config), config.policy.checkpoint)
     (store.folder / "step-00000009" / "chain").write_text("damaged")
-    found = find_commit(config, POLICY_FIXED, store, copier_of(store, config.policy.commit))
+    found = find_checkpoint(config, POLICY_FIXED, store, copier_of(store, config.policy.checkpoint))
     assert found is not None and found.step == 9
     assert (store.folder / "quarantine-step-00000009").is_dir()
-    assert CopyTarget(url).steps() == [9, 6]
-    assert find_commit(config, POLICY_FIXED, store, copier_of(store, config.policy.commit)) == found
+    assert RemoteStore(url).steps() == [9, 6]
+    assert find_checkpoint(config, POLICY_FIXED, store, copier_of(store, config.policy.checkpoint)) == found
 
 
 def test_a_place_that_fails_while_copies_are_looked_at_is_named(tmp_path: Path) -> None:
-    target = CopyTarget(f"file://{tmp_path}/away")
+    target = RemoteStore(f"file://{tmp_path}/away")
     (tmp_path / "away").rmdir()
     (tmp_path / "away").write_text("no folder any more")
-    with pytest.raises(CommitError, match="cannot be reached"):
-        target.put(with_records(CommitStore(tmp_path / "here"), 1))
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        target.put(with_records(CheckpointStore(tmp_path / "here"), 1))

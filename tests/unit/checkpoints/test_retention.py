@@ -1,4 +1,4 @@
-"""Which commits stay: the newest, those at a distance, and the best by held-out score."""
+"""Which checkpoints stay: the newest, those at a distance, and the best by held-out score."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dvpo_ray.checkpoints.retention import Retention
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.runs.folder import run_folder
-from tests.unit.checkpoints.test_commits import commit
+from tests.unit.checkpoints.test_checkpoints import checkpoint
 from tests.unit.checkpoints.test_copies import live, with_records
 from tests.unit.loop.test_recovery import ChainStages, recipe
 
@@ -29,22 +29,22 @@ def test_retention(scores: dict[int, float | None], numbers: tuple[int, int, int
     assert len(kept - set(sorted(scores)[-last:]) - {s for s in scores if every and s % every == 0}) <= best
 
 
-def test_the_best_commit_stays(tmp_path: Path) -> None:
-    store = CommitStore(tmp_path, keep_last=1, keep_best=1)
+def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1, keep_best=1)
     for step, score in ((1, 0.3), (2, 0.9), (3, float("nan")), (4, 0.5), (5, None)):
         with_records(store, step, score)
     assert sorted(folder.name for folder in tmp_path.glob("step-*")) == ["step-00000002", "step-00000005"]
-    assert commit(store, 6).name == "step-00000006"
+    assert checkpoint(store, 6).name == "step-00000006"
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"commit": {"every": 0, "copy_to": "file:///x"}}, "copy_to without effect"),
-        ({"commit": {"every": 2, "keep_best": 1}}, "set evaluation.every"),
-        ({"commit": {"every": 2, "keep_best": 1}, "evaluation": {"source": "e"}}, "set evaluation.every"),
+        ({"checkpoint": {"every": 0, "copy_to": "file:///x"}}, "copy_to without effect"),
+        ({"checkpoint": {"every": 2, "keep_best": 1}}, "set evaluation.every"),
+        ({"checkpoint": {"every": 2, "keep_best": 1}, "evaluation": {"source": "e"}}, "set evaluation.every"),
         (
-            {"commit": {"every": 2, "keep_best": 1}, "evaluation": {"source": "e", "every": 5}},
+            {"checkpoint": {"every": 2, "keep_best": 1}, "evaluation": {"source": "e", "every": 5}},
             "be 10, not before the last, 9",
         ),
     ],
@@ -52,13 +52,13 @@ def test_the_best_commit_stays(tmp_path: Path) -> None:
 def test_what_can_have_no_effect_is_refused(policy: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         recipe(tmp_path, every=2, **policy)
-    recipe(tmp_path, every=2, commit={"every": 2, "keep_best": 1}, evaluation={"source": "e", "every": 4})
+    recipe(tmp_path, every=2, checkpoint={"every": 2, "keep_best": 1}, evaluation={"source": "e", "every": 4})
 
 
-def test_scores_of_evaluated_steps_reach_the_commits(tmp_path: Path) -> None:
-    commits = {"every": 1, "keep_last": 1, "keep_best": 1}
-    config = recipe(tmp_path, every=1, commit=commits, evaluation={"source": "e", "every": 2})
+def test_scores_of_evaluated_steps_reach_the_checkpoints(tmp_path: Path) -> None:
+    checkpoints = {"every": 1, "keep_last": 1, "keep_best": 1}
+    config = recipe(tmp_path, every=1, checkpoint=checkpoints, evaluation={"source": "e", "every": 2})
     live(config, ChainStages(), lambda step: {2: 0.1, 4: 0.8, 6: 0.3, 8: 0.2}[step])
-    store = CommitStore(run_folder(config) / "commits")
+    store = CheckpointStore(run_folder(config) / "checkpoints")
     kept = {folder.name: store.open(folder).score for folder in store.folder.glob("step-*")}
     assert kept == {"step-00000004": 0.8, "step-00000009": None}

@@ -98,7 +98,7 @@ def test_a_reward_recipe_trains_a_reward_model_and_nothing_else(tmp_path: Path) 
         ("dpo.loss=hinge", r"dpo\.loss: .*'sigmoid' or 'ipo'; got 'hinge'"),
         ("dpo.beta=0", r"dpo\.beta: .*greater than 0"),
         ("dpo={loss='ipo', label_smoothing=0.1}", r"label_smoothing \(0\.1\) has no effect on loss = 'ipo': leave it out"),
-        ("dpo.commit.keep_best=1", r"keep_best needs scores of steps under way: set evaluation\.every"),
+        ("dpo.checkpoint.keep_best=1", r"keep_best needs scores of steps under way: set evaluation\.every"),
         (
             "dpo={evaluation={source='p'}, rollout={max_new_tokens=600}}",
             r"= 1112 exceeds rollout\.engine\.max_model_len \(1024\)",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dvpo_ray.config.algorithms import DvpoGae
-from dvpo_ray.config.sections import CommitSection, EvaluationSection
+from dvpo_ray.config.sections import CheckpointSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import DataError, RewardError, RowsLostError
 from dvpo_ray.evaluation.held_out import EvaluatedAnswer, Evaluation, Evaluator, compare, read_evaluations
@@ -182,12 +182,12 @@ class Told:
     ("gold", "by", "advice"),
     [("a:b", "mean gold", False), (None, "mean last value of the frozen value model", True)],
 )
-def test_a_run_says_what_its_best_commits_are_picked_by(gold: str | None, by: str, advice: bool) -> None:
+def test_a_run_says_what_its_best_checkpoints_are_picked_by(gold: str | None, by: str, advice: bool) -> None:
     run: Any = Told()
     section = EvaluationSection(source="e", every=2, gold=gold)
-    assert kept_by(CommitSection(keep_best=1), section, run) == {"kept_best_by": by}
+    assert kept_by(CheckpointSection(keep_best=1), section, run) == {"kept_best_by": by}
     assert len(run.said) == 1 and by in run.said[0] and ("set evaluation.gold" in run.said[0]) == advice
-    assert kept_by(CommitSection(), section, run) == {} and len(run.said) == 1
+    assert kept_by(CheckpointSection(), section, run) == {} and len(run.said) == 1
 
 
 def evaluated(step: int, gold: float | None) -> Evaluation:

@@ -1,4 +1,4 @@
-"""Commits and value models of any content: read as they were written, or refused by name."""
+"""Checkpoints and value models of any content: read as they were written, or refused by name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from actors.learner.deepspeed.state import file_name, find_pieces, joined
 from dvpo_ray.checkpoints import manifest as manifests
 from dvpo_ray.checkpoints.manifest import manifest_text, read_manifest
-from dvpo_ray.checkpoints.store import CommitStore
-from dvpo_ray.errors import CommitError, ModelError
+from dvpo_ray.checkpoints.store import CheckpointStore
+from dvpo_ray.errors import CheckpointError, ModelError
 from dvpo_ray.io.safetensors_writer import write_tensors
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.models.folder import check_model_folder
@@ -32,8 +32,8 @@ FILES = {"learner-00000.safetensors": "ab" * 32}
 MANIFEST = manifest_text(7, FILES, STATE, b"")
 
 
-def write_commit(folder: Path) -> Path:
-    store = CommitStore(folder)
+def write_checkpoint(folder: Path) -> Path:
+    store = CheckpointStore(folder)
     unfinished = store.begin(7)
     digest = write_tensors(
         unfinished / file_name(0), {"weight|w|0": torch.arange(9.0), "rng": torch.get_rng_state()}, {"world": "1"}
@@ -43,21 +43,21 @@ def write_commit(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_commit(tmp_path_factory.mktemp("whole"))
+    return write_checkpoint(tmp_path_factory.mktemp("whole"))
 
 
 @examples(150)
 @given(data=st.data(), name=st.sampled_from(("manifest.json", file_name(0))))
-def test_any_damage_to_a_commit_is_found(whole: Path, data: st.DataObject, name: str) -> None:
+def test_any_damage_to_a_checkpoint_is_found(whole: Path, data: st.DataObject, name: str) -> None:
     content = (whole / name).read_bytes()
     bad = data.draw(damaged(content))
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(whole, Path(folder) / whole.name)
         (copy / name).write_bytes(bad)
-        store = CommitStore(copy.parent)
+        store = CheckpointStore(copy.parent)
         try:
             found = store.newest()
-        except CommitError as error:
+        except CheckpointError as error:
             assert "has format" in str(error)
         else:
             assert (found is None) != (same_content(name, content, bad))
@@ -80,8 +80,8 @@ def test_altered_manifests_are_refused(data: st.DataObject, key: bytes) -> None:
     text = json.dumps(other).encode()
     if text == json.dumps(tree).encode():
         return
-    with pytest.raises(CommitError, match="commit 'c'"):
-        read_manifest(text, "commit 'c'", key)
+    with pytest.raises(CheckpointError, match="checkpoint 'c'"):
+        read_manifest(text, "checkpoint 'c'", key)
 
 
 @examples(150)
@@ -98,13 +98,13 @@ def test_a_forged_manifest_with_a_good_digest_is_read_or_refused_by_name(tree: A
     if isinstance(tree, dict):
         tree["sha256"] = manifests._digest(tree)
     with tempfile.TemporaryDirectory() as folder:
-        commit = Path(folder) / "step-00000007"
-        commit.mkdir()
-        (commit / "manifest.json").write_text(json.dumps(tree))
+        checkpoint = Path(folder) / "step-00000007"
+        checkpoint.mkdir()
+        (checkpoint / "manifest.json").write_text(json.dumps(tree))
         try:
-            found = CommitStore(commit.parent).open(commit)
-        except CommitError as error:
-            assert str(commit) in str(error)
+            found = CheckpointStore(checkpoint.parent).open(checkpoint)
+        except CheckpointError as error:
+            assert str(checkpoint) in str(error)
         else:
             assert found.step == 7 and tree["files"] == {}
 
@@ -114,16 +114,16 @@ def test_a_forged_manifest_with_a_good_digest_is_read_or_refused_by_name(tree: A
 @example(state=STATE | {"ledger": BOOKS | {"in_flight": ["x"]}})
 @example(state=STATE | {"seconds": float("nan")})
 def test_a_forged_state_is_refused_when_it_is_used(state: Any, tmp_path: Path) -> None:
-    from dvpo_ray.checkpoints.store import Commit
+    from dvpo_ray.checkpoints.store import Checkpoint
     from dvpo_ray.loop.driver import NonNegativeFinite
 
-    commit = Commit(tmp_path, 7, state if isinstance(state, dict) else {})
+    checkpoint = Checkpoint(tmp_path, 7, state if isinstance(state, dict) else {})
     for name, kind in (("kl_coefficient", NonNegativeFinite), ("value_sha256", str), ("ledger", dict)):
         try:
-            part = commit.part(name, kind)
+            part = checkpoint.part(name, kind)
             if name == "ledger":
                 Ledger([], 1, 1, 0).restore(part, 7)
-        except CommitError as error:
+        except CheckpointError as error:
             assert f"state.{name}" in str(error) or "trained steps in flight" in str(error)
 
 
@@ -131,48 +131,48 @@ def test_a_forged_state_is_refused_when_it_is_used(state: Any, tmp_path: Path) -
     "text", [nested(5000), '{"step": ' + "9" * 5000 + "}", "[]", "\x00", '{"format": true}', '{"format": 1}']
 )
 def test_manifests_that_are_none(text: str) -> None:
-    with pytest.raises(CommitError, match="has no usable manifest|has format 1, this version reads 2"):
-        read_manifest(text.encode(), "commit 'c'", b"")
+    with pytest.raises(CheckpointError, match="has no usable manifest|has format 1, this version reads 2"):
+        read_manifest(text.encode(), "checkpoint 'c'", b"")
 
 
 @pytest.mark.parametrize("signature", ["é", "\ud800", 3, None, "", [], "0" * 64])
 def test_signatures_of_any_kind_are_refused(signature: Any) -> None:
     text = json.dumps(json.loads(MANIFEST) | {"signature": signature})
-    with pytest.raises(CommitError, match="not signed with the key in DVPO_COMMIT_KEY"):
-        read_manifest(text.encode(), "commit 'c'", b"key")
+    with pytest.raises(CheckpointError, match="not signed with the key in DVPO_CHECKPOINT_KEY"):
+        read_manifest(text.encode(), "checkpoint 'c'", b"key")
 
 
-def link_outside(commit: Path) -> None:
-    target = commit.parent.parent / "outside"
-    (commit / file_name(0)).rename(target)
-    (commit / file_name(0)).symlink_to(target)
+def link_outside(checkpoint: Path) -> None:
+    target = checkpoint.parent.parent / "outside"
+    (checkpoint / file_name(0)).rename(target)
+    (checkpoint / file_name(0)).symlink_to(target)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         link_outside,
-        lambda commit: (commit / "stranger").write_text(""),
-        lambda commit: (commit / "manifest.json").write_bytes(b" " * (manifests.LARGEST + 1)),
-        lambda commit: ((commit / "manifest.json").unlink(), (commit / "manifest.json").mkdir()),
-        lambda commit: commit.rename(commit.parent / "step-00000009"),
+        lambda checkpoint: (checkpoint / "stranger").write_text(""),
+        lambda checkpoint: (checkpoint / "manifest.json").write_bytes(b" " * (manifests.LARGEST + 1)),
+        lambda checkpoint: ((checkpoint / "manifest.json").unlink(), (checkpoint / "manifest.json").mkdir()),
+        lambda checkpoint: checkpoint.rename(checkpoint.parent / "step-00000009"),
     ],
     ids=["link", "stranger", "huge manifest", "manifest is a folder", "renamed"],
 )
-def test_a_folder_that_is_no_commit_is_set_aside(change: Callable[[Path], object], tmp_path: Path) -> None:
-    change(write_commit(tmp_path / "commits"))
-    assert CommitStore(tmp_path / "commits").newest() is None
-    assert len(list((tmp_path / "commits").glob("quarantine-*"))) == 1
+def test_a_folder_that_is_no_checkpoint_is_set_aside(change: Callable[[Path], object], tmp_path: Path) -> None:
+    change(write_checkpoint(tmp_path / "checkpoints"))
+    assert CheckpointStore(tmp_path / "checkpoints").newest() is None
+    assert len(list((tmp_path / "checkpoints").glob("quarantine-*"))) == 1
 
 
 def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
-    commit = write_commit(tmp_path)
+    checkpoint = write_checkpoint(tmp_path)
     for name in ("step-abc", "step-", "step-7", "step-0000000x"):
         (tmp_path / name).mkdir()
-    store = CommitStore(tmp_path, keep_last=1)
+    store = CheckpointStore(tmp_path, keep_last=1)
     store.abandon_after(3)
-    assert not commit.exists() and len(list(tmp_path.glob("step-*"))) == 4
-    write_commit(tmp_path)
+    assert not checkpoint.exists() and len(list(tmp_path.glob("step-*"))) == 4
+    write_checkpoint(tmp_path)
     newest = store.newest()
     assert newest is not None and newest.step == 7
 
@@ -184,7 +184,7 @@ def test_pieces_of_any_bytes_and_names(content: bytes, data: st.DataObject) -> N
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / file_name(1)).write_bytes(content)
-        with pytest.raises(CommitError, match="holds no learner's state"):
+        with pytest.raises(CheckpointError, match="holds no learner's state"):
             find_pieces(folder)
         (folder / file_name(1)).unlink()
         kinds = st.sampled_from((torch.float32, torch.int64, torch.bfloat16))
@@ -192,7 +192,7 @@ def test_pieces_of_any_bytes_and_names(content: bytes, data: st.DataObject) -> N
         write_tensors(folder / file_name(0), {entry: torch.ones(size, dtype=kind) for entry, (kind, size) in shapes.items()}, {})
         try:
             tensor = joined(find_pieces(folder).get(("weight", "w"), []), 8, "w", folder)
-        except CommitError as error:
+        except CheckpointError as error:
             assert name in str(error)
         else:
             assert tensor.shape == (8,) and bool((tensor == 1).all())

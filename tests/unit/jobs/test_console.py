@@ -51,7 +51,7 @@ def test_the_share_of_answers_cut_stands_in_lines_and_tables(capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert re.search(r"win rate, 95% interval +0\.840 to 1\.000\n", shown)
     assert re.search(r"share of answers cut at max_new_tokens +0\.250\n", shown)
-    assert re.search(r"commits kept by keep_best +mean gold\n", shown)
+    assert re.search(r"checkpoints kept by keep_best +mean gold\n", shown)
     assert headline({"eval/gold": 0.5, "eval/cut_share": 0.25}) == "gold 0.500  cut 0.250"
     assert "cut 0.125" in headline({"answer/tokens": 30.0, "answer/cut_share": 0.125})
     show_rows([{"run": "a", "cut_share": None}])

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.errors import LearnerLostError, RunStoppedError
-from dvpo_ray.loop.checkpointer import Committer
+from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.runs.run import Event, Run
 from dvpo_ray.runs.stopping import heeding
 from jobs.offline import PairTrainer
@@ -48,14 +48,14 @@ class FakeGang:
         self.restarts += 1
         self.learned = []
 
-    def begin_commit(self, folder: str) -> None:
+    def begin_checkpoint(self, folder: str) -> None:
         self._written = Path(folder) / "state.json"
         self._written.write_text(json.dumps(self.learned))
 
-    def end_commit(self) -> dict[str, str]:
+    def end_checkpoint(self) -> dict[str, str]:
         return {}
 
-    def load_commit(self, folder: str) -> None:
+    def load_checkpoint(self, folder: str) -> None:
         self.learned = json.loads((Path(folder) / "state.json").read_text())
 
 
@@ -67,16 +67,16 @@ def run_of(tmp_path: Path, gang: FakeGang, every: int, monkeypatch: pytest.Monke
     recipe = dpo_recipe(tmp_path, tmp_path, tmp_path, "run")
     run = Run(recipe, STEPS, told.append)
     try:
-        committer = Committer(CommitStore(run.folder / "commits"), gang, run, every, STEPS)  # type: ignore[arg-type]
+        checkpointer = Checkpointer(CheckpointStore(run.folder / "checkpoints"), gang, run, every, STEPS)  # type: ignore[arg-type]
         batches = [np.array([2 * i, 2 * i + 1]) for i in range(STEPS)]
-        PairTrainer([f"p{i}" for i in range(2 * STEPS)], batches, "sha", gang.learn, gang, run, committer).train(None)  # type: ignore[arg-type]
+        PairTrainer([f"p{i}" for i in range(2 * STEPS)], batches, "sha", gang.learn, gang, run, checkpointer).train(None)  # type: ignore[arg-type]
     finally:
         run.close()
     lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
     return told, [(line["step"], line["loss/dpo"]) for line in lines]
 
 
-@pytest.mark.parametrize("every", [0, 2], ids=["without commits", "with commits"])
+@pytest.mark.parametrize("every", [0, 2], ids=["without checkpoints", "with checkpoints"])
 @pytest.mark.parametrize("lost", [{5: 1}, {0: 2}, {8: 1, 3: 1}], ids=["once", "twice at the start", "twice"])
 def test_ranks_that_die_are_started_again_and_every_pair_is_learned_from_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, lost: dict[int, int]
@@ -108,7 +108,7 @@ class AskedToStop(FakeGang):
         return super().learn(step, rows)
 
 
-def test_a_training_without_commits_makes_one_when_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_without_checkpoints_makes_one_when_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     gang = AskedToStop({})
     with (
@@ -117,6 +117,6 @@ def test_a_training_without_commits_makes_one_when_it_is_stopped(tmp_path: Path,
     ):
         run_of(tmp_path, gang, 0, monkeypatch)
     assert found.value.exit_code == 130 and gang.learned == list(range(8))
-    assert said[0].startswith("stopping: step 4 of 9, which is in hand, will be finished and committed (within ")
+    assert said[0].startswith("stopping: step 4 of 9, which is in hand, will be finished and checkpointed (within ")
     assert said[0].endswith("stops at once, losing all 3 steps so far")
-    assert (tmp_path / "run" / "commits" / "latest").read_text() == "step-00000004\n"
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-00000004\n"

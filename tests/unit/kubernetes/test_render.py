@@ -109,8 +109,8 @@ def test_flavours() -> None:
         (["policy.data.source=prompts.CSV"], EIGHT_B, r"policy\.data\.source = 'prompts\.CSV'.*on this machine"),
         (["policy.rewards={x={type='model', folder='runs/reward'}}"], EIGHT_B, r"policy\.rewards\.x\.folder"),
         (["run.name=My.run"], EIGHT_B, r"'My\.run'.*--name"),
-        (["run.resume=/runs/x/commits/step-00000001"], EIGHT_B, r"run\.resume = .* goes on from the last commit"),
-        (["policy.commit.copy_to=/away"], EIGHT_B, r"policy\.commit\.copy_to = '/away' .* name it as /runs/"),
+        (["run.resume=/runs/x/checkpoints/step-00000001"], EIGHT_B, r"run\.resume = .* goes on from the last checkpoint"),
+        (["policy.checkpoint.copy_to=/away"], EIGHT_B, r"policy\.checkpoint\.copy_to = '/away' .* name it as /runs/"),
         (["tracking.mlflow_uri=sqlite:///mlflow.db"], EIGHT_B, r"mlflow_uri = 'sqlite:///mlflow\.db' .* as sqlite:////runs/"),
         ([], Request("4xL4-24GB", IMAGE, model=MODEL), "does not fit"),
         (["policy.rollout.engine.tensor_parallel=4"], Request("40xH100-80GB", IMAGE, gpus_per_node=2, model=MODEL), "2 GPUs of"),
@@ -123,7 +123,7 @@ def test_what_cannot_run_on_a_cluster_is_refused(overrides: list[str], request_:
 
 def test_a_function_of_ones_own_must_be_in_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    reward = ['policy.rewards.mine={function = "scores:good"}', "policy.commit.copy_to=s3://bucket/run"]
+    reward = ['policy.rewards.mine={function = "scores:good"}', "policy.checkpoint.copy_to=s3://bucket/run"]
     assert "scores:good" in render(PolicyRecipe, LARGE, reward, EIGHT_B), "installed in the image, as far as one can tell here"
     (tmp_path / "scores.py").touch()
     with pytest.raises(UserInputError, match=r"'scores:good': 'scores\.py' lies in .*, where pods do not see it"):

@@ -96,7 +96,7 @@ def test_ppo_needs_a_reward_and_no_value_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"warmup_steps \(2\) leaves the policy none of the 2 steps"):
         recipe(tmp_path, advantage={"type": "ppo"}, rewards=rewards, steps=2)
     with pytest.raises(ConfigError, match=r"keep_best has nothing to compare: no value model is read; set evaluation\.gold"):
-        recipe(tmp_path, advantage={"type": "ppo"}, rewards=rewards, commit={"keep_best": 1})
+        recipe(tmp_path, advantage={"type": "ppo"}, rewards=rewards, checkpoint={"keep_best": 1})
     with pytest.raises(ConfigError, match="needs an advantage.type without an online critic"):
         recipe(tmp_path, advantage={"type": "ppo", "whitening": "scale"}, rewards=rewards, streaming=True)
 

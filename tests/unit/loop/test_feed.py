@@ -98,14 +98,14 @@ class InterleavedStages:
         """No machine is taken away."""
         return set()
 
-    def begin_commit(self, folder: str) -> None:
+    def begin_checkpoint(self, folder: str) -> None:
         """Writes nothing."""
 
-    def end_commit(self) -> dict[str, str]:
+    def end_checkpoint(self) -> dict[str, str]:
         """No files."""
         return {}
 
-    def load_commit(self, folder: str) -> None:
+    def load_checkpoint(self, folder: str) -> None:
         """Nothing to load."""
 
     def restart(self) -> None:

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors.rollout.pool import read_traces
-from dvpo_ray.checkpoints.store import CommitStore
+from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import (
-    CommitError,
+    CheckpointError,
     ConfigError,
     LearnerLostError,
     PermanentFailureError,
@@ -30,7 +30,7 @@ from dvpo_ray.errors import (
     RunStoppedError,
 )
 from dvpo_ray.loop.ledger import Ledger
-from dvpo_ray.runs.folder import COMMITS, DEAD_LETTERS, check_same_run, locked, run_folder
+from dvpo_ray.runs.folder import CHECKPOINTS, DEAD_LETTERS, check_same_run, locked, run_folder
 from dvpo_ray.runs.run import Event, Run
 from dvpo_ray.runs.stopping import heeding
 from dvpo_ray.stages import Weights
@@ -75,21 +75,21 @@ class ChainStages(FakeStages):
         self._fail("while syncing")
         return super().sync(weights)
 
-    def begin_commit(self, folder: str) -> None:
-        self._fail("beginning a commit")
+    def begin_checkpoint(self, folder: str) -> None:
+        self._fail("beginning a checkpoint")
         self._writing = Path(folder), self.chain
 
-    def end_commit(self) -> dict[str, str]:
+    def end_checkpoint(self) -> dict[str, str]:
         assert self._writing is not None
         folder, chain = self._writing
-        self._fail("ending a commit")
+        self._fail("ending a checkpoint")
         (folder / "chain").write_text(chain)
         return {"chain": hashlib.sha256(chain.encode()).hexdigest()}
 
     def leaving(self) -> set[str]:
         return self.machines_leaving
 
-    def load_commit(self, folder: str) -> None:
+    def load_checkpoint(self, folder: str) -> None:
         self.chain = (Path(folder) / "chain").read_text()
 
     def restart(self) -> None:
@@ -105,7 +105,7 @@ def recipe(tmp_path: Path, every: int, name: str = "r", **policy: object) -> Pol
             "value_model": "g",
             "data": {"source": "x"},
             "rollout": {"prompts_per_step": 4},
-            "commit": {"every": every},
+            "checkpoint": {"every": every},
             "learner": {"max_restarts": 100},
         }
         | policy,
@@ -116,17 +116,17 @@ def recipe(tmp_path: Path, every: int, name: str = "r", **policy: object) -> Pol
 def run_once(
     config: PolicyRecipe, stages: ChainStages, stop_after: int = 0, evaluate: Callable[[int], float | None] = lambda step: None
 ) -> Ledger:
-    """One life of a driver: from the newest commit there is, as ``jobs.train_policy`` does it."""
-    commit = CommitStore(run_folder(config) / COMMITS).newest()
+    """One life of a driver: from the newest checkpoint there is, as ``jobs.train_policy`` does it."""
+    checkpoint = CheckpointStore(run_folder(config) / CHECKPOINTS).newest()
 
     def listen(event: Event) -> None:
         if stop_after and event.step == stop_after:
             run.stopping = True
 
-    run = Run(config, STEPS, listen, in_place=commit is not None)
+    run = Run(config, STEPS, listen, in_place=checkpoint is not None)
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
     try:
-        drive(config.policy, stages, ledger, run, commit, evaluate)
+        drive(config.policy, stages, ledger, run, checkpoint, evaluate)
     finally:
         run.close()
     return ledger
@@ -196,7 +196,7 @@ class RowsFail(ChainStages):
 
 
 @pytest.mark.parametrize("lead", [0, 2])
-def test_what_was_trained_before_rows_were_refused_is_committed(
+def test_what_was_trained_before_rows_were_refused_is_checkpointed(
     straight: tuple[str, list[tuple[int, float]]], tmp_path: Path, lead: int
 ) -> None:
     config = recipe(tmp_path, every=0, off_policy={"max_staleness": lead})
@@ -204,14 +204,14 @@ def test_what_was_trained_before_rows_were_refused_is_committed(
     with pytest.raises(PermanentFailureError, match="refuses it"):
         run_once(config, stages)
     assert stages.asked >= 5
-    commit = CommitStore(run_folder(config) / COMMITS).newest()
-    assert commit is not None and commit.step == len(steps_and_chain(config)) == 4
+    checkpoint = CheckpointStore(run_folder(config) / CHECKPOINTS).newest()
+    assert checkpoint is not None and checkpoint.step == len(steps_and_chain(config)) == 4
     again = ChainStages()
     run_once(config, again)
     assert (again.chain, steps_and_chain(config)) == straight
 
 
-def test_what_was_trained_before_an_evaluation_failed_is_committed(tmp_path: Path) -> None:
+def test_what_was_trained_before_an_evaluation_failed_is_checkpointed(tmp_path: Path) -> None:
     config = recipe(tmp_path, every=0, evaluation={"source": "y", "every": 3})
 
     def evaluate(step: int) -> float | None:
@@ -219,16 +219,16 @@ def test_what_was_trained_before_an_evaluation_failed_is_committed(tmp_path: Pat
 
     with pytest.raises(RewardError, match="after step 3"):
         run_once(config, ChainStages(), evaluate=evaluate)
-    commit = CommitStore(run_folder(config) / COMMITS).newest()
-    assert commit is not None and commit.step == 3
+    checkpoint = CheckpointStore(run_folder(config) / CHECKPOINTS).newest()
+    assert checkpoint is not None and checkpoint.step == 3
 
 
-def test_what_could_not_be_committed_then_is_a_warning_and_the_failure_stays(tmp_path: Path) -> None:
+def test_what_could_not_be_checkpointed_then_is_a_warning_and_the_failure_stays(tmp_path: Path) -> None:
     config = recipe(tmp_path, every=0)
     stages = RowsFail([*[""] * 12, "learner"])
     with pytest.raises(PermanentFailureError, match="refuses it"):
         run_once(config, stages)
-    assert CommitStore(run_folder(config) / COMMITS).newest() is None
+    assert CheckpointStore(run_folder(config) / CHECKPOINTS).newest() is None
 
 
 def test_a_machine_that_is_taken_away_is_no_fault(straight: tuple[str, list[tuple[int, float]]], tmp_path: Path) -> None:
@@ -238,16 +238,16 @@ def test_a_machine_that_is_taken_away_is_no_fault(straight: tuple[str, list[tupl
     assert (stages.chain, steps_and_chain(config)) == straight
 
 
-def test_every_step_is_committed_when_the_learners_machine_is_about_to_go(tmp_path: Path) -> None:
+def test_every_step_is_checkpointed_when_the_learners_machine_is_about_to_go(tmp_path: Path) -> None:
     config, stages = recipe(tmp_path, every=0), ChainStages([*[""] * 16, "driver"])
     stages.machines_leaving = {"learner"}
     with pytest.raises(DriverKilled):
         run_once(config, stages)
-    commit = CommitStore(run_folder(config) / COMMITS).newest()
-    assert commit is not None and commit.step == len(steps_and_chain(config)) == 3
+    checkpoint = CheckpointStore(run_folder(config) / CHECKPOINTS).newest()
+    assert checkpoint is not None and checkpoint.step == len(steps_and_chain(config)) == 3
 
 
-def test_a_driver_whose_machine_is_about_to_go_commits_and_stops(
+def test_a_driver_whose_machine_is_about_to_go_checkpoints_and_stops(
     straight: tuple[str, list[tuple[int, float]]], tmp_path: Path
 ) -> None:
     config, stages = recipe(tmp_path, every=0), ChainStages()
@@ -259,7 +259,7 @@ def test_a_driver_whose_machine_is_about_to_go_commits_and_stops(
     assert again.chain == straight[0]
 
 
-def test_a_run_asked_to_stop_commits_and_goes_on_later(straight: tuple[str, list[tuple[int, float]]], tmp_path: Path) -> None:
+def test_a_run_asked_to_stop_checkpoints_and_goes_on_later(straight: tuple[str, list[tuple[int, float]]], tmp_path: Path) -> None:
     config = recipe(tmp_path, every=0)
     with pytest.raises(RunStoppedError, match="stopped after step 4 of 9"):
         run_once(config, ChainStages(), stop_after=4)
@@ -278,12 +278,12 @@ def test_who_asks_a_run_to_stop_waits_for_no_score(tmp_path: Path) -> None:
 
     with pytest.raises(RunStoppedError, match="stopped after step 4 of 9, as asked: --resume auto goes on"):
         run_once(config, ChainStages(), stop_after=4, evaluate=evaluate)
-    commit = CommitStore(run_folder(config) / COMMITS).newest()
-    assert commit is not None and (commit.step, commit.score) == (4, None)
+    checkpoint = CheckpointStore(run_folder(config) / CHECKPOINTS).newest()
+    assert checkpoint is not None and (checkpoint.step, checkpoint.score) == (4, None)
     assert evaluated == [2]
 
 
-def test_an_evaluation_is_given_up_for_the_commit_of_its_step(
+def test_an_evaluation_is_given_up_for_the_checkpoint_of_its_step(
     straight: tuple[str, list[tuple[int, float]]], tmp_path: Path
 ) -> None:
     config = recipe(tmp_path, every=0, evaluation={"source": "held-out", "every": 2})
@@ -297,9 +297,9 @@ def test_an_evaluation_is_given_up_for_the_commit_of_its_step(
     with pytest.raises(RunStoppedError, match="stopped after step 2 of 9, as asked") as found, heeding(said.append):
         run_once(config, ChainStages(), evaluate=evaluate)
     assert found.value.exit_code == 143
-    assert said[0].startswith("stopping: the evaluation is given up, step 2 is kept as a commit (within ")
-    commit = CommitStore(run_folder(config) / COMMITS).newest()
-    assert commit is not None and (commit.step, commit.score) == (2, None)
+    assert said[0].startswith("stopping: the evaluation is given up, step 2 is kept as a checkpoint (within ")
+    checkpoint = CheckpointStore(run_folder(config) / CHECKPOINTS).newest()
+    assert checkpoint is not None and (checkpoint.step, checkpoint.score) == (2, None)
     stages = ChainStages()
     run_once(config, stages)
     assert stages.chain == straight[0]
@@ -316,22 +316,22 @@ def test_a_run_asked_to_stop_in_its_last_step_stops_after_it(
     assert stages.chain == straight[0] and "generate" not in stages.calls
 
 
-def test_a_run_asked_to_stop_before_its_first_step_commits_nothing(tmp_path: Path) -> None:
+def test_a_run_asked_to_stop_before_its_first_step_checkpoints_nothing(tmp_path: Path) -> None:
     config = recipe(tmp_path, every=0)
     with heeding(lambda text: None) as stop, stop.ending():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(RunStoppedError, match="stopped; nothing of it is kept"):
             run_once(config, ChainStages())
-    assert CommitStore(run_folder(config) / COMMITS).newest() is None
+    assert CheckpointStore(run_folder(config) / CHECKPOINTS).newest() is None
 
 
-def test_a_commit_of_another_value_model_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_value_model_is_refused(tmp_path: Path) -> None:
     config = recipe(tmp_path, every=3)
     with pytest.raises(DriverKilled):
         run_once(config, ChainStages([""] * 15 + ["driver"]))
     other = ChainStages()
     other._hashes = iter(["other"] * 9)
-    with pytest.raises(CommitError, match="under another value model or other reward models"):
+    with pytest.raises(CheckpointError, match="under another value model or other reward models"):
         run_once(config, other)
 
 

@@ -1,4 +1,4 @@
-"""What a run's records say of its steps, and going on with what a commit was made of."""
+"""What a run's records say of its steps, and going on with what a checkpoint was made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dvpo_ray.checkpoints.store import Commit
+from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.errors import DataError
 from dvpo_ray.runs.folder import METRICS, recorded_steps, step_seconds
 from jobs.session import check_same_data
@@ -22,14 +22,14 @@ def test_the_first_step_is_no_measure_of_the_others(tmp_path: Path) -> None:
     assert step_seconds(steps[:1]) == {"seconds_per_step": 50.0}
 
 
-def test_a_run_that_began_at_a_last_commit_has_no_steps_and_no_time_of_them(tmp_path: Path) -> None:
+def test_a_run_that_began_at_a_last_checkpoint_has_no_steps_and_no_time_of_them(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text('{"step": 4, "eval/seconds": 9.0}\n')
     assert step_seconds(recorded_steps(tmp_path)) == {}
 
 
-def test_other_pairs_than_those_of_the_commit_are_refused(tmp_path: Path) -> None:
+def test_other_pairs_than_those_of_the_checkpoint_are_refused(tmp_path: Path) -> None:
     check_same_data(None, "a" * 64)
-    check_same_data(Commit(tmp_path, 4, {"data_sha256": "a" * 64}), "a" * 64)
-    check_same_data(Commit(tmp_path, 4, {}), "a" * 64)
+    check_same_data(Checkpoint(tmp_path, 4, {"data_sha256": "a" * 64}), "a" * 64)
+    check_same_data(Checkpoint(tmp_path, 4, {}), "a" * 64)
     with pytest.raises(DataError, match=r"sha256 b{16}\.\.\., then a{16}\.\.\.\): bring those back"):
-        check_same_data(Commit(tmp_path, 4, {"data_sha256": "a" * 64}), "b" * 64)
+        check_same_data(Checkpoint(tmp_path, 4, {"data_sha256": "a" * 64}), "b" * 64)

@@ -57,11 +57,11 @@ def test_what_has_nothing_in_hand_is_given_up(signum: signal.Signals, code: int)
 
 def test_a_job_that_is_given_up_says_what_it_goes_on_from() -> None:
     said = Said()
-    with pytest.raises(RunStoppedError, match="stopped with the commit of step 4, as asked"), heeding(said.append) as stop:
-        stop.kept = lambda: "the commit of step 4"
+    with pytest.raises(RunStoppedError, match="stopped with the checkpoint of step 4, as asked"), heeding(said.append) as stop:
+        stop.kept = lambda: "the checkpoint of step 4"
         ask()
         time.sleep(PATIENCE_S)
-    assert "; --resume auto goes on from the commit of step 4; a second Ctrl-C (or SIGTERM) stops at once" in said.first()
+    assert "; --resume auto goes on from the checkpoint of step 4; a second Ctrl-C (or SIGTERM) stops at once" in said.first()
 
 
 def test_what_is_in_hand_is_finished() -> None:
@@ -144,7 +144,7 @@ def test_a_plan_says_how_long_and_what_is_lost(monkeypatch: pytest.MonkeyPatch) 
     now = [0.0]
     monkeypatch.setattr("dvpo_ray.runs.pace.time.monotonic", lambda: now[0])
     pace = Pace(9)
-    pace.commit_bytes = 1e9
+    pace.checkpoint_bytes = 1e9
     assert (
         "step 1 of 9" in pace.plan_of_step()
         and "how long the first step takes is not known yet, and the rest within 35 s" in pace.plan_of_step()
@@ -153,22 +153,24 @@ def test_a_plan_says_how_long_and_what_is_lost(monkeypatch: pytest.MonkeyPatch) 
         pace.step_done(step + 1, 20.0)
     now[0] = 10.0
     # Of 1.25 x 20 s a step 10 are over: 15, for 10^9 bytes at 10^8 a second 10, and 25 for the end.
-    assert "step 4 of 9, which is in hand, will be finished and committed (within 50 s)" in pace.plan_of_step()
+    assert "step 4 of 9, which is in hand, will be finished and checkpointed (within 50 s)" in pace.plan_of_step()
     assert pace.plan_of_step().endswith("stops at once, losing all 3 steps so far")
     assert pace.left() == 6 * 20 - 10
-    pace.commit_done(2, 4.0)
-    # A commit took 4 s: 15 + 5 + 25.
-    assert "(within 45 s)" in pace.plan_of_step() and pace.plan_of_step().endswith("losing the 1 step since the commit of step 2")
+    pace.checkpoint_done(2, 4.0)
+    # A checkpoint took 4 s: 15 + 5 + 25.
+    assert "(within 45 s)" in pace.plan_of_step() and pace.plan_of_step().endswith(
+        "losing the 1 step since the checkpoint of step 2"
+    )
     now[0] = 100.0
     # A step that takes longer than any before may take a fifth of that again.
     assert "(within 35 s)" in pace.plan_of_step()
-    assert pace.kept() == "the commit of step 2"
+    assert pace.kept() == "the checkpoint of step 2"
     pace.copies_s = 600.0
     assert "(within 35 s, and at most 600 s more for its copies)" in pace.plan_of_step()
     pace.later = lambda step_seconds: 3 * step_seconds
     # All of 6 steps of 20 s but the 100 s that are over, and three times a step.
     assert pace.left() == 20 + 60
-    pace.go_back(0, committed=False)
+    pace.go_back(0, checkpointed=False)
     assert pace.kept() == ""
 
 

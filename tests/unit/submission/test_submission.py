@@ -179,8 +179,8 @@ def test_names_with_variables_are_filled_in_for_a_cluster_on_this_machine(folder
 
 def test_what_a_run_keeps_or_reads_in_a_folder_is_named_for_the_cluster(folder: Path) -> None:
     (folder / "policy.toml").write_text(POLICY)
-    found = settings(packed(folder, HERE, "run.resume=runs/x/commits/step-00000001", recipe="policy.toml"))
-    assert found["run"] == {"resume": str(folder / "runs/x/commits/step-00000001"), "output_dir": str(folder / "runs")}
+    found = settings(packed(folder, HERE, "run.resume=runs/x/checkpoints/step-00000001", recipe="policy.toml"))
+    assert found["run"] == {"resume": str(folder / "runs/x/checkpoints/step-00000001"), "output_dir": str(folder / "runs")}
     assert found["policy"]["value_model"] == str(folder / "runs/value/value-model")
     assert "model" not in found, "the packaged model has the same name everywhere"
     for override in ("run.name=a", "run.output_dir=/runs"):
@@ -191,10 +191,10 @@ def test_what_a_run_keeps_or_reads_in_a_folder_is_named_for_the_cluster(folder: 
 @pytest.mark.parametrize(
     ("key", "given", "sent"),
     [
-        ("value.commit.copy_to", "away", "FOLDER/away"),
-        ("value.commit.copy_to", "file://away", "file://FOLDER/away"),
-        ("value.commit.copy_to", "s3://bucket/run", None),
-        ("value.commit.copy_to", "/away", None),
+        ("value.checkpoint.copy_to", "away", "FOLDER/away"),
+        ("value.checkpoint.copy_to", "file://away", "file://FOLDER/away"),
+        ("value.checkpoint.copy_to", "s3://bucket/run", None),
+        ("value.checkpoint.copy_to", "/away", None),
         ("tracking.mlflow_uri", "file:mlruns", "file:FOLDER/mlruns"),
         ("tracking.mlflow_uri", "sqlite:///mlflow.db", "sqlite:///FOLDER/mlflow.db"),
         ("tracking.mlflow_uri", "sqlite:////mlflow.db", None),
@@ -263,7 +263,7 @@ def test_nothing_of_the_package_is_replaced(folder: Path) -> None:
 def test_a_job_that_is_stopped_gets_the_time_it_needs(folder: Path) -> None:
     """The deadlines of all its stages: 4 calls, the answers of a step, and those of an evaluation with its weights and scores."""
     assert packed(folder, HERE, "cluster.call_timeout_s=90.6").environment == {STOP_WAIT: "363"}
-    copies = ("value.commit.copy_to=file:///away", "value.commit.copy_wait_s=30.0", "cluster.call_timeout_s=90.0")
+    copies = ("value.checkpoint.copy_to=file:///away", "value.checkpoint.copy_wait_s=30.0", "cluster.call_timeout_s=90.0")
     assert packed(folder, HERE, *copies).environment == {STOP_WAIT: "390"}
     (folder / "policy.toml").write_text(POLICY)
     times = ("cluster.call_timeout_s=10.0", "policy.rollout.row_timeout_s=7.0", "policy.off_policy.max_staleness=2")
