@@ -23,7 +23,7 @@ from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import GenerationRequest, Receivers, ServedWeights, StepResult
+from dvpo_ray.types import BucketTargets, GenerationRequest, ServedWeights, StepResult
 
 ROLLOUTS, SCORERS, RANKS = 256, 64, 64
 ROWS_PER_CALL = 16
@@ -55,7 +55,7 @@ class NoWeights:
     version: int
     count: int = 0
 
-    def bucket(self, index: int, receivers: Receivers) -> None:
+    def bucket(self, index: int, receivers: BucketTargets) -> None:
         """There is none."""
 
 
@@ -116,7 +116,7 @@ class SimulatedStages:
     def cancel(self) -> None:
         """Nobody is lost."""
 
-    def leaving(self) -> set[str]:
+    def draining(self) -> set[str]:
         """No machine is taken away."""
         return set()
 

@@ -93,7 +93,7 @@ class LearnerLostError(ActorFailedError):
 
 
 # What a run goes on after, from its last checkpoint.
-LOST = (LearnerLostError, RowsLostError)
+RECOVERABLE_ERRORS = (LearnerLostError, RowsLostError)
 
 
 class RunStoppedError(RunError):

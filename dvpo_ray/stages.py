@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from dvpo_ray.errors import RowsLostError
-from dvpo_ray.types import GenerationRequest, Receivers, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.types import BucketTargets, GenerationRequest, ScoredBatch, ServedWeights, StepResult
 
 Handle = Any
 T = TypeVar("T")
@@ -18,7 +18,7 @@ T = TypeVar("T")
 ATTEMPTS = 3
 
 
-def asked_again(ask: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+def retry_lost_rows(ask: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """What ``ask`` returns; it is called again when rows are lost with a node, ``attempts`` times in all.
 
     Raises:
@@ -46,7 +46,7 @@ class Weights(Protocol):
         """How many buckets there are."""
         ...
 
-    def bucket(self, index: int, receivers: Receivers) -> Handle:
+    def bucket(self, index: int, receivers: BucketTargets) -> Handle:
         """A bucket (``WeightBucket``) for these engines; it may be asked for again, and the one before is then gone."""
         ...
 
@@ -134,7 +134,7 @@ class Learner(Checkpointing, Restarting, Protocol):
 class Stages(Protocol):
     """All stages of a run."""
 
-    def leaving(self) -> set[str]:
+    def draining(self) -> set[str]:
         """Which of ``learner`` and ``driver`` (this process) are on machines that are about to be taken away."""
         ...
 

@@ -194,7 +194,7 @@ class Adapters:
 
 
 @dataclass(frozen=True)
-class Receivers:
+class BucketTargets:
     """The engines that a bucket is for, by name, each of ``workers`` processes; ``attempt`` counts how often it was sent."""
 
     engines: tuple[str, ...]
@@ -253,7 +253,7 @@ class ServedWeights:
 
 
 @dataclass(frozen=True)
-class EngineTraces:
+class EngineLeftovers:
     """What an engine's processes leave behind on their node when they are killed: processes (id and start time), names of files
     in shared memory, and paths of temporary folders with sockets."""
 
@@ -261,8 +261,8 @@ class EngineTraces:
     files: tuple[str, ...] = ()
     sockets: tuple[str, ...] = ()
 
-    def __or__(self, other: EngineTraces) -> EngineTraces:
-        return EngineTraces(
+    def __or__(self, other: EngineLeftovers) -> EngineLeftovers:
+        return EngineLeftovers(
             tuple(sorted({*self.processes, *other.processes})),
             tuple(sorted({*self.files, *other.files})),
             tuple(sorted({*self.sockets, *other.sockets})),

@@ -37,7 +37,7 @@ from dvpo_ray.report.frontier import draw_best_of
 from dvpo_ray.runs.run import LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
 from dvpo_ray.types import Ragged
 from jobs.inputs import read_evaluation_prompts, read_policy_rows
-from jobs.models import base_model, fitting_value_model, settle_devices, trained_from
+from jobs.models import base_model, settle_devices, trained_from, verified_value_model
 from jobs.preflight import check_engines
 from jobs.session import job
 
@@ -182,7 +182,7 @@ def _answer_held_out(
     base = base_model(recipe.model, listener, kept)
     recipe, chosen = settle_devices(recipe, base)
     listener(Event("phase", chosen.text))
-    value_folder = fitting_value_model(value_model, base)[0] if value_model else None
+    value_folder = verified_value_model(value_model, base)[0] if value_model else None
     place = answering or base.place
     model = str(place)
     check_engines(recipe, place.folder, listener, trains=False)

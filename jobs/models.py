@@ -137,7 +137,7 @@ def settle_devices(recipe: R, base: BaseModel, checkpoint: Checkpoint | None = N
     return settle(recipe, nodes_by_role(recipe.cluster), ModelShape.if_known(base.folder), kept)
 
 
-def fitting_value_model(folder: str, base: BaseModel) -> tuple[str, ValueModelSeal]:
+def verified_value_model(folder: str, base: BaseModel) -> tuple[str, ValueModelSeal]:
     """The place and seal of the value model that a policy recipe names, verified.
 
     Raises:
@@ -151,7 +151,7 @@ def fitting_value_model(folder: str, base: BaseModel) -> tuple[str, ValueModelSe
     return str(place), record
 
 
-def fitting_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> dict[str, RewardConfig]:
+def verified_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> dict[str, RewardConfig]:
     """A policy recipe's rewards; models among them are verified, and their folders named in full, as actors need them.
 
     Raises:
@@ -165,7 +165,7 @@ def fitting_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> dic
     return found
 
 
-def fitting_advantage(advantage: AdvantageConfig, base: BaseModel) -> AdvantageConfig:
+def verified_advantage(advantage: AdvantageConfig, base: BaseModel) -> AdvantageConfig:
     """A policy recipe's estimator; the model that its critic starts from is verified, and its folder named in full.
 
     Raises:
@@ -182,7 +182,7 @@ def fitting_advantage(advantage: AdvantageConfig, base: BaseModel) -> AdvantageC
     return advantage.model_copy(update={"critic": advantage.critic.model_copy(update={"initial": str(place)})})
 
 
-def fitting_models(recipe: PolicyRecipe, base: BaseModel, listener: Listener) -> tuple[PolicyRecipe, ValueModelSeal | None]:
+def verified_models(recipe: PolicyRecipe, base: BaseModel, listener: Listener) -> tuple[PolicyRecipe, ValueModelSeal | None]:
     """A policy recipe whose models are verified and named as actors find them, and the seal of the value model that it reads.
 
     Raises:
@@ -190,12 +190,12 @@ def fitting_models(recipe: PolicyRecipe, base: BaseModel, listener: Listener) ->
     """
     policy = recipe.policy
     found: dict[str, Any] = {
-        "advantage": fitting_advantage(policy.advantage, base),
-        "rewards": fitting_rewards(policy.rewards, base),
+        "advantage": verified_advantage(policy.advantage, base),
+        "rewards": verified_rewards(policy.rewards, base),
     }
     record = None
     if policy.value_model is not None and policy.advantage.reads_values:
-        found["value_model"], record = fitting_value_model(policy.value_model, base)
+        found["value_model"], record = verified_value_model(policy.value_model, base)
         if record.base_model == base.name and (record.base_revision or base.place.revision) != base.place.revision:
             listener(
                 Event(

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from actors.cluster.nodes import leaving, this_node
-from actors.learner.gang import StandingGang
+from actors.cluster.nodes import draining, this_node
+from actors.learner.gang import RestartableGang
 from dvpo_ray.checkpoints.store import Checkpoint
-from dvpo_ray.errors import AS_ASKED, LOST, RunStoppedError
+from dvpo_ray.errors import AS_ASKED, RECOVERABLE_ERRORS, RunStoppedError
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.restarts import Restarts
 from dvpo_ray.runs.run import Run
@@ -35,7 +35,7 @@ class PairTrainer:
     batches: Sequence[np.ndarray]
     data_sha256: str
     learn: Callable[[int, np.ndarray], dict[str, float]]
-    gang: StandingGang
+    gang: RestartableGang
     run: Run
     checkpointer: Checkpointer
     evaluate: Callable[[int], float | None] = lambda step: None
@@ -50,13 +50,13 @@ class PairTrainer:
         if checkpoint is not None:
             if self.run.in_place:
                 self.checkpointer.store.abandon_after(checkpoint.step)
-            self.run.go_on(checkpoint)
+            self.run.resume(checkpoint)
         while True:
             try:
                 if checkpoint is not None:
                     self.gang.load_checkpoint(str(checkpoint.folder.resolve()))
                 return self._train_from(0 if checkpoint is None else checkpoint.step)
-            except LOST as error:
+            except RECOVERABLE_ERRORS as error:
                 restarts.restart(error)
                 checkpoint = self.checkpointer.store.newest() or checkpoint
                 self.run.go_back(checkpoint)
@@ -83,11 +83,11 @@ class PairTrainer:
             names = ", ".join(self.row_ids[i] for i in self.batches[step])
             run.warn(step, f"an update was not finite and was withheld; the step's rows: {names}")
         checkpointer.finish()
-        moving = self.gang.leaving()
+        moving = self.gang.draining()
         if moving:
             run.warn(step, "the machine of the learner will be taken away: checkpointing")
         # The driver's end is that of the run, which goes on elsewhere.
-        if leaving([this_node()]):
+        if draining([this_node()]):
             run.stopping = True
         score = self._score(step + 1)
         if checkpointer.due(step + 1) or run.stopping or moving:

@@ -17,7 +17,7 @@ from dvpo_ray.runs.folder import locked, run_folder
 from dvpo_ray.runs.run import RESULT, Listener, prepare_folder, write_json
 from dvpo_ray.runs.stopping import Stop
 from jobs.cli import main as cli
-from jobs.models import base_model, fitting_advantage, fitting_rewards, settle_devices, with_model
+from jobs.models import base_model, settle_devices, verified_advantage, verified_rewards, with_model
 from jobs.preflight import check_engines
 from jobs.pretrain_value import pretrain_value
 from jobs.session import job, models_in
@@ -58,8 +58,8 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dic
     resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
     base = base_model(recipe.model, listener, models_in(run_folder(recipe) / CONFIG) if resuming else frozenset())
     recipe = with_model(recipe, base)
-    fitting_rewards(recipe.policy.rewards, base)
-    fitting_advantage(recipe.policy.advantage, base)
+    verified_rewards(recipe.policy.rewards, base)
+    verified_advantage(recipe.policy.advantage, base)
     settled, _ = settle_devices(recipe, base)
     check_engines(settled, base.folder, listener)
     folder = run_folder(recipe) if resuming else prepare_folder(recipe)

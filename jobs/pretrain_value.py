@@ -39,10 +39,10 @@ from jobs.session import (
     copies,
     copying,
     find_checkpoint,
-    goes_on_in_place,
     job,
     kept_models,
     prepare_copies,
+    resumes_in_place,
     store_of,
 )
 
@@ -72,7 +72,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
     recipe, chosen = settle_devices(recipe, base, checkpoint)
     prepare_copies(recipe, checkpoint, copier)
     value = recipe.value
-    in_place = goes_on_in_place(recipe, checkpoint)
+    in_place = resumes_in_place(recipe, checkpoint)
     run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.cluster.calls import get
 from actors.learner.actor_critic import ActorCriticLearner
-from actors.learner.policy_gang import ServingGang
+from actors.learner.policy_gang import WeightSource
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection, GenerationSection
 from dvpo_ray.data import EncodedPrompt
@@ -34,7 +34,7 @@ class Probe:
         self,
         prompts: Sequence[EncodedPrompt],
         rollouts: RolloutPool,
-        learner: ServingGang | ActorCriticLearner,
+        learner: WeightSource | ActorCriticLearner,
         section: GenerationSection,
         learner_dtype: str,
         cluster: ClusterSection,

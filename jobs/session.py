@@ -117,8 +117,8 @@ def prepare_copies(recipe: Recipe, checkpoint: Checkpoint | None, copier: Checkp
         CheckpointError: one there is of another format, or not signed with the key.
     """
     if copier is not None:
-        in_place = goes_on_in_place(recipe, checkpoint)
-        copier.go_on(checkpoint.step if checkpoint is not None and in_place else 0, replace=recipe.run.overwrite)
+        in_place = resumes_in_place(recipe, checkpoint)
+        copier.resume(checkpoint.step if checkpoint is not None and in_place else 0, replace=recipe.run.overwrite)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def copying(copier: CheckpointReplicator | None, run: Run) -> Iterator[None]:
         if copier is not None:
             run.phase(f"waiting for the last copies to {copier.target.url}")
             copier.close()
-            run.tell(copier.news())
+            run.warn_all(copier.news())
 
 
 def copies(copier: CheckpointReplicator | None) -> dict[str, int]:
@@ -153,7 +153,7 @@ def check_same_data(checkpoint: Checkpoint | None, data_sha256: str) -> None:
         )
 
 
-def goes_on_in_place(recipe: Recipe, checkpoint: Checkpoint | None) -> bool:
+def resumes_in_place(recipe: Recipe, checkpoint: Checkpoint | None) -> bool:
     """Whether a checkpoint is one of the very run that the recipe names."""
     return checkpoint is not None and checkpoint.folder.resolve().parent.parent == run_folder(recipe).resolve()
 

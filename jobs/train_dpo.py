@@ -26,7 +26,7 @@ from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator
 from dvpo_ray.learning.pairs import batches, labelled
 from dvpo_ray.loop.checkpointer import Checkpointer
-from dvpo_ray.maths.statistics import share_ci95, wins
+from dvpo_ray.maths.statistics import share_ci95, win_indicators
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.runs.folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from dvpo_ray.runs.memory import MemoryMonitor
@@ -46,10 +46,10 @@ from jobs.session import (
     copying,
     find_checkpoint,
     finishing_run,
-    goes_on_in_place,
     job,
     kept_models,
     prepare_copies,
+    resumes_in_place,
     saving,
     store_of,
 )
@@ -107,7 +107,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     if dpo.evaluation:
         check_engines(recipe, base.folder, listener)
     prepare_copies(recipe, checkpoint, copier)
-    run = Run(recipe, 0, listener, in_place=goes_on_in_place(recipe, checkpoint), trackers=[RayTracker(recipe.run.name)])
+    run = Run(recipe, 0, listener, in_place=resumes_in_place(recipe, checkpoint), trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:
         train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder, run.phase)
@@ -257,7 +257,7 @@ def _scores(learner: DpoLearner, pairs: Sequence[EncodedPair]) -> np.ndarray:
 
 def _accuracy(gained: np.ndarray, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
     """Share of held-out pairs whose chosen answer gained more than the rejected one on the reference [P, 2]; ties count half."""
-    right = wins(gained[:, 0].tolist(), gained[:, 1].tolist())
+    right = win_indicators(gained[:, 0].tolist(), gained[:, 1].tolist())
     return {
         "dpo_pair_accuracy": float(np.mean(right)),
         "dpo_pair_accuracy_ci95": share_ci95(right, [pair.kin for pair in pairs]),

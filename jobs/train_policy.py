@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster.metrics import RayTracker
-from actors.cluster.nodes import leaving, this_node
+from actors.cluster.nodes import draining, this_node
 from actors.cluster.session import keep_logs, ray_session
 from actors.learner.actor_critic import ActorCriticLearner, make_learner
 from actors.learner.policy_gang import PolicyLearner
@@ -34,7 +34,7 @@ from dvpo_ray.runs.run import NUMBER_TYPES, RESULT, Listener, Run
 from jobs.cli import main as cli
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.inputs import read_policy_rows
-from jobs.models import BaseModel, base_model, fitting_models, settle_devices
+from jobs.models import BaseModel, base_model, settle_devices, verified_models
 from jobs.preflight import check_engines
 from jobs.probe import Probe
 from jobs.session import (
@@ -45,10 +45,10 @@ from jobs.session import (
     copying,
     find_checkpoint,
     finishing_run,
-    goes_on_in_place,
     job,
     kept_models,
     prepare_copies,
+    resumes_in_place,
     saving,
     store_of,
 )
@@ -65,9 +65,9 @@ class ActorStages:
     scorers: ScorerPool
     learner: PolicyLearner | ActorCriticLearner
 
-    def leaving(self) -> set[str]:
+    def draining(self) -> set[str]:
         """Which of learner and driver are on nodes that are being drained."""
-        found = {"learner": self.learner.leaving(), "driver": leaving([this_node()])}
+        found = {"learner": self.learner.draining(), "driver": draining([this_node()])}
         return {name for name, soon in found.items() if soon}
 
     def busy_seconds(self) -> dict[str, float]:
@@ -86,12 +86,12 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     copier = copier_of(store, recipe.policy.checkpoint)
     checkpoint = find_checkpoint(recipe, POLICY_FIXED, store, copier)
     base = base_model(recipe.model, listener, kept_models(checkpoint))
-    recipe, gvm = fitting_models(recipe, base, listener)
+    recipe, gvm = verified_models(recipe, base, listener)
     recipe, chosen = settle_devices(recipe, base, checkpoint)
     check_engines(recipe, base.folder, listener)
     prepare_copies(recipe, checkpoint, copier)
     policy = recipe.policy
-    in_place = goes_on_in_place(recipe, checkpoint)
+    in_place = resumes_in_place(recipe, checkpoint)
     run = Run(recipe, policy.steps, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
     run.phase(chosen.text)
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from actors.rollout.leftovers import clear, socket_folders_of, traces_of
-from dvpo_ray.types import EngineTraces
+from dvpo_ray.types import EngineLeftovers
 
 GONE_S = 2.0
 MEETING_POINT = "vllm_dist_"
@@ -40,7 +40,7 @@ def end_family(spared: Collection[int] = ()) -> None:
         _send(process, signal.SIGKILL)
     psutil.wait_procs(family, timeout=GONE_S)
     folders = [folder for process in family for folder in socket_folders_of(process.pid)]
-    clear(EngineTraces(files=traces.files, sockets=tuple(folders)))
+    clear(EngineLeftovers(files=traces.files, sockets=tuple(folders)))
     if not _other_engines({process.pid for process in family}):
         _clear_meeting_points(began)
 

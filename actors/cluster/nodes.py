@@ -8,7 +8,7 @@ import ray
 from ray._private import state
 
 
-def leaving(nodes: Iterable[str]) -> bool:
+def draining(nodes: Iterable[str]) -> bool:
     """Whether any of these Ray nodes (ids) is being drained. Ray has no public call for it; Ray Train asks in the same way."""
     return not set(nodes).isdisjoint(state.state.get_draining_nodes())
 

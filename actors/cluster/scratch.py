@@ -14,7 +14,7 @@ IN_USE = "in-use"
 
 
 @contextmanager
-def own_folder(prefix: str) -> Iterator[str]:
+def scratch_dir(prefix: str) -> Iterator[str]:
     """A new folder whose name begins with ``prefix``, among the temporary files, for the length of the block."""
     clear_abandoned(prefix)
     # It gets its name when it is locked: one by that name that is not locked is nobody's.

@@ -17,7 +17,7 @@ from ray._private import services
 from ray.exceptions import AuthenticationError
 
 from actors.cluster.family import children, end_family
-from actors.cluster.scratch import own_folder
+from actors.cluster.scratch import scratch_dir
 from actors.cluster.telling import telling
 from actors.cluster.token import make_token, protect_token
 from actors.cluster.watchdog import LATE_AFTER
@@ -70,7 +70,7 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
                 ray.shutdown()
         return
     end_ray = partial(end_family, children())
-    with own_folder("dvpo-ray-") as folder, stop.at_once(partial(shutil.rmtree, folder, True)), stop.at_once(end_ray):
+    with scratch_dir("dvpo-ray-") as folder, stop.at_once(partial(shutil.rmtree, folder, True)), stop.at_once(end_ray):
         try:
             start_embedded(cluster, folder)
             os.environ[EMBEDDED_FOLDER] = folder

@@ -46,7 +46,7 @@ def answer_with_stacks() -> None:
     faulthandler.register(SIGNAL, file=STDERR, all_threads=True)
 
 
-def stacks_of_family() -> None:
+def dump_process_tree_stacks() -> None:
     """The stacks of this process and of those under it that can tell theirs, and what state each is in, to the log."""
     faulthandler.dump_traceback(file=STDERR)
     for process in psutil.Process().children(recursive=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.learner.critic import CriticRank
-from actors.learner.gang import StandingGang
+from actors.learner.gang import RestartableGang
 from actors.learner.policy_gang import GangWeights, PolicyLearner
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.recipes import PolicyTraining
@@ -21,7 +21,7 @@ from dvpo_ray.types import StepResult
 CRITIC = "critic"
 
 
-class Critic(StandingGang):
+class Critic(RestartableGang):
     """The critic's learner ranks."""
 
     rank_class = CriticRank
@@ -32,7 +32,7 @@ class Critic(StandingGang):
         batches = list(scored)
         doing = f"reading values of step {step}"
         with self.submitting:
-            calls = [actor.values_and_say.options(num_returns=2).remote(step, beta, *batches) for actor in self.actors]
+            calls = [actor.values_with_ack.options(num_returns=2).remote(step, beta, *batches) for actor in self.actors]
         self.await_calls([done for _, done in calls], doing)
         return calls[0][0]
 
@@ -81,10 +81,10 @@ class ActorCriticLearner:
         self.policy.load_checkpoint(folder)
         self.critic.load_checkpoint(folder)
 
-    def leaving(self) -> bool:
+    def draining(self) -> bool:
         """Whether the machine of a rank is about to be taken away."""
         # Both are asked: each must know that losing it is no fault.
-        return any([self.policy.leaving(), self.critic.leaving()])
+        return any([self.policy.draining(), self.critic.draining()])
 
     def doubts(self) -> list[str]:
         """What speaks against the ranks' settings on their nodes."""

@@ -81,7 +81,7 @@ class CriticRank(Rank):
             self._batch = CriticBatch.of(fresh, earned.rewards_bt, earned.mask_bt, self.settings.lam)
         return scored
 
-    def values_and_say(self, step: int, beta: float, *batches: ScoredBatch) -> tuple[ScoredBatch, bool]:
+    def values_with_ack(self, step: int, beta: float, *batches: ScoredBatch) -> tuple[ScoredBatch, bool]:
         """``values``, and that they are there: who must know does not need to fetch the batch."""
         return self.values(step, beta, *batches), True
 
@@ -103,7 +103,7 @@ class CriticRank(Rank):
                     update = self.apply_update(finite=math.isfinite(total))
                 metrics |= {"critic/loss": total, "critic/grad_norm": update["optimizer/grad_norm"]}
         self.release_free_memory()
-        return metrics | {"critic/skipped_updates": self.take_skipped()}
+        return metrics | {"critic/skipped_updates": self.pop_skipped_count()}
 
     def begin_checkpoint(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """As for every rank, with what is known of earlier rewards."""

@@ -58,7 +58,7 @@ class DpoLearnerRank(PolicyRank):
             sums = self._backward(pairs, reference)
             metrics = {name: value / len(pairs) for name, value in all_reduce(sums).items()}
             metrics |= self.apply_update(finite=math.isfinite(metrics["loss/dpo"]))
-        metrics["loss/skipped_updates"] = self.take_skipped()
+        metrics["loss/skipped_updates"] = self.pop_skipped_count()
         self.release_free_memory()
         self.version += 1
         return metrics

@@ -11,7 +11,7 @@ import ray
 
 from actors.cluster.calls import get, mean_busy_seconds, stop_actors
 from actors.cluster.metrics import count
-from actors.cluster.nodes import leaving
+from actors.cluster.nodes import draining
 from actors.cluster.session import actor_environment, nodes_for, start_actor
 from actors.learner.value import ValueLearnerRank
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
@@ -34,9 +34,9 @@ class Gang:
         self._where: list[str] = []
         self._notified = False
 
-    def leaving(self) -> bool:
+    def draining(self) -> bool:
         """Whether a rank's machine is about to be taken away; when it is, losing the ranks is no fault."""
-        self._notified = self._notified or leaving(self._where)
+        self._notified = self._notified or draining(self._where)
         return self._notified
 
     @contextmanager
@@ -104,7 +104,7 @@ class Gang:
         stop_actors(self.actors)
 
 
-class StandingGang(Gang):
+class RestartableGang(Gang):
     """Ranks that are started again when one is lost."""
 
     rank_class: type
@@ -186,7 +186,7 @@ def start_ranks(
     ]
 
 
-class ValueLearner(StandingGang):
+class ValueLearner(RestartableGang):
     """The value model's learner ranks, which have their GPUs to themselves."""
 
     rank_class = ValueLearnerRank

@@ -237,7 +237,7 @@ class PolicyLearnerRank(PolicyRank):
     ) -> StepResult:
         """Sum the step up."""
         metrics |= staleness_metrics(scored, step, len(dropped)) | {"seconds/update": time.monotonic() - began}
-        metrics["loss/skipped_updates"] = self.take_skipped()
+        metrics["loss/skipped_updates"] = self.pop_skipped_count()
         self.release_free_memory()
         self.version = step + 1
         return StepResult(step, self.version, scored.row_ids, metrics, dropped)

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from actors.learner.dpo import DpoLearnerRank
-from actors.learner.gang import Gang, StandingGang
+from actors.learner.gang import Gang, RestartableGang
 from actors.learner.policy import PolicyLearnerRank
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.dpo import DpoTraining
@@ -18,10 +18,10 @@ from dvpo_ray.config.sections import AUTO, OBJECT_STORE, SHARED_MEMORY, ClusterS
 from dvpo_ray.errors import LearnerLostError
 from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.stages import Handle
-from dvpo_ray.types import Receivers, StepResult
+from dvpo_ray.types import BucketTargets, StepResult
 
 
-class ServingGang(Gang):
+class WeightSource(Gang):
     """Ranks whose weights go to engines by ``transfer``."""
 
     transfer: TransferSection
@@ -55,7 +55,7 @@ class ServingGang(Gang):
         self.call("save", folder, facts, doing="saving the policy")
 
 
-class PolicyLearner(ServingGang, StandingGang):
+class PolicyLearner(WeightSource, RestartableGang):
     """The policy's learner ranks behind the driver's Protocol."""
 
     rank_class = PolicyLearnerRank
@@ -94,12 +94,12 @@ class PolicyLearner(ServingGang, StandingGang):
 class GangWeights:
     """A version of the policy's weights, held by its learner ranks: what they call ``held`` is sent as ``version``."""
 
-    gang: ServingGang
+    gang: WeightSource
     version: int
     held: int
     count: int
 
-    def bucket(self, index: int, receivers: Receivers) -> Handle:
+    def bucket(self, index: int, receivers: BucketTargets) -> Handle:
         """A bucket; all ranks gather it, rank 0 gives it. Its bytes do not pass through this process."""
         doing = f"gathering bucket {index} of weights {self.version}"
         given = (self.version, self.held, index, self.gang.way(), receivers)
@@ -109,7 +109,7 @@ class GangWeights:
         return calls[0][0]
 
 
-class DpoLearner(ServingGang, StandingGang):
+class DpoLearner(WeightSource, RestartableGang):
     """The learner ranks of a policy that is trained on pairs."""
 
     rank_class = DpoLearnerRank

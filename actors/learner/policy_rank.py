@@ -31,7 +31,7 @@ from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.lora import ADAPTERS, add_adapters, set_dropout
 from dvpo_ray.models.stored_names import StoredNames
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.types import Adapters, Receivers, TensorSpec, WeightBucket
+from dvpo_ray.types import Adapters, BucketTargets, TensorSpec, WeightBucket
 
 
 class PolicyRank(Rank):
@@ -82,7 +82,7 @@ class PolicyRank(Rank):
         return self.version, len(self._buckets)
 
     @watched
-    def bucket(self, version: int, held: int, index: int, way: str, receivers: Receivers) -> tuple[WeightBucket | None, bool]:
+    def bucket(self, version: int, held: int, index: int, way: str, receivers: BucketTargets) -> tuple[WeightBucket | None, bool]:
         """One bucket of the current weights, or adapters, on its ``way`` (a backend of ``transfer``), and that it was made.
 
         Rank 0 gives it, all take part in gathering. The memory is used again for the next bucket: engines must have loaded this
@@ -104,7 +104,7 @@ class PolicyRank(Rank):
         bucket = WeightBucket(version, index, len(self._buckets), specs, size, digest, adapters=self._adapters)
         return replace(bucket, **self._where(way, memory)), True
 
-    def _room(self, way: str, size: int, receivers: Receivers) -> Tensor:
+    def _room(self, way: str, size: int, receivers: BucketTargets) -> Tensor:
         """Memory for a bucket [bytes] (uint8)."""
         if way == BROADCAST:
             if self._sender is None:

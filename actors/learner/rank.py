@@ -197,7 +197,7 @@ class Rank:
             )
         return {"optimizer/grad_norm": math.nan, "optimizer/learning_rate": 0.0}
 
-    def take_skipped(self) -> float:
+    def pop_skipped_count(self) -> float:
         """How many updates were withheld since this was last asked, which is once a step."""
         count, self._skipped_now = self._skipped_now, 0
         return float(count)

@@ -60,7 +60,7 @@ class ValueLearnerRank(Rank):
                     sums.add({"value/mean": values.mean()}, times=sum(map(len, group)))
             metrics = {name: value / answers for name, value in all_reduce(sums.read()).items()}
             metrics |= self.apply_update(finite=math.isfinite(metrics["loss/value"]))
-        metrics["loss/skipped_updates"] = self.take_skipped()
+        metrics["loss/skipped_updates"] = self.pop_skipped_count()
         self.release_free_memory()
         return metrics
 

@@ -18,7 +18,7 @@ from actors.cluster.busy import BusyClock
 from actors.cluster.metrics import busy_counter, count, show
 from actors.cluster.node_facts import doubt
 from actors.cluster.nodes import this_actor, this_node
-from actors.cluster.watchdog import stacks_of_family
+from actors.cluster.watchdog import dump_process_tree_stacks
 from actors.rollout.engine_log import EngineLog, engine_errors, start_errors
 from actors.rollout.leftovers import clear, ending_before_us, keep_sockets_together, traces_of_children
 from actors.weights.buckets import SharedBuffer, verify
@@ -40,7 +40,7 @@ from dvpo_ray.types import (
     Adapters,
     Answer,
     Channel,
-    EngineTraces,
+    EngineLeftovers,
     GenerationRequest,
     PlainSampling,
     ServedWeights,
@@ -77,7 +77,7 @@ class RolloutActor:
         self._engine: Any = None
         self._log = EngineLog()
         # What was seen of them: those of a process that has died are seen no more.
-        self._traces = EngineTraces()
+        self._traces = EngineLeftovers()
         self._stopped = False
         self._fence: str | None = "the engine has not started"
         self._served = asyncio.Event()
@@ -95,14 +95,14 @@ class RolloutActor:
         self._stop_ids: tuple[int, ...] = ()
         self._busy = BusyClock(busy_counter("rollout"))
 
-    async def start(self, before: EngineTraces | None = None) -> tuple[str, EngineTraces]:
+    async def start(self, before: EngineLeftovers | None = None) -> tuple[str, EngineLeftovers]:
         """Start the engine on the weights in the model folder; returns their checksum, and what is left should it be killed.
 
         ``before`` is what an engine that was killed left; what of it is on this node is removed.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        clear(before or EngineTraces())
+        clear(before or EngineLeftovers())
         if not torch.cuda.is_available():
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = thread_binding(self._config)
         self._model = await asyncio.to_thread(folder_of, self._place)
@@ -261,11 +261,11 @@ class RolloutActor:
                 f"'{self._model}' on the engine's node holds {self._base_sha256[:16]}...: copy the same folder to both"
             )
 
-    async def traces(self) -> EngineTraces:
+    async def traces(self) -> EngineLeftovers:
         """What would be left if this process were killed now."""
         return self._known_traces()
 
-    def _known_traces(self) -> EngineTraces:
+    def _known_traces(self) -> EngineLeftovers:
         self._traces |= traces_of_children()
         return self._traces
 
@@ -365,7 +365,7 @@ class RolloutActor:
         """Where the engine hangs, to the log; all rows of an engine that hangs miss their deadlines together."""
         if not self._told_stacks:
             self._told_stacks = True
-            stacks_of_family()
+            dump_process_tree_stacks()
 
     async def _checksum(self) -> str:
         """One digest over those of every worker."""

@@ -15,7 +15,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dvpo_ray.types import EngineTraces
+from dvpo_ray.types import EngineLeftovers
 
 # What the processes of an engine share: message queues and semaphores of Python's multiprocessing, and between its workers on
 # CPU the buffers of their collectives.
@@ -41,14 +41,14 @@ def socket_folders_of(pid: int) -> list[str]:
     return [str(path) for folder in {"/tmp", tempfile.gettempdir()} for path in Path(folder).glob(f"{SOCKETS}{pid}-*")]
 
 
-def traces_of_children() -> EngineTraces:
+def traces_of_children() -> EngineLeftovers:
     """The processes under this one, the shared memory that they and this one use, and the folder of their sockets."""
     found = traces_of([psutil.Process(), *psutil.Process().children(recursive=True)])
     folder = os.environ.get(SOCKET_FOLDER, "")
-    return EngineTraces(found.processes[1:], found.files, (folder,) if is_ours(folder) else ())
+    return EngineLeftovers(found.processes[1:], found.files, (folder,) if is_ours(folder) else ())
 
 
-def traces_of(family: Sequence[psutil.Process]) -> EngineTraces:
+def traces_of(family: Sequence[psutil.Process]) -> EngineLeftovers:
     """Those of some processes that are there still, and the shared memory that they use."""
     processes, inodes = [], set()
     for process in family:
@@ -63,7 +63,7 @@ def traces_of(family: Sequence[psutil.Process]) -> EngineTraces:
         with contextlib.suppress(OSError):
             if file.name.startswith(ENGINE_FILES) and file.stat().st_ino in inodes:
                 files.append(file.name)
-    return EngineTraces(tuple(processes), tuple(sorted(files)))
+    return EngineLeftovers(tuple(processes), tuple(sorted(files)))
 
 
 def is_tracker(process: psutil.Process) -> bool:
@@ -73,7 +73,7 @@ def is_tracker(process: psutil.Process) -> bool:
     return False
 
 
-def ending_before_us(traces: EngineTraces) -> EngineTraces:
+def ending_before_us(traces: EngineLeftovers) -> EngineLeftovers:
     """The same without this process's resource tracker, and without what has ended."""
     found = []
     for pid, started in traces.processes:
@@ -89,7 +89,7 @@ def is_ours(folder: str) -> bool:
     return path.name.startswith(SOCKETS) and str(path.parent) in ("/tmp", tempfile.gettempdir())
 
 
-def clear(traces: EngineTraces, patience: float = PATIENCE_S) -> None:
+def clear(traces: EngineLeftovers, patience: float = PATIENCE_S) -> None:
     """Remove what an engine left on this node: its processes if they do not end by themselves, its shared memory, its sockets."""
     family = []
     for pid, started in traces.processes:
@@ -109,7 +109,7 @@ def clear(traces: EngineTraces, patience: float = PATIENCE_S) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear_on(node: str, traces: EngineTraces, patience: float = PATIENCE_S) -> Any:
+def clear_on(node: str, traces: EngineLeftovers, patience: float = PATIENCE_S) -> Any:
     """Begin to remove what an engine left on a node that no actor of ours need be on; returns Ray's reference."""
     place = NodeAffinitySchedulingStrategy(node, soft=True) if node else "DEFAULT"
     return ray.remote(clear).options(num_cpus=0, scheduling_strategy=place).remote(traces, patience)

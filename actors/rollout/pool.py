@@ -22,7 +22,7 @@ from actors.rollout.actor import RolloutActor
 from actors.rollout.leftovers import clear_on
 from dvpo_ray.config.sections import ClusterSection, GenerationSection, ModelSection
 from dvpo_ray.errors import (
-    LOST,
+    RECOVERABLE_ERRORS,
     ActorDiedError,
     ActorFailedError,
     ActorTimeoutError,
@@ -36,7 +36,7 @@ from dvpo_ray.loop.restarts import Sentences
 from dvpo_ray.runs.prometheus import RESTARTS
 from dvpo_ray.runs.stopping import AT_ONCE_S, current
 from dvpo_ray.stages import Handle, Weights
-from dvpo_ray.types import Answer, EngineTraces, GenerationRequest, Receivers, ServedWeights
+from dvpo_ray.types import Answer, BucketTargets, EngineLeftovers, GenerationRequest, ServedWeights
 
 SENDINGS = 3
 RETRY_S = 1.0
@@ -52,7 +52,7 @@ class Engine:
     actor: Any
     starting: Any
     node: str = ""
-    traces: EngineTraces = field(default_factory=EngineTraces)
+    traces: EngineLeftovers = field(default_factory=EngineLeftovers)
     served: ServedWeights | None = None
 
 
@@ -245,7 +245,7 @@ class RolloutPool:
         if self._traces is not None:
             self._traces.unlink(missing_ok=True)
 
-    def _start(self, index: int, traces: EngineTraces | None = None) -> Engine:
+    def _start(self, index: int, traces: EngineLeftovers | None = None) -> Engine:
         model_folder, model, rollout, seed = self._arguments
         self._starts += 1
         # The name of a dead actor is not free at once.
@@ -255,7 +255,7 @@ class RolloutPool:
             RolloutActor, name, engine_environment(rollout.cpu_threads, rollout.engine.enforce_eager), self._gpus, **options
         )
         actor = kind.remote(model_folder, rollout, seed + index, model.trust_remote_code, model.chat_template_kwargs)
-        traces = traces or EngineTraces()
+        traces = traces or EngineLeftovers()
         return Engine(name, actor, actor.start.remote(traces), traces=traces)
 
     def _await_start(self, engine: Engine) -> str:
@@ -355,7 +355,7 @@ class RolloutPool:
 
     def _revive(self, dead: Engine) -> None:
         """Start a new actor in a dead one's place and bring it to the learner's weights before it takes part."""
-        traces: EngineTraces | None = dead.traces
+        traces: EngineLeftovers | None = dead.traces
         try:
             ray.kill(dead.actor)
             while traces is not None:
@@ -367,7 +367,7 @@ class RolloutPool:
                 self._failure = self._failure or error
                 self._members.notify_all()
 
-    def _started_anew(self, index: int, traces: EngineTraces) -> EngineTraces | None:
+    def _started_anew(self, index: int, traces: EngineLeftovers) -> EngineLeftovers | None:
         """Start an actor that takes part; returns what it leaves behind when it died before it could."""
         engine = self._start(index, traces)
         try:
@@ -379,7 +379,7 @@ class RolloutPool:
                 self._joining = [other for other in self._joining if other is not engine]
                 if self._stopping.is_set() or not isinstance(error, ActorFailedError):
                     raise
-                if isinstance(error, (*LOST, PermanentFailureError)):
+                if isinstance(error, (*RECOVERABLE_ERRORS, PermanentFailureError)):
                     raise
                 self._charge(engine.name, error)
             return engine.traces
@@ -404,8 +404,8 @@ class RolloutPool:
                         self._note_traces()
                         self._members.notify_all()
                 return
-            except (*LOST, WeightSyncError) as error:
-                if isinstance(error, LOST):
+            except (*RECOVERABLE_ERRORS, WeightSyncError) as error:
+                if isinstance(error, RECOVERABLE_ERRORS):
                     # The driver must hear of it, and may take long to mend it.
                     deadline = time.monotonic() + self._cluster.start_timeout_s
                     with self._members:
@@ -439,7 +439,7 @@ class RolloutPool:
         died: list[tuple[Engine, ActorFailedError]] = []
         served: dict[str, ServedWeights | None] = {}
         for attempt in range(SENDINGS):
-            bucket = weights.bucket(index, Receivers(tuple(engine.name for engine in waiting), self._workers, attempt))
+            bucket = weights.bucket(index, BucketTargets(tuple(engine.name for engine in waiting), self._workers, attempt))
             calls = [(engine, engine.actor.load_bucket.remote(bucket, place)) for place, engine in enumerate(waiting)]
             waiting = []
             for engine, call in calls:
@@ -475,15 +475,15 @@ class RolloutPool:
         return known
 
 
-def read_traces(path: Path | None) -> EngineTraces:
+def read_traces(path: Path | None) -> EngineLeftovers:
     """What the engines of an earlier process left behind; nothing when they were shut down."""
     if path is None or not path.is_file():
-        return EngineTraces()
+        return EngineLeftovers()
     try:
         engines = json.loads(path.read_text())
     except ValueError:
         logging.getLogger(__name__).warning("%s is cut short: engines of an earlier driver may have left shared memory", path)
-        return EngineTraces()
+        return EngineLeftovers()
     processes = tuple((int(pid), float(started)) for engine in engines for pid, started in engine["processes"])
     files, sockets = (tuple(name for engine in engines for name in engine.get(kind, ())) for kind in ("files", "sockets"))
-    return EngineTraces(processes, files, sockets)
+    return EngineLeftovers(processes, files, sockets)

@@ -111,7 +111,7 @@ class ScorerActor:
             finish_reasons=tuple(a.finish_reason for a in answers),
         )
 
-    def score_and_say(self, *answers: Answer) -> tuple[ScoredBatch, bool]:
+    def score_with_ack(self, *answers: Answer) -> tuple[ScoredBatch, bool]:
         """``score``, and that it is done: who must know does not need to fetch the batch."""
         return self.score(*answers), True
 

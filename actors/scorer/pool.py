@@ -37,7 +37,7 @@ class Replica:
 
     def send(self, answers: Sequence[Handle]) -> tuple[Handle, Handle]:
         """Give it a batch; returns the scored batch, and what says that it is there or why not."""
-        batch, done = self.actor.score_and_say.options(num_returns=2).remote(*answers)
+        batch, done = self.actor.score_with_ack.options(num_returns=2).remote(*answers)
         self._batches.append(batch)
         self.load.sent.append(time.monotonic())
         self.load.idle_since = None

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dvpo_ray.types import Channel, Receivers
+from dvpo_ray.types import BucketTargets, Channel
 
 NCCL, GLOO = "nccl", "gloo"
 # What makes a wait for NCCL end with an error when its time is over; without it torch ends the whole process.
@@ -103,12 +103,12 @@ class Sender:
         self._address = address
         self._device = device
         self._timeout_s = timeout_s
-        self._receivers: Receivers | None = None
+        self._receivers: BucketTargets | None = None
         self._group: Group | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._sent: Future[None] = Future()
 
-    def buffer(self, size: int, receivers: Receivers) -> Tensor:
+    def buffer(self, size: int, receivers: BucketTargets) -> Tensor:
         """Room for the next bucket [bytes] (uint8) on the learner's device, to be filled before ``send``.
 
         Waits for the last one when it goes to the same receivers. Others do not wait for it any more: it is given up.
@@ -147,7 +147,7 @@ class Sender:
             logging.getLogger(__name__).warning("a broadcast of weights broke off: %r", error)
         return error is None
 
-    def _open(self, receivers: Receivers) -> Group:
+    def _open(self, receivers: BucketTargets) -> Group:
         size, patience = 1 + len(receivers.engines) * receivers.workers, timedelta(seconds=self._timeout_s)
         store = dist.TCPStore(self._address, 0, size, is_master=True, timeout=patience, wait_for_workers=False)
         channel = Channel(uuid.uuid4().hex, self._backend, self._address, store.port, size, self._timeout_s)

@@ -38,7 +38,7 @@ class CheckpointReplicator:
         self._closing = self._abandoned = False
         self._thread: threading.Thread | None = None
 
-    def go_on(self, step: int, replace: bool) -> None:
+    def resume(self, step: int, replace: bool) -> None:
         """Prepare for a run that goes on from its checkpoint of ``step``, or starts (0). Copies of later steps go: they come
         again.
 

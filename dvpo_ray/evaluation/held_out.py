@@ -20,10 +20,10 @@ from dvpo_ray.io.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.seeds import sampling_seed
-from dvpo_ray.maths.statistics import bootstrap_ci95, mean_ci95, share_ci95, win_rate, wins
+from dvpo_ray.maths.statistics import bootstrap_ci95, mean_ci95, share_ci95, win_indicators, win_rate
 from dvpo_ray.rewards.answers import called, checked
 from dvpo_ray.runs.folder import keep_records
-from dvpo_ray.stages import Rollouts, Scorers, asked_again
+from dvpo_ray.stages import Rollouts, Scorers, retry_lost_rows
 from dvpo_ray.types import GenerationRequest, ScoredBatch
 
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -170,7 +170,7 @@ class Evaluator:
 
     def run(self, step: int, rollouts: Rollouts, scorers: Scorers) -> Evaluation:
         """Generate, score and judge all answers with the weights the engines serve now; those lost with a node are made again."""
-        scored = ScoredBatch.concat(asked_again(lambda: scorers.fetch(scorers.score(rollouts.generate(self._requests)))))
+        scored = ScoredBatch.concat(retry_lost_rows(lambda: scorers.fetch(scorers.score(rollouts.generate(self._requests)))))
         lost = rollouts.given_up(self._requests)
         if lost:
             raise ActorFailedError(f"{len(lost)} held-out prompts were not answered in time, for example {lost[0]}")
@@ -235,5 +235,5 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
         "gold_gain_ci95_low": low,
         "gold_gain_ci95_high": high,
         "win_rate": win_rate(after.golds, before.golds),
-        "win_rate_ci95": list(share_ci95(wins(after.golds, before.golds), after.kin)),
+        "win_rate_ci95": list(share_ci95(win_indicators(after.golds, before.golds), after.kin)),
     }

@@ -20,7 +20,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 TOKEN = re.compile(r"[!-~]+")
 
 
-class Patience:
+class Backoff:
     """The attempts at one request: waits that double, at least as long as the service asks for, until a deadline."""
 
     def __init__(self, seconds: float) -> None:
@@ -33,7 +33,7 @@ class Patience:
         return None if time.monotonic() + pause > self.deadline else pause
 
 
-def may_pass(response: httpx.Response) -> bool:
+def is_retryable(response: httpx.Response) -> bool:
     """Whether the same request may be answered later: it came too slowly, too many at a time, or the service has a fault."""
     return response.status_code in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS) or response.is_server_error
 
@@ -56,7 +56,7 @@ def _seconds_until(date: str) -> float:
     return max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time.time())
 
 
-class Poster:
+class JsonClient:
     """Posts JSON, one request at a time, and waits so many seconds for the whole reply, headers and all.
 
     httpx's own time-outs are about one read each: a reply that comes a byte at a time keeps them all.

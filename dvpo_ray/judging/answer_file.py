@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dvpo_ray.judging.kept_lines import Kept, KeptLines
+from dvpo_ray.judging.kept_lines import Journal, Kept
 from dvpo_ray.types import GenerationRequest
 
 
-class GivenAnswer(Kept):
+class SavedAnswer(Kept):
     """One answer: its text, its length in tokens, and whether the limit cut it."""
 
     text: str
@@ -19,12 +19,12 @@ class GivenAnswer(Kept):
     cut: bool
 
 
-class AnswerFile(KeptLines[GivenAnswer]):
+class AnswerFile(Journal[SavedAnswer]):
     """Answers by the hash of what was asked, of which weights, and how it was sampled."""
 
     def __init__(self, path: Path, identity: Any) -> None:
         """``identity`` is JSON that says which weights answer and how; raises DataError for a line that is no answer."""
-        super().__init__(path, GivenAnswer, "remove the file, and all is asked again")
+        super().__init__(path, SavedAnswer, "remove the file, and all is asked again")
         self._identity = identity
 
     def key(self, request: GenerationRequest) -> str:
@@ -32,6 +32,6 @@ class AnswerFile(KeptLines[GivenAnswer]):
         asked = json.dumps([self._identity, list(map(int, request.prompt_ids)), request.seed], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()
 
-    def find(self, request: GenerationRequest) -> GivenAnswer | None:
+    def find(self, request: GenerationRequest) -> SavedAnswer | None:
         """The answer to a request, if it is there."""
         return self.known.get(self.key(request))

@@ -11,10 +11,10 @@ from dvpo_ray.data.encode import encode_prompt
 from dvpo_ray.data.messages import Message
 from dvpo_ray.data.reasons import BadRow
 from dvpo_ray.errors import ActorFailedError, DataError, RowsLostError
-from dvpo_ray.judging.answer_file import AnswerFile, GivenAnswer
+from dvpo_ray.judging.answer_file import AnswerFile, SavedAnswer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.maths.seeds import sampling_seed
-from dvpo_ray.stages import Handle, Rollouts, asked_again
+from dvpo_ray.stages import Handle, Rollouts, retry_lost_rows
 from dvpo_ray.types import Answer, GenerationRequest
 
 
@@ -83,7 +83,7 @@ class Interviewer:
             one.said += one.question.turns[turn]
             seed = sampling_seed(self._seed, "ask", turn, i)
             requests.append(GenerationRequest(f"{turn}/{i}", self._encode(one.question, one.said), seed))
-        asked_again(lambda: self._get_missing(requests, rollouts))
+        retry_lost_rows(lambda: self._get_missing(requests, rollouts))
         for request, one in zip(requests, conversations, strict=True):
             answer = self._file.find(request)
             if answer is None:
@@ -115,7 +115,7 @@ class Interviewer:
     def _keep(self, request: GenerationRequest, answer: Answer) -> None:
         text = self._tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip()
         cut = answer.finish_reason == "length"
-        self._file.add(GivenAnswer(key=self._file.key(request), text=text, tokens=int(answer.response_ids.size), cut=cut))
+        self._file.add(SavedAnswer(key=self._file.key(request), text=text, tokens=int(answer.response_ids.size), cut=cut))
 
     def _encode(self, question: Question, said: Sequence[Message], beside: int = 0) -> tuple[int, ...]:
         """Token ids of a conversation, which fit an engine together with ``beside`` more tokens and an answer."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 import httpx
 
 from dvpo_ray.errors import ConfigError, JudgeError, RequestRefusedError
-from dvpo_ray.io.http import Patience, bearer, may_pass, retry_after
+from dvpo_ray.io.http import Backoff, bearer, is_retryable, retry_after
 from dvpo_ray.io.json_files import parse_object
 
 # What is wrong with the one request, as against the address, the model's name or the token.
@@ -104,14 +104,14 @@ class Endpoint:
         """
         settings = self._settings
         body = {"messages": messages, **settings.asked_for}
-        patience = Patience(settings.patience_s)
+        patience = Backoff(settings.patience_s)
         malformed = 0
         while True:
             try:
                 # httpx's own time-outs are about one read each: a reply that comes a byte at a time keeps them all.
                 async with asyncio.timeout(settings.timeout_s):
                     response = await self._client.post(self._url, json=body)
-                if not may_pass(response):
+                if not is_retryable(response):
                     return self._read(response)
                 trouble, asked = f"status {response.status_code}: {response.text[:200]}", retry_after(response)
             except (httpx.RequestError, TimeoutError) as error:

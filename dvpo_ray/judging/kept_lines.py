@@ -28,7 +28,7 @@ class Kept(BaseModel):
 K = TypeVar("K", bound=Kept)
 
 
-class KeptLines(Generic[K]):
+class Journal(Generic[K]):
     """JSON lines of one ``kind``: what is there is read at once, and written to within a context alone. One process at a time
     (``dvpo_ray.runs.folder.locked``)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dvpo_ray.judging.kept_lines import Kept, KeptLines
+from dvpo_ray.judging.kept_lines import Journal, Kept
 from dvpo_ray.judging.verdicts import Verdict
 
 REMEDY = "copy the file again from where it was whole, or give --verdicts a file of its own"
@@ -26,7 +26,7 @@ class Judgement(Kept):
         return self.verdict is not None or self.finish_reason != "length" or self.max_tokens >= max_tokens
 
 
-class VerdictFile(KeptLines[Judgement]):
+class VerdictFile(Journal[Judgement]):
     """Verdicts by key."""
 
     def __init__(self, path: Path) -> None:

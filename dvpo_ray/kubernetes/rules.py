@@ -69,7 +69,7 @@ def senders_are_named(documents: Sequence[Tree]) -> Iterator[Problem]:
             yield f"NetworkPolicy {name} lets everyone in", "say in `from` who may come, or leave the rule out"
 
 
-def names_can_be_looked_up(documents: Sequence[Tree]) -> Iterator[Problem]:
+def check_dns_egress(documents: Sequence[Tree]) -> Iterator[Problem]:
     """Without DNS no pod finds its head."""
     rules = [tree(rule) for spec in _policies(documents) for rule in items(spec.get("egress"))]
     open_ports = [(tree(port).get("protocol"), tree(port).get("port")) for rule in rules for port in items(rule.get("ports"))]
@@ -93,6 +93,6 @@ def _policies(documents: Sequence[Tree]) -> list[Tree]:
 NAMESPACE_RULES: tuple[Callable[[Sequence[Tree]], Iterator[Problem]], ...] = (
     traffic_is_denied_by_default,
     senders_are_named,
-    names_can_be_looked_up,
+    check_dns_egress,
     pods_are_restricted,
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from dvpo_ray.config.algorithms import BtTarget, McTarget, RewardTarget, TargetConfig, TdTarget
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.maths.losses import bradley_terry_loss, value_loss
-from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values, concordance, wins
+from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values, concordance, win_indicators
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
 
 
@@ -75,4 +75,4 @@ def label_concordance(values: Sequence[np.ndarray], labels: Sequence[float]) -> 
 def pair_wins(chosen: Sequence[np.ndarray], rejected: Sequence[np.ndarray], how: str) -> list[float]:
     """1 where the chosen answer scores higher, 0.5 for a tie, 0 otherwise. Each array holds q_0..q_T."""
     scores, others = ([aggregate_values(values[1:], how) for values in answers] for answers in (chosen, rejected))
-    return wins(scores, others)
+    return win_indicators(scores, others)

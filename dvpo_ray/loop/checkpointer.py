@@ -57,7 +57,7 @@ class Checkpointer:
             CheckpointError: it could not be written; the checkpoints before it are as they were.
         """
         if self._copier is not None:
-            self._run.tell(self._copier.news())
+            self._run.warn_all(self._copier.news())
         if self._pending is None:
             return None
         (step, folder, state, records), self._pending = self._pending, None
@@ -73,7 +73,7 @@ class Checkpointer:
         self._run.pace.checkpoint_done(step, time.time() - self._began)
         return checkpoint
 
-    def forget(self) -> None:
+    def discard_pending(self) -> None:
         """Give up what was begun: who was writing it is gone."""
         self._pending = None
         self.store.discard_unfinished()

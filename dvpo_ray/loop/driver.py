@@ -19,7 +19,7 @@ from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import (
     AS_ASKED,
-    LOST,
+    RECOVERABLE_ERRORS,
     CheckpointError,
     DvpoError,
     FrozenValueChangedError,
@@ -29,9 +29,9 @@ from dvpo_ray.errors import (
 )
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.dumps import write_dump
-from dvpo_ray.loop.health import Watch
+from dvpo_ray.loop.health import HealthMonitor
 from dvpo_ray.loop.ledger import Ledger
-from dvpo_ray.loop.prefetch import Feed
+from dvpo_ray.loop.prefetch import RolloutPrefetcher
 from dvpo_ray.loop.restarts import Restarts
 from dvpo_ray.maths.kl_control import next_coefficient
 from dvpo_ray.runs.folder import DUMPS
@@ -72,7 +72,7 @@ class Driver:
         self._on_sync = on_sync
         self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
         self._sealed = stages.scorers.value_hash()
-        self._watch = Watch(config.health)
+        self._health = HealthMonitor(config.health)
         self._restarts = Restarts(stages.learner, config.learner.max_restarts, run, checkpointer)
 
     def train(self, checkpoint: Checkpoint | None = None) -> None:
@@ -89,7 +89,7 @@ class Driver:
             try:
                 self._train_from(self._go_back(checkpoint) if go_back else 0)
                 break
-            except LOST as error:
+            except RECOVERABLE_ERRORS as error:
                 self._restarts.restart(error)
                 checkpoint, go_back = self._checkpointer.store.newest() or checkpoint, True
         with self._run.stop.finishing(rest):
@@ -105,7 +105,7 @@ class Driver:
         lead = config.off_policy.max_staleness
         with (
             run.stop.finishing(run.pace.plan_of_step),
-            Feed(self._stages, self._ledger, run, first, config.steps, lead, config.streaming) as feed,
+            RolloutPrefetcher(self._stages, self._ledger, run, first, config.steps, lead, config.streaming) as feed,
         ):
             for step in range(first, config.steps):
                 self._train_step(step, feed)
@@ -113,13 +113,13 @@ class Driver:
                 feed.trained(step + 1)
             self._checkpointer.finish()
 
-    def _train_step(self, step: int, feed: Feed) -> None:
+    def _train_step(self, step: int, feed: RolloutPrefetcher) -> None:
         stages, ledger, run, checkpointer = self._stages, self._ledger, self._run, self._checkpointer
         with self._keeping(step):
             record, scored = feed.take(step)
-        given: list[Handle] = []
-        with record.span("learn"), self._dumping(step, given):
-            result = stages.learner.step(step, self._kl.beta, _noted(scored, given))
+        consumed: list[Handle] = []
+        with record.span("learn"), self._dumping(step, consumed):
+            result = stages.learner.step(step, self._kl.beta, _tee(scored, consumed))
         with record.span("sync"):
             served = stages.rollouts.sync(stages.learner.weights(result.version))
         self._on_sync(result.version)
@@ -130,8 +130,8 @@ class Driver:
         withheld = [name for name in SKIPPED if result.metrics.get(name)]
         if withheld:
             what = " and ".join(SKIPPED[name] for name in withheld)
-            run.warn(step, f"an update of the {what} was not finite and was withheld; its rows: {self._dump(step, given)}")
-        for alarm in self._watch.look(result.metrics):
+            run.warn(step, f"an update of the {what} was not finite and was withheld; its rows: {self._dump(step, consumed)}")
+        for alarm in self._health.check(result.metrics):
             run.warn(step, alarm)
         checkpointer.finish()
         leaving = self._leaving(step)
@@ -166,7 +166,7 @@ class Driver:
         """Checkpoint ``steps`` trained steps when what follows fails: the learner, which is not at work in it, is as it was."""
         try:
             yield
-        except (*LOST, RunStoppedError):
+        except (*RECOVERABLE_ERRORS, RunStoppedError):
             raise
         except DvpoError:
             try:
@@ -183,7 +183,7 @@ class Driver:
     def _leaving(self, step: int) -> set[str]:
         """Which of learner and driver are on machines that will be taken away: the learner's work is checkpointed every step from
         now on, and the driver's end is that of the run, which goes on elsewhere."""
-        leaving = self._stages.leaving()
+        leaving = self._stages.draining()
         if leaving:
             self._run.warn(step, f"the machine of the {' and the '.join(sorted(leaving))} will be taken away: checkpointing")
         if "driver" in leaving:
@@ -201,16 +201,16 @@ class Driver:
         return None
 
     @contextmanager
-    def _dumping(self, step: int, given: list[Handle]) -> Iterator[None]:
+    def _dumping(self, step: int, consumed: list[Handle]) -> Iterator[None]:
         """Keep a step's rows when the learner gives up on its updates."""
         try:
             yield
         except NonFiniteUpdateError as error:
-            raise NonFiniteUpdateError(f"{error}; the rows of the last: {self._dump(step, given)}") from error
+            raise NonFiniteUpdateError(f"{error}; the rows of the last: {self._dump(step, consumed)}") from error
 
-    def _dump(self, step: int, given: list[Handle]) -> Path:
+    def _dump(self, step: int, consumed: list[Handle]) -> Path:
         """Write the rows of a step (counted from 0) for ``dvpo debug replay``."""
-        rows = ScoredBatch.concat(self._stages.scorers.fetch(given))
+        rows = ScoredBatch.concat(self._stages.scorers.fetch(consumed))
         return write_dump(self._run.folder / DUMPS / f"step-{step + 1:08d}.npz", rows, step, self._kl.beta)
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -242,10 +242,10 @@ class Driver:
         return step
 
 
-def _noted(batches: Iterator[Handle], given: list[Handle]) -> Iterator[Handle]:
+def _tee(batches: Iterator[Handle], consumed: list[Handle]) -> Iterator[Handle]:
     """Pass handles on and remember them."""
     for batch in batches:
-        given.append(batch)
+        consumed.append(batch)
         yield batch
 
 

@@ -8,14 +8,14 @@ from dvpo_ray.config.algorithms import HealthSection
 from dvpo_ray.errors import UnhealthyRunError
 
 
-class Watch:
+class HealthMonitor:
     """Looks at every step's metrics, and remembers for how many steps in a row something has been wrong."""
 
     def __init__(self, config: HealthSection) -> None:
         self._config = config
         self._in_a_row: dict[str, int] = {}
 
-    def look(self, metrics: Mapping[str, float]) -> list[str]:
+    def check(self, metrics: Mapping[str, float]) -> list[str]:
         """What is wrong with a step, a sentence each.
 
         Raises:

@@ -10,14 +10,14 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from dvpo_ray.errors import LOST
+from dvpo_ray.errors import RECOVERABLE_ERRORS
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run, StepRecord
-from dvpo_ray.stages import Handle, Stages, asked_again
+from dvpo_ray.stages import Handle, Stages, retry_lost_rows
 from dvpo_ray.types import GenerationRequest
 
 
-class Feed:
+class RolloutPrefetcher:
     """Generates and scores one step's rows in a thread of its own for each step under way.
 
     Step n begins when step ``n - lead`` is about to be trained, so its oldest token is of weights ``n - lead``: no token is
@@ -47,9 +47,9 @@ class Feed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # When the run goes on, what the engines were asked for must end before it is asked for again. After other failures
         # threads may wait for actors that hang; they end with an error when the actors are taken down.
-        if isinstance(error, LOST):
+        if isinstance(error, RECOVERABLE_ERRORS):
             self._stages.rollouts.cancel()
-        self._threads.shutdown(wait=error is None or isinstance(error, LOST), cancel_futures=True)
+        self._threads.shutdown(wait=error is None or isinstance(error, RECOVERABLE_ERRORS), cancel_futures=True)
 
     def take(self, step: int) -> tuple[StepRecord, Iterator[Handle]]:
         """Wait for the first batch of ``step``; returns all, as they come. Raises what went wrong with them."""
@@ -96,7 +96,7 @@ class Feed:
                 self._stages.scorers.wait(sent)
             return sent
 
-        return score() if self._streaming else asked_again(score)
+        return score() if self._streaming else retry_lost_rows(score)
 
 
 @dataclass(frozen=True)

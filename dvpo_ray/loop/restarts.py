@@ -59,4 +59,4 @@ class Restarts:
             except LearnerLostError as again:
                 error = again
         # Only now does nobody write into it any more.
-        self._checkpointer.forget()
+        self._checkpointer.discard_pending()

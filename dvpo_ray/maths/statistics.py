@@ -84,7 +84,7 @@ def _design_effect(values: np.ndarray, names: np.ndarray) -> float:
     return float(np.clip(between / (share * (1 - share) / total), 1.0, alike))
 
 
-def wins(scores: Sequence[float], others: Sequence[float]) -> list[float]:
+def win_indicators(scores: Sequence[float], others: Sequence[float]) -> list[float]:
     """1 for each score that beats its counterpart among ``others``, 0.5 for a tie, 0 otherwise."""
     a, b = np.asarray(scores), np.asarray(others)
     if a.shape != b.shape or a.size == 0:
@@ -94,7 +94,7 @@ def wins(scores: Sequence[float], others: Sequence[float]) -> list[float]:
 
 def win_rate(after: Sequence[float], before: Sequence[float]) -> float:
     """Share of answers whose score beats its counterpart's; ties count half."""
-    return float(np.mean(wins(after, before)))
+    return float(np.mean(win_indicators(after, before)))
 
 
 def concordance(scores: Sequence[float], labels: Sequence[float]) -> float:

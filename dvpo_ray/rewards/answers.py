@@ -15,7 +15,7 @@ from dvpo_ray.config.rewards import FunctionReward, HttpReward, ModelReward, Rew
 from dvpo_ray.entry_points import load_entry_point
 from dvpo_ray.errors import RewardError
 from dvpo_ray.io.error_text import said_of
-from dvpo_ray.io.http import Patience, Poster, bearer, may_pass, retry_after
+from dvpo_ray.io.http import Backoff, JsonClient, bearer, is_retryable, retry_after
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -98,7 +98,7 @@ class RemoteReward:
         self._failures = 0
         self._open_until = 0.0
         headers = bearer(config.token_variable, f"reward '{name}' (token_variable)")
-        self._poster = Poster(headers, config.timeout_s)
+        self._poster = JsonClient(headers, config.timeout_s)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """Scores of all answers.
@@ -116,12 +116,12 @@ class RemoteReward:
 
     def _ask(self, body: dict[str, list[str]]) -> Any:
         """The reply to one batch."""
-        patience = Patience(self._config.patience_s)
+        patience = Backoff(self._config.patience_s)
         while True:
             self._wait_for_service(patience.deadline)
             try:
                 response = self._poster.post(self._config.url, body)
-                if not may_pass(response):
+                if not is_retryable(response):
                     self._failures = 0
                     return self._read(response)
                 trouble, asked = f"status {response.status_code}", retry_after(response)

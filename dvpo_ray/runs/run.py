@@ -145,7 +145,7 @@ class Run:
         """Count on from the time of a checkpoint."""
         self.seconds_before, self.first_began = (checkpoint.part(name, FiniteFloat) for name in ("seconds", "first_began"))
 
-    def go_on(self, checkpoint: Resumable) -> None:
+    def resume(self, checkpoint: Resumable) -> None:
         """Be the run of a checkpoint: its clocks, and what was recorded until then."""
         self.take_clocks(checkpoint)
         self.began = time.time()
@@ -184,7 +184,7 @@ class Run:
         """Say that a step (counted from 0) gave cause for doubt."""
         self.listener(Event("warning", f"step {step + 1}: {text}", step + 1, self.total_steps))
 
-    def tell(self, news: Iterable[tuple[int, str]]) -> None:
+    def warn_all(self, news: Iterable[tuple[int, str]]) -> None:
         """Say what went wrong beside the steps: (trained steps, what)."""
         for steps, text in news:
             self.warn(steps - 1, text)

@@ -66,7 +66,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SubmissionRequest:
     """A recipe that may be submitted: what it says, overrides applied, and which training it is for."""
 
     name: str
@@ -75,7 +75,7 @@ class Asked:
     recipe: Recipe
 
 
-def read(name: str, overrides: Sequence[str] = (), reward: bool = False) -> Asked:
+def parse(name: str, overrides: Sequence[str] = (), reward: bool = False) -> SubmissionRequest:
     """Check a recipe, whose sections say which training it is for; ``reward``: value training's are to make a reward model.
 
     Raises:
@@ -97,10 +97,10 @@ def read(name: str, overrides: Sequence[str] = (), reward: bool = False) -> Aske
             f"cluster.address = '{recipe.cluster.address}': a job runs on the cluster it is submitted to; leave it out, and name "
             "that cluster with --address"
         )
-    return Asked(name, tuple(overrides), kind, recipe)
+    return SubmissionRequest(name, tuple(overrides), kind, recipe)
 
 
-def pack(asked: Asked, options: Options, package: Path) -> Submission:
+def build_package(asked: SubmissionRequest, options: Options, package: Path) -> Submission:
     """Write the package and say how to start it.
 
     Raises:

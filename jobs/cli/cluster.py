@@ -49,13 +49,13 @@ def submit(
 
     def work() -> dict[str, Any]:
         submission = importlib.import_module("dvpo_ray.submission.package")
-        asked = submission.read(recipe, resumed(overrides, resume), reward)
+        asked = submission.parse(recipe, resumed(overrides, resume), reward)
         client = _connect(address)
         job = job_id or f"{asked.recipe.run.name[:56]}-{secrets.token_hex(3)}"
         limit = importlib.import_module("actors.cluster.job_client").UPLOAD_LIMIT
         options = submission.Options(limit, client.is_here(), image, tuple(include), as_json)
         with tempfile.TemporaryDirectory(prefix="dvpo-submit-") as folder:
-            prepared = submission.pack(asked, options, Path(folder) / "package.zip")
+            prepared = submission.build_package(asked, options, Path(folder) / "package.zip")
             client.submit(prepared, job)
         if follow:
             typer.echo(f"job '{job}' at {client.address}, its run in {prepared.run_folder}", err=True)

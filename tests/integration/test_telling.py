@@ -12,7 +12,7 @@ import ray as ray_module
 
 from actors.cluster.calls import actor_errors, get
 from actors.cluster.session import actor_environment, start_actor
-from actors.learner.gang import StandingGang
+from actors.learner.gang import RestartableGang
 from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
@@ -90,7 +90,7 @@ def test_coroutines_and_streams_tell_as_well() -> None:
     ray_module.kill(actor)
 
 
-class FailingGang(StandingGang):
+class FailingGang(RestartableGang):
     """Ranks without models, which may be started again three times."""
 
     rank_class = FailingRank

@@ -10,7 +10,7 @@ import numpy as np
 import ray as ray_module
 import torch
 
-from actors.learner.policy_gang import ServingGang
+from actors.learner.policy_gang import WeightSource
 from actors.rollout.pool import RolloutPool
 from actors.weights.buckets import SharedBuffer, bucket_bytes, layout, plan_buckets, read_bucket, write_bucket
 from dvpo_ray.config.recipes import PolicyTraining
@@ -23,7 +23,7 @@ from dvpo_ray.config.sections import (
 )
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.types import Adapters, Answer, GenerationRequest, Receivers, TensorSpec, WeightBucket
+from dvpo_ray.types import Adapters, Answer, BucketTargets, GenerationRequest, TensorSpec, WeightBucket
 from tests.support.decided import learner_section, scorer_section
 
 ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
@@ -83,7 +83,7 @@ class Sent:
     def count(self) -> int:
         return len(self._buckets)
 
-    def bucket(self, index: int, receivers: Receivers) -> WeightBucket:
+    def bucket(self, index: int, receivers: BucketTargets) -> WeightBucket:
         specs = self._buckets[index]
         size = layout(specs)[1]
         memory = self._memory.bytes(size)
@@ -109,13 +109,13 @@ def gap(answers: list[Answer], expected: list[np.ndarray]) -> float:
     return float(np.abs(np.concatenate([a.log_probs for a in answers]) - np.concatenate(expected)).max())
 
 
-def weights_in(gang: ServingGang) -> dict[str, torch.Tensor]:
+def weights_in(gang: WeightSource) -> dict[str, torch.Tensor]:
     """What the learner holds, whichever way it sends it."""
     transfer, gang.transfer = gang.transfer, TransferSection(backend="shared_memory")
     weights = gang.weights(0)
     found = {}
     for index in range(weights.count):
-        bucket = ray_module.get(weights.bucket(index, Receivers((), 1)), timeout=60)
+        bucket = ray_module.get(weights.bucket(index, BucketTargets((), 1)), timeout=60)
         found |= {name: tensor.clone() for name, tensor in read_bucket(bytearray(bucket_bytes(bucket)), bucket.tensors)}
     gang.transfer = transfer
     return found

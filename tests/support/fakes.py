@@ -16,7 +16,7 @@ from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.folder import CHECKPOINTS
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Stages, Weights
-from dvpo_ray.types import GenerationRequest, Ragged, Receivers, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.types import BucketTargets, GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
 
 
 def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> ScoredBatch:
@@ -47,7 +47,7 @@ class FakeWeights:
     version: int
     count: int = 0
 
-    def bucket(self, index: int, receivers: Receivers) -> Any:
+    def bucket(self, index: int, receivers: BucketTargets) -> Any:
         """There is none."""
         raise IndexError(index)
 
@@ -102,7 +102,7 @@ class FakeStages:
     def cancel(self) -> None:
         """Nothing is under way."""
 
-    def leaving(self) -> set[str]:
+    def draining(self) -> set[str]:
         """No machine is taken away."""
         return set()
 

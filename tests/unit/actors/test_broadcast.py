@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from actors.weights.broadcast import Receiver, Sender
-from dvpo_ray.types import Channel, Receivers
+from dvpo_ray.types import BucketTargets, Channel
 
 CPU = torch.device("cpu")
 LOOPBACK = "127.0.0.1"
-BOTH = Receivers(("rollout-0", "rollout-1"), 1)
+BOTH = BucketTargets(("rollout-0", "rollout-1"), 1)
 
 
 def content(seed: int, size: int = 100_000) -> torch.Tensor:
     return torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def sent(sender: Sender, receivers: Receivers, data: torch.Tensor) -> Channel:
+def sent(sender: Sender, receivers: BucketTargets, data: torch.Tensor) -> Channel:
     room = sender.buffer(data.numel(), receivers)
     room.copy_(data)
     return sender.send(room)

@@ -11,7 +11,7 @@ import pytest
 from actors.cluster import session
 from actors.rollout import leftovers
 from actors.rollout.leftovers import LONGEST_FOLDER, SOCKET_FOLDER, clear, keep_sockets_together, traces_of_children
-from dvpo_ray.types import EngineTraces
+from dvpo_ray.types import EngineLeftovers
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def test_sockets_are_kept_together_and_removed(temporary: Path, monkeypatch: pyt
     folder = Path(os.environ[SOCKET_FOLDER])
     assert folder.parent == temporary and traces_of_children().sockets == (str(folder),)
     (folder / "a-socket").touch()
-    clear(EngineTraces(sockets=traces_of_children().sockets))
+    clear(EngineLeftovers(sockets=traces_of_children().sockets))
     assert list(temporary.iterdir()) == []
-    clear(EngineTraces(sockets=(str(folder),)))
+    clear(EngineLeftovers(sockets=(str(folder),)))
 
 
 def test_a_socket_has_a_path_that_the_system_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def test_a_socket_has_a_path_that_the_system_takes(monkeypatch: pytest.MonkeyPat
     try:
         assert len(str(folder)) <= LONGEST_FOLDER and folder.is_dir()
     finally:
-        clear(EngineTraces(sockets=traces_of_children().sockets))
+        clear(EngineLeftovers(sockets=traces_of_children().sockets))
     assert not folder.exists()
 
 
@@ -51,7 +51,7 @@ def test_no_other_folder_is_removed(temporary: Path, name: str) -> None:
     (temporary / "others").mkdir()
     (temporary / "dvpo-zmq-x" / "y").mkdir(parents=True)
     before = sorted(temporary.rglob("*"))
-    clear(EngineTraces(sockets=(str(temporary / name),)))
+    clear(EngineLeftovers(sockets=(str(temporary / name),)))
     assert sorted(temporary.rglob("*")) == before
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster.scratch import IN_USE, own_folder
+from actors.cluster.scratch import IN_USE, scratch_dir
 
 HOLDS_ONE = """
 import sys, tempfile
-from actors.cluster.scratch import own_folder
+from actors.cluster.scratch import scratch_dir
 tempfile.tempdir = sys.argv[1]
-with own_folder("dvpo-test-") as folder:
+with scratch_dir("dvpo-test-") as folder:
     print(folder, flush=True)
     sys.stdin.read()
 """
@@ -28,7 +28,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_is_gone_after_the_block(temporary: Path) -> None:
-    with pytest.raises(KeyError), own_folder("dvpo-test-") as folder:
+    with pytest.raises(KeyError), scratch_dir("dvpo-test-") as folder:
         assert Path(folder).parent == temporary and Path(folder).name.startswith("dvpo-test-")
         (Path(folder) / "session" / "logs").mkdir(parents=True)
         raise KeyError
@@ -43,11 +43,11 @@ def test_the_folder_of_a_killed_process_goes_with_the_next_and_no_other_does(tem
         assert killed.stdout
         left = Path(killed.stdout.readline().strip())
         (left / "a-file").touch()
-        with own_folder("dvpo-test-") as first:
+        with scratch_dir("dvpo-test-") as first:
             assert left.is_dir(), "its process lives"
             killed.kill()
             killed.wait()
-            with own_folder("dvpo-test-") as second:
+            with scratch_dir("dvpo-test-") as second:
                 assert not left.exists()
                 found = {path.name for path in temporary.iterdir()}
                 assert found == {Path(first).name, Path(second).name, "dvpo-test-other", "dvpo-test-odd"}

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from actors.cluster.watchdog import SIGNAL, catches, stacks_of_family
+from actors.cluster.watchdog import SIGNAL, catches, dump_process_tree_stacks
 
 WAITS = "import sys; print('ready', flush=True); sys.stdin.read()"
 ANSWERS = "from actors.cluster.watchdog import answer_with_stacks; answer_with_stacks();" + WAITS
@@ -22,7 +22,7 @@ def child(program: str) -> subprocess.Popen[str]:
 def test_processes_that_can_tell_their_stacks_do_and_the_others_live_on() -> None:
     answers, deaf = child(ANSWERS), child(WAITS)
     assert catches(answers.pid, SIGNAL) and not catches(deaf.pid, SIGNAL)
-    stacks_of_family()
+    dump_process_tree_stacks()
     assert answers.stderr and "most recent call first" in answers.stderr.readline()
     for process in (answers, deaf):
         process.communicate("")

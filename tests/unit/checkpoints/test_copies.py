@@ -26,7 +26,7 @@ from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.folder import run_folder
 from dvpo_ray.runs.run import Event, Run
-from jobs.session import POLICY_FIXED, copier_of, copying, find_checkpoint, goes_on_in_place, prepare_copies, store_of
+from jobs.session import POLICY_FIXED, copier_of, copying, find_checkpoint, prepare_copies, resumes_in_place, store_of
 from tests.unit.loop.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
 
 
@@ -57,7 +57,7 @@ def with_records(store: CheckpointStore, step: int, score: float | None = None) 
 
 def copied(url: str, store: CheckpointStore, checkpoints: list[Checkpoint], **settings: float) -> CheckpointReplicator:
     copier = CheckpointReplicator(RemoteStore(url), store, section(url, **settings), first_pause_s=0.01)
-    copier.go_on(0, replace=False)
+    copier.resume(0, replace=False)
     for one in checkpoints:
         copier.add(one)
     copier.close()
@@ -80,7 +80,7 @@ def change(url: str, name: str, alter: Callable[[bytes], bytes | None]) -> None:
 def test_checkpoints_come_back_as_they_were_and_retention_holds_there_too(url: str, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "here" / "checkpoints", keep_last=1)
     copier = CheckpointReplicator(RemoteStore(url), store, section(url, keep_last=1, keep_best=1), first_pause_s=0.01)
-    copier.go_on(0, replace=False)
+    copier.resume(0, replace=False)
     for step, score in ((1, 0.2), (2, 0.9), (3, 0.1), (4, None)):
         copier.add(with_records(store, step, score))
     copier.close()
@@ -155,7 +155,7 @@ def test_a_failed_copy_is_tried_again_then_told_of_and_counted(failures: int, ma
     store = CheckpointStore(tmp_path / "here", keep_last=1)
     target = FailingTarget(url, failures)
     copier = CheckpointReplicator(target, store, section(url), first_pause_s=0.01)
-    copier.go_on(0, replace=False)
+    copier.resume(0, replace=False)
     first = with_records(store, 1)
     copier.add(first)
     copier.close()
@@ -193,7 +193,7 @@ def test_what_waits_for_its_copy_stays_and_the_wait_has_bounds(tmp_path: Path) -
     store = CheckpointStore(tmp_path / "here", keep_last=1)
     target = SlowTarget(url)
     copier = CheckpointReplicator(target, store, section(url, copy_wait_s=0.05), first_pause_s=0.01)
-    copier.go_on(0, replace=False)
+    copier.resume(0, replace=False)
     copier.add(with_records(store, 1))
     assert target.began.wait(60)
     for step in range(2, MOST_WAITING + 3):
@@ -226,10 +226,10 @@ def test_a_run_that_starts_anew_does_not_mix_with_the_copies_of_another(url: str
     copied(url, store, [with_records(store, step) for step in (3, 6)])
     again = CheckpointReplicator(RemoteStore(url), store, section(url))
     with pytest.raises(ConfigError, match="already holds checkpoints"):
-        again.go_on(0, replace=False)
-    again.go_on(3, replace=False)
+        again.resume(0, replace=False)
+    again.resume(3, replace=False)
     assert again.target.steps() == [3]
-    again.go_on(0, replace=True)
+    again.resume(0, replace=True)
     assert again.target.steps() == []
 
 
@@ -240,7 +240,7 @@ def live(config: PolicyRecipe, stages: ChainStages, evaluate: Callable[[int], fl
     copier = copier_of(store, config.policy.checkpoint)
     found = find_checkpoint(config, POLICY_FIXED, store, copier)
     prepare_copies(config, found, copier)
-    run = Run(config, STEPS, events.append, in_place=goes_on_in_place(config, found))
+    run = Run(config, STEPS, events.append, in_place=resumes_in_place(config, found))
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
     try:
         with copying(copier, run):

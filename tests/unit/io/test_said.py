@@ -179,7 +179,9 @@ def test_every_error_of_ours_survives_a_process_border() -> None:
         assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)
     whole = PermanentFailureError("told", True, "a sentence")
     assert vars(pickle.loads(pickle.dumps(whole))) == {"preempted": True, "sentence": "a sentence"}
-    assert issubclass(PermanentFailureError, ActorFailedError) and not issubclass(PermanentFailureError, errors.LOST)
+    assert issubclass(PermanentFailureError, ActorFailedError) and not issubclass(
+        PermanentFailureError, errors.RECOVERABLE_ERRORS
+    )
 
 
 def test_a_text_that_fails_is_no_failure_of_ours() -> None:

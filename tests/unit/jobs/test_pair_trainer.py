@@ -34,7 +34,7 @@ class FakeGang:
         self.restarts = 0
         self._written: Path | None = None
 
-    def leaving(self) -> bool:
+    def draining(self) -> bool:
         return False
 
     def learn(self, step: int, rows: np.ndarray) -> dict[str, float]:
@@ -61,7 +61,7 @@ class FakeGang:
 
 def run_of(tmp_path: Path, gang: FakeGang, every: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Event], list[Any]]:
     """What a whole training says, and its recorded steps."""
-    monkeypatch.setattr("jobs.offline.leaving", lambda nodes: False)
+    monkeypatch.setattr("jobs.offline.draining", lambda nodes: False)
     monkeypatch.setattr("jobs.offline.this_node", str)
     told: list[Event] = []
     recipe = dpo_recipe(tmp_path, tmp_path, tmp_path, "run")

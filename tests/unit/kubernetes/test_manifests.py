@@ -302,8 +302,8 @@ def _policies(documents: list[Tree]) -> dict[str, Tree]:
             lambda documents: _policies(documents)["deny-all"]["spec"].update(policyTypes=["Ingress"]),
         ),
         ("senders_are_named", lambda documents: _policies(documents)["operator"]["spec"]["ingress"][0].pop("from")),
-        ("names_can_be_looked_up", lambda documents: documents.remove(_policies(documents)["names"])),
-        ("names_can_be_looked_up", lambda documents: _policies(documents)["names"]["spec"]["egress"][0]["ports"].pop(0)),
+        ("check_dns_egress", lambda documents: documents.remove(_policies(documents)["names"])),
+        ("check_dns_egress", lambda documents: _policies(documents)["names"]["spec"]["egress"][0]["ports"].pop(0)),
         (
             "pods_are_restricted",
             lambda documents: next(one for one in documents if one["kind"] == "Namespace")["metadata"].pop("labels"),

@@ -94,7 +94,7 @@ class InterleavedStages:
     def cancel(self) -> None:
         """Nobody is lost."""
 
-    def leaving(self) -> set[str]:
+    def draining(self) -> set[str]:
         """No machine is taken away."""
         return set()
 

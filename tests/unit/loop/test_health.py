@@ -13,7 +13,7 @@ from dvpo_ray.config.algorithms import HealthSection
 from dvpo_ray.config.loading import build
 from dvpo_ray.errors import DataError, UnhealthyRunError
 from dvpo_ray.loop.dumps import read_dump, write_dump
-from dvpo_ray.loop.health import Watch, alarms
+from dvpo_ray.loop.health import HealthMonitor, alarms
 from dvpo_ray.types import Ragged
 from jobs.replay import replay
 from tests.support.fakes import scored_batch
@@ -39,14 +39,14 @@ def test_each_number_has_its_alarm(metric: str, value: float, words: str) -> Non
 
 
 def test_a_run_ends_when_the_same_alarm_stays_and_only_then() -> None:
-    watch = Watch(HealthSection(stop_after=3))
+    watch = HealthMonitor(HealthSection(stop_after=3))
     bad, other = GOOD | {"kl/per_token": 9.0}, GOOD | {"policy/entropy": 0.0}
     for metrics in (bad, bad, GOOD, bad, bad, other):
-        watch.look(metrics)
-    watch.look(bad)
-    watch.look(bad)
+        watch.check(metrics)
+    watch.check(bad)
+    watch.check(bad)
     with pytest.raises(UnhealthyRunError, match=r"for 3 steps in a row the policy was 9\.00 nats"):
-        watch.look(bad)
+        watch.check(bad)
 
 
 def test_a_dump_is_read_back_and_anything_else_refused(tmp_path: Path) -> None:

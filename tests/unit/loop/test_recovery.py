@@ -34,7 +34,7 @@ from dvpo_ray.runs.folder import CHECKPOINTS, DEAD_LETTERS, check_same_run, lock
 from dvpo_ray.runs.run import Event, Run
 from dvpo_ray.runs.stopping import heeding
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import EngineTraces, GenerationRequest, ServedWeights, StepResult
+from dvpo_ray.types import EngineLeftovers, GenerationRequest, ServedWeights, StepResult
 from jobs.session import POLICY_FIXED
 from tests.support.fakes import FakeStages, drive
 
@@ -86,7 +86,7 @@ class ChainStages(FakeStages):
         (folder / "chain").write_text(chain)
         return {"chain": hashlib.sha256(chain.encode()).hexdigest()}
 
-    def leaving(self) -> set[str]:
+    def draining(self) -> set[str]:
         return self.machines_leaving
 
     def load_checkpoint(self, folder: str) -> None:
@@ -352,7 +352,7 @@ def test_only_settings_that_may_change_can_change(tmp_path: Path) -> None:
 
 def test_a_list_of_engines_that_was_cut_short_does_not_stop_the_next_driver(tmp_path: Path) -> None:
     (tmp_path / "engines.json").write_text('[{"processes": [[12')
-    assert read_traces(tmp_path / "engines.json") == EngineTraces()
+    assert read_traces(tmp_path / "engines.json") == EngineLeftovers()
 
 
 def test_two_drivers_cannot_hold_one_run(tmp_path: Path) -> None:

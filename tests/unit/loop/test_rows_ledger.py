@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.loop.ledger import Ledger
-from dvpo_ray.types import Answer, EngineTraces, GenerationRequest, Ragged, ScoredBatch
+from dvpo_ray.types import Answer, EngineLeftovers, GenerationRequest, Ragged, ScoredBatch
 from tests.support.fakes import scored_batch
 
 
@@ -63,6 +63,6 @@ def test_books_balance_and_no_row_trains_twice() -> None:
 
 
 def test_traces_add_up() -> None:
-    one = EngineTraces(((2, 0.5),), ("psm_b",), ("dvpo-zmq-b",))
-    two = EngineTraces(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"), ("dvpo-zmq-a",))
-    assert one | two == EngineTraces(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"), ("dvpo-zmq-a", "dvpo-zmq-b"))
+    one = EngineLeftovers(((2, 0.5),), ("psm_b",), ("dvpo-zmq-b",))
+    two = EngineLeftovers(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"), ("dvpo-zmq-a",))
+    assert one | two == EngineLeftovers(((1, 0.5), (2, 0.5)), ("psm_a", "psm_b"), ("dvpo-zmq-a", "dvpo-zmq-b"))

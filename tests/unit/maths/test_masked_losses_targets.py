@@ -25,7 +25,7 @@ from dvpo_ray.maths.losses import (
     value_loss,
 )
 from dvpo_ray.maths.masked import masked_mean, moments, whiten
-from dvpo_ray.maths.statistics import aggregate_values, bootstrap_ci95, mean_ci95, share_ci95, win_rate, wins
+from dvpo_ray.maths.statistics import aggregate_values, bootstrap_ci95, mean_ci95, share_ci95, win_indicators, win_rate
 from dvpo_ray.maths.targets import default_lambda, mc_targets, td_targets
 
 
@@ -297,7 +297,7 @@ def test_intervals_of_shares_hold_the_share_as_often_as_they_say(share: float) -
 def test_a_mean_of_zeros_and_ones_is_a_share() -> None:
     assert mean_ci95([1.0] * 20) == share_ci95([1.0] * 20)
     assert mean_ci95([0.5, 1.0] * 10) == bootstrap_ci95([0.5, 1.0] * 10)
-    assert wins([1.0, 2.0], [0.0, 2.0]) == [1.0, 0.5]
+    assert win_indicators([1.0, 2.0], [0.0, 2.0]) == [1.0, 0.5]
     with pytest.raises(ValueError, match="numbers from 0 to 1; got -0.5 to 1.0"):
         share_ci95([-0.5, 1.0])
     with pytest.raises(ValueError, match="no samples"):

@@ -22,7 +22,7 @@ from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import ValueModel, load_value_model, new_value_model, seal
 from dvpo_ray.types import Answer, ScoredBatch
-from jobs.models import base_model, fitting_rewards, fitting_value_model
+from jobs.models import base_model, verified_rewards, verified_value_model
 from tests.support.decided import scorer_section
 
 PROMPTS = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
@@ -152,10 +152,10 @@ def test_values_of_a_reward_model_are_not_averaged(reward_folder: Path, value_fo
 
 def test_a_reward_model_is_no_value_model(tiny_model: Path, reward_folder: Path, value_folder: Path) -> None:
     base = base_model(ModelSection(path=str(tiny_model)))
-    folder, record = fitting_value_model(str(value_folder), base)
+    folder, record = verified_value_model(str(value_folder), base)
     assert folder == str(value_folder) and not record.is_reward_model
     with pytest.raises(ModelError, match=r"policy\.value_model: .* of unfinished answers .* \[policy\.rewards\.NAME\]"):
-        fitting_value_model(str(reward_folder), base)
+        verified_value_model(str(reward_folder), base)
 
 
 def test_reward_models_of_a_recipe_are_checked_and_named_in_full(
@@ -163,10 +163,10 @@ def test_reward_models_of_a_recipe_are_checked_and_named_in_full(
 ) -> None:
     base = base_model(ModelSection(path=str(tiny_model)))
     monkeypatch.chdir(reward_folder.parent)
-    found = fitting_rewards({"taste": ModelReward(folder=reward_folder.name)}, base)["taste"]
+    found = verified_rewards({"taste": ModelReward(folder=reward_folder.name)}, base)["taste"]
     assert isinstance(found, ModelReward) and found.folder == str(reward_folder)
     base.tokenizer.add_tokens(["<new>"])
     with pytest.raises(ModelError, match="another tokenizer"):
-        fitting_rewards({"taste": ModelReward(folder=str(reward_folder))}, base)
+        verified_rewards({"taste": ModelReward(folder=str(reward_folder))}, base)
     with pytest.raises(ModelError, match=r"has no gvm\.json"):
-        fitting_rewards({"taste": ModelReward(folder=str(tmp_path))}, base)
+        verified_rewards({"taste": ModelReward(folder=str(tmp_path))}, base)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.submission.package import CODE, RECIPE, ROOT, STOP_WAIT, Options, Submission, git_commit, pack, read
+from dvpo_ray.submission.package import CODE, RECIPE, ROOT, STOP_WAIT, Options, Submission, build_package, git_commit, parse
 from tests.support.real import write_lines
 
 MIB = 2**20
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def packed(folder: Path, options: Options = HERE, *overrides: str, recipe: str = "mine.toml") -> Submission:
-    return pack(read(recipe, overrides), options, folder.parent / "package.zip")
+    return build_package(parse(recipe, overrides), options, folder.parent / "package.zip")
 
 
 def names(submission: Submission) -> set[str]:
@@ -76,13 +76,13 @@ def test_the_sections_say_which_training(folder: Path) -> None:
     pairs = packed(folder, recipe="dpo.toml")
     assert pairs.command == f"python -m jobs.train_dpo {RECIPE}" and "pairs.jsonl" in names(pairs)
     (folder / "reward.toml").write_text('[value.data]\nsource = "pairs.jsonl"\n')
-    asked = read("reward.toml", reward=True)
+    asked = parse("reward.toml", reward=True)
     assert asked.recipe.value.target.type == "reward"
-    assert pack(asked, HERE, folder / "x.zip").command == f"python -m jobs.train_reward {RECIPE}"
+    assert build_package(asked, HERE, folder / "x.zip").command == f"python -m jobs.train_reward {RECIPE}"
     with pytest.raises(ConfigError, match=r"policy\.toml: --reward takes a recipe with \[value\] alone"):
-        read("policy.toml", reward=True)
+        parse("policy.toml", reward=True)
     with pytest.raises(ConfigError, match=r"neither\.toml: needs \[value\], \[policy\], both, or \[dpo\], and has none of them"):
-        read("neither.toml")
+        parse("neither.toml")
 
 
 def test_with_the_code_in_the_image_only_recipe_and_data_go_along(folder: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_function_of_ones_own_must_go_along(folder: Path) -> None:
 @pytest.mark.parametrize("image", [False, True])
 def test_our_own_functions_go_along_from_the_checkout_too(folder: Path, monkeypatch: pytest.MonkeyPatch, image: bool) -> None:
     monkeypatch.chdir(ROOT)
-    submission = pack(read("demo"), Options(limit=100 * MIB, here=True, image=image), folder.parent / "package.zip")
+    submission = build_package(parse("demo"), Options(limit=100 * MIB, here=True, image=image), folder.parent / "package.zip")
     assert names(submission) >= ({RECIPE} if image else {RECIPE, "dvpo_ray/demo/gold.py"})
 
 
@@ -274,13 +274,13 @@ def test_a_job_that_is_stopped_gets_the_time_it_needs(folder: Path) -> None:
 
 def test_secrets_do_not_go_along(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.wandb_api_key would be readable") as caught:
-        read("mine.toml", ["tracking.wandb_api_key=hunter2"])
+        parse("mine.toml", ["tracking.wandb_api_key=hunter2"])
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_recipe_of_another_cluster_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"cluster\.address = 'head:6379'.*--address"):
-        read("mine.toml", ["cluster.address=head:6379"])
+        parse("mine.toml", ["cluster.address=head:6379"])
 
 
 def test_what_is_shown_of_a_job_is_text(folder: Path) -> None:
