@@ -10,16 +10,13 @@ from actors.cluster.calls import get
 from actors.learner.actor_critic import ActorCriticLearner
 from actors.learner.policy_gang import WeightSource
 from actors.rollout.pool import RolloutPool
-from dvpo_ray.config.sections import ClusterSection, GenerationSection
+from dvpo_ray.config.sections import ClusterSection, GenerationSection, settled
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ServedModelError
 from dvpo_ray.types import Answer, GenerationRequest, PlainSampling
 
 ROWS, TOKENS = 8, 16
 START, FIRST_UPDATE = "at the start", "after the first weight update"
-FLOAT32 = "float32"
-# Mean absolute gaps, in nats a token, between two pieces of code that compute the same model.
-SAME_IN_FLOAT32, SAME_ROUNDED = 1e-3, 0.15
 
 
 class Probe:
@@ -36,13 +33,12 @@ class Probe:
         rollouts: RolloutPool,
         learner: WeightSource | ActorCriticLearner,
         section: GenerationSection,
-        learner_dtype: str,
         cluster: ClusterSection,
         say: Callable[[str], None],
     ) -> None:
         """``section`` says how the engines generate; ``prompts`` are some of the run's, of which the shortest are taken."""
         self._sampling = PlainSampling(min(TOKENS, section.max_new_tokens), section.temperature)
-        self._bound = _largest_gap(section, learner_dtype)
+        self._bound = settled(section.max_probe_gap)
         shortest = sorted(prompts, key=lambda prompt: len(prompt.prompt_ids))[:ROWS]
         self._requests = [
             GenerationRequest(f"probe/{number}", tuple(prompt.prompt_ids), seed=number, plain=self._sampling)
@@ -89,10 +85,3 @@ class Probe:
                 "rollout.max_probe_gap)"
             )
         self._say(f"{when}, engines and learner are {gap:.2g} nats a token apart (at most {self._bound:g})")
-
-
-def _largest_gap(section: GenerationSection, learner_dtype: str) -> float:
-    """What is allowed, in nats a token."""
-    if section.max_probe_gap != "auto":
-        return section.max_probe_gap
-    return SAME_IN_FLOAT32 if section.engine.dtype == learner_dtype == FLOAT32 else SAME_ROUNDED

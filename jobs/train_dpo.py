@@ -232,8 +232,7 @@ def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, 
             run.doubt(started)
             if held_out.evaluator is not None:
                 learner.connect(rollouts)
-                prompts, dtype = held_out.evaluator.prompts, dpo.learner.dtype
-                held_out.probe = Probe(prompts, rollouts, learner, dpo.rollout, dtype, cluster, run.phase)
+                held_out.probe = Probe(held_out.evaluator.prompts, rollouts, learner, dpo.rollout, cluster, run.phase)
                 held_out.probe.at_start()
             yield learner
         finally:

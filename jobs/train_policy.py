@@ -116,7 +116,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         ):
             value_hash, *reward_hashes = stages.scorers.value_hash().split(",")
             engines, learner = stages.rollouts, stages.learner
-            probe = Probe(prompts, engines, learner, rollout, policy.learner.dtype, recipe.cluster, run.phase)
+            probe = Probe(prompts, engines, learner, rollout, recipe.cluster, run.phase)
             probe.at_start()
 
             def evaluate_after(step: int) -> float | None:

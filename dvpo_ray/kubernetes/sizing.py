@@ -67,7 +67,7 @@ def groups_of(recipe: Recipe, devices: str, gpus_per_node: int, model: Path | No
         UserInputError: the recipe has no policy training, does not fit the devices, or does not divide into nodes.
     """
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
-        raise UserInputError("a training on pairs alone is not rendered: take a policy recipe, or both with --kind demo")
+        raise UserInputError("a training on pairs alone is not rendered: take a recipe with [policy]")
     found = parse_devices(devices)
     shape = ModelShape.from_folder(config_folder(recipe.model, model))
     made: tuple[PolicyRecipe | PipelineRecipe, Choices] = settle(recipe, {role: [found.device.facts] for role in ROLES}, shape)

@@ -31,6 +31,9 @@ CPU_PADDING = {"learner": 0.15, "scorer": 0.3}
 KV_BLOCK = 128
 KV_CACHE_SHARE = 0.125
 KV_CACHE_MIB, SMALLEST_KV_CACHE_MIB = 1024, 16
+FLOAT32 = "float32"
+# Mean absolute gaps, in nats a token, between two pieces of code that compute the same model.
+SAME_IN_FLOAT32, SAME_ROUNDED = 1e-3, 0.15
 # Of a GPU's memory, for what a micro-batch keeps for its backward pass.
 ACTIVATION_SHARE = 0.25
 
@@ -120,6 +123,10 @@ def _training(
         elif section is not None:
             tokens = budget if role == "learner" else max(training.longest_row, _tokens(role, nodes))
             update[role] = _reader(section, role, decided[role], _on_gpu(nodes.get(role, ())), tokens)
+    rollout, learner = update.get("rollout"), update["learner"]
+    if rollout is not None and rollout.max_probe_gap == AUTO:
+        gap = SAME_IN_FLOAT32 if rollout.engine.dtype == learner.dtype == FLOAT32 else SAME_ROUNDED
+        update["rollout"] = rollout.model_copy(update={"max_probe_gap": gap})
     return training.model_copy(update=update)
 
 

@@ -26,11 +26,15 @@ class Split:
     devices: int
 
     @property
+    def settings(self) -> dict[str, int]:
+        """The settings of a policy training that make it so, by their dotted paths."""
+        counts = {"rollout.actors": self.rollouts, "scorer.actors": self.scorers, "learner.ranks": self.ranks}
+        return counts | {f"{stage}.gpu_share": 1 for stage in ("rollout", "scorer", "learner")}
+
+    @property
     def overrides(self) -> str:
-        """The settings that make it so."""
-        names = ("rollout.actors", self.rollouts), ("scorer.actors", self.scorers), ("learner.ranks", self.ranks)
-        shares = [(f"{stage}.gpu_share", 1) for stage in ("rollout", "scorer", "learner")]
-        return " ".join(f"--set policy.{key}={value}" for key, value in (*names, *shares))
+        """The same as options of the command line."""
+        return " ".join(f"--set policy.{key}={value}" for key, value in self.settings.items())
 
 
 @dataclass

@@ -31,7 +31,7 @@ def describe(recipe: Recipe, devices: str, model: Path | None, run: Path | None,
         UserInputError: the recipe has no policy training, or devices, model or run are not what they should be.
     """
     if not isinstance(recipe, PolicyRecipe | PipelineRecipe):
-        raise UserInputError("a training on pairs has one stage: plan a policy recipe, or the demo with --kind demo")
+        raise UserInputError("a training on pairs has one stage: plan a recipe with [policy]")
     group = parse_devices(devices)
     shape = ModelShape.from_folder(config_folder(recipe.model, model))
     made: tuple[PolicyRecipe | PipelineRecipe, Choices] = settle(recipe, {role: [group.device.facts] for role in ROLES}, shape)

@@ -14,6 +14,7 @@ from typing import Any
 
 from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, Recipe, RewardRecipe, ValueRecipe
 from dvpo_ray.config.dpo import DpoTraining
+from dvpo_ray.config.kinds import KINDS, kind_of
 from dvpo_ray.config.loading import build, recipe_tree, to_toml, toml_value
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
 from dvpo_ray.config.references import CODE, data_sources, filled_in, functions, left_behind, models, places, secrets, settings_at
@@ -82,8 +83,8 @@ def parse(name: str, overrides: Sequence[str] = (), reward: bool = False) -> Sub
         ConfigError: it is not valid, belongs to another cluster, or holds a secret.
     """
     tree, origin = recipe_tree(name, overrides)
-    kind = _kind_of(tree, origin)
-    if reward and kind is not ValueRecipe:
+    kind = KINDS[kind_of(tree, origin)]
+    if reward and kind not in (ValueRecipe, RewardRecipe):
         raise ConfigError(f"{origin}: --reward takes a recipe with [value] alone, whose pairs a reward model is trained on")
     kind = RewardRecipe if reward else kind
     recipe = build(kind, tree, origin)
@@ -145,22 +146,6 @@ def git_commit(folder: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or a repository that it does not trust: nothing depends on it
         return None
-
-
-def _kind_of(tree: dict[str, Any], origin: str) -> type[Recipe]:
-    kinds: dict[tuple[str, ...], type[Recipe]] = {
-        ("policy", "value"): PipelineRecipe,
-        ("value",): ValueRecipe,
-        ("policy",): PolicyRecipe,
-        ("dpo",): DpoRecipe,
-    }
-    found = tuple(name for name in ("dpo", "policy", "value") if name in tree)
-    if found not in kinds:
-        raise ConfigError(
-            f"{origin}: needs [value], [policy], both, or [dpo], and has {list(found) or 'none of them'}: name what to train, "
-            "`dvpo config show demo` is an example"
-        )
-    return kinds[found]
 
 
 def _on_the_cluster(tree: dict[str, Any], recipe: Recipe, here: bool) -> Iterator[str]:

@@ -8,9 +8,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -25,25 +24,18 @@ from dvpo_ray.config import (
     dump_resolved,
     load_recipe,
 )
+from dvpo_ray.config.kinds import KINDS, kind_of
+from dvpo_ray.config.loading import recipe_tree
 from dvpo_ray.config.sections import MAX_BAD_SHARE
 from dvpo_ray.errors import DvpoError, UserInputError
 from jobs.cli import cluster as job_commands
 from jobs.cli.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
 from jobs.cli.evaluation import eval_app
-
-R = TypeVar("R", bound=Recipe)
-KINDS: dict[str, type[Recipe]] = {
-    "demo": PipelineRecipe,
-    "value": ValueRecipe,
-    "reward": RewardRecipe,
-    "policy": PolicyRecipe,
-    "dpo": DpoRecipe,
-}
+from jobs.cli.init import init
 
 app = typer.Typer(
     help="RLHF with a frozen value model: DVPO on Ray, vLLM and DeepSpeed.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 value_app = typer.Typer(help="The value model: train it, measure it.", no_args_is_help=True)
@@ -80,7 +72,9 @@ def version(
     """RLHF with a frozen value model: DVPO on Ray, vLLM and DeepSpeed."""
 
 
-KindArg = Annotated[str, typer.Option("--kind", help=f"What the recipe is for: {', '.join(KINDS)}.")]
+KindArg = Annotated[
+    str | None, typer.Option("--kind", help=f"What the recipe is for: {', '.join(KINDS)}; default: what its sections say.")
+]
 
 
 @app.command()
@@ -91,7 +85,21 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Align a small language model on this machine, from preference pairs to a report."""
-    _run_job("jobs.pipeline", "run_pipeline", PipelineRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job(PipelineRecipe, recipe, resumed(overrides, resume), as_json)
+
+
+@app.command("run")
+def run_recipe(
+    recipe: RecipeArg,
+    overrides: SetOption = [],  # noqa: B006
+    resume: ResumeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Do what a recipe's sections ask for: [value] and [policy] one after the other with a report, or one training alone."""
+    _run_job(None, recipe, resumed(overrides, resume), as_json)
+
+
+app.command()(init)
 
 
 @value_app.command("train")
@@ -102,7 +110,7 @@ def value_train(
     as_json: JsonOption = False,
 ) -> None:
     """Pretrain a value model on preference pairs and seal it."""
-    _run_job("jobs.pretrain_value", "pretrain_value", ValueRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job(ValueRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @value_app.command("eval")
@@ -141,7 +149,7 @@ def reward_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a reward model on preference pairs and seal it; `dvpo value eval` measures it on others."""
-    _run_job("jobs.pretrain_value", "pretrain_value", RewardRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job(RewardRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @policy_app.command("train")
@@ -152,7 +160,7 @@ def policy_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy under a frozen value model."""
-    _run_job("jobs.train_policy", "train_policy", PolicyRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job(PolicyRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @dpo_app.command("train")
@@ -163,7 +171,7 @@ def dpo_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy on preference pairs alone (DPO, IPO), without generation, values or rewards."""
-    _run_job("jobs.train_dpo", "train_dpo", DpoRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job(DpoRecipe, recipe, resumed(overrides, resume), as_json)
 
 
 @app.command()
@@ -179,7 +187,7 @@ def report(
 def plan(
     recipe: RecipeArg,
     devices: Annotated[str, typer.Option(help="COUNTxNAME (8xA100-80GB), cpu:CORES:MEMORY_GB[:bf16], or `here`.")],
-    kind: KindArg = "policy",
+    kind: KindArg = None,
     model: Annotated[Path | None, typer.Option(help="Folder with config.json; default: the recipe's model.")] = None,
     run: Annotated[Path | None, typer.Option(help="A policy run on one such device, to take measured speeds from.")] = None,
     answer_tokens: Annotated[float | None, typer.Option(help="Mean answer; default: half the limit, or the run's.")] = None,
@@ -189,7 +197,7 @@ def plan(
     """Memory, step time, bottleneck and best split of a recipe on given devices, without starting anything."""
 
     def work() -> dict[str, Any]:
-        settings = load_recipe(_kind(kind), recipe, overrides)
+        settings = _checked(recipe, overrides, kind)
         found = importlib.import_module("dvpo_ray.planning.report").describe(settings, devices, model, run, answer_tokens)
         if not as_json:
             importlib.import_module("jobs.cli.console").show_plan(found)
@@ -239,7 +247,7 @@ def k8s_render(
     recipe: RecipeArg,
     devices: Annotated[str, typer.Option(help="What it is sized for: COUNTxNAME, or cpu:CORES:MEMORY_GB[:bf16].")],
     image: Annotated[str, typer.Option(help="Image of all pods, as NAME@sha256:DIGEST.")],
-    kind: KindArg = "policy",
+    kind: KindArg = None,
     flavour: Annotated[str, typer.Option(help="`retry`, `kueue` (a job in a queue) or `interactive` (a cluster).")] = "retry",
     name: Annotated[str | None, typer.Option(help="Name of the job; default: the run's.")] = None,
     claim: Annotated[str, typer.Option(help="PersistentVolumeClaim that holds the runs.")] = "dvpo-runs",
@@ -255,7 +263,7 @@ def k8s_render(
         jobs = importlib.import_module("dvpo_ray.kubernetes.render")
         jobs.refuse_image(image)
         request = jobs.Request(devices, image, jobs.flavour(flavour), name, claim, queue, secret, gpus_per_node, model)
-        typer.echo(jobs.render(_kind(kind), recipe, overrides, request), nl=False)
+        typer.echo(jobs.render(_kind(kind, recipe, overrides), recipe, overrides, request), nl=False)
         return {}
 
     guard(work, as_json=False)
@@ -281,26 +289,27 @@ def k8s_check(
 
 
 @config_app.command("show")
-def config_show(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption = []) -> None:  # noqa: B006
+def config_show(recipe: RecipeArg, kind: KindArg = None, overrides: SetOption = []) -> None:  # noqa: B006
     """Print a recipe with all defaults filled in, secrets redacted."""
-    guard(lambda: json.loads(dump_resolved(load_recipe(_kind(kind), recipe, overrides))), as_json=True, indent=2)
+    guard(lambda: json.loads(dump_resolved(_checked(recipe, overrides, kind))), as_json=True, indent=2)
 
 
 @config_app.command("check")
-def config_check(recipe: RecipeArg, kind: KindArg = "demo", overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+def config_check(recipe: RecipeArg, kind: KindArg = None, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
     """Check a recipe without starting anything."""
 
     def work() -> dict[str, Any]:
-        load_recipe(_kind(kind), recipe, overrides)
-        return {"recipe": recipe, "kind": kind, "valid": True}
+        found = _kind(kind, recipe, overrides)
+        load_recipe(found, recipe, overrides)
+        return {"recipe": recipe, "kind": next(name for name, one in KINDS.items() if one is found), "valid": True}
 
     guard(work, as_json)
 
 
 @config_app.command("schema")
-def config_schema(kind: KindArg = "demo") -> None:
+def config_schema(kind: KindArg = "pipeline") -> None:
     """Print the JSON schema of a recipe."""
-    guard(lambda: _kind(kind).model_json_schema(), as_json=True, indent=2)
+    guard(lambda: _named(kind or "pipeline").model_json_schema(), as_json=True, indent=2)
 
 
 def _named_columns(given: list[str]) -> dict[str, str]:
@@ -327,18 +336,29 @@ def _accuracies(found: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _kind(name: str) -> type[Recipe]:
-    if name not in KINDS:
-        raise UserInputError(f"unknown kind '{name}': use one of {', '.join(KINDS)}")
-    return KINDS[name]
+def _named(kind: str) -> type[Recipe]:
+    if kind not in KINDS:
+        raise UserInputError(f"unknown kind '{kind}': use one of {', '.join(KINDS)}")
+    return KINDS[kind]
 
 
-def _run_job(module: str, function: str, kind: type[R], recipe: str, overrides: list[str], as_json: bool) -> None:
+def _kind(kind: str | None, recipe: str, overrides: list[str]) -> type[Recipe]:
+    """The class of a recipe: of the kind that was named, or that its sections are of."""
+    return _named(kind) if kind is not None else KINDS[kind_of(*recipe_tree(recipe, overrides))]
+
+
+def _checked(recipe: str, overrides: list[str], kind: str | None) -> Recipe:
+    return load_recipe(_kind(kind, recipe, overrides), recipe, overrides)
+
+
+def _run_job(kind: type[Recipe] | None, recipe: str, overrides: list[str], as_json: bool) -> None:
+    """Do the work of a recipe of a kind, or of that which its sections say."""
+
     def work() -> dict[str, Any]:
-        settings = load_recipe(kind, recipe, overrides)
+        settings = load_recipe(kind or _kind(None, recipe, overrides), recipe, overrides)
         with importlib.import_module("jobs.cli.console").job_progress(as_json, settings.run.name) as listener:
-            job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
-            return job(settings, listener)
+            done: dict[str, Any] = importlib.import_module("dvpo_ray.api").run(settings, listener)
+            return done
 
     guard(work, as_json)
 

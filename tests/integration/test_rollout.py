@@ -129,13 +129,12 @@ def test_a_probe_sees_whether_engines_serve_what_is_trained(rollouts: RolloutPoo
     """Whatever filters the recipe's answers are sampled with: those of the probe are not."""
     a, b = weights_of(tiny_model, 1.0), weights_of(tiny_model, 1.01)
     rollouts.sync(Sent(50, a))
-    section = settings().rollout
     prompts = [EncodedPrompt(f"p{i}", "", request.prompt_ids, f"p{i}") for i, request in enumerate(requests(12))]
     said: list[str] = []
 
-    def probe(weights: dict[str, torch.Tensor], dtype: str = "float32") -> Probe:
+    def probe(weights: dict[str, torch.Tensor], most: float = 1e-3) -> Probe:
         learner: Any = Reading(weights, tiny_model)
-        return Probe(prompts, rollouts, learner, section, dtype, ray, said.append)
+        return Probe(prompts, rollouts, learner, settings(max_probe_gap=most).rollout, ray, said.append)
 
     right = probe(a)
     right.at_start()
@@ -146,7 +145,7 @@ def test_a_probe_sees_whether_engines_serve_what_is_trained(rollouts: RolloutPoo
     with pytest.raises(ServedModelError, match=r"(?s)at the start, .* 128 tokens are .* nats.*rollout\.max_probe_gap \(0\.001\)"):
         probe(b).at_start()
     # Beside rounding to bfloat16 the same difference is small.
-    probe(b, "bfloat16").at_start()
+    probe(b, 0.15).at_start()
 
 
 def test_every_weight_shows_in_the_checksum(rollouts: RolloutPool, tiny_model: Path) -> None:

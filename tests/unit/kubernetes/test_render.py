@@ -48,7 +48,7 @@ def test_the_cluster_adds_what_only_it_knows_and_keeps_the_rest() -> None:
 
 
 def test_a_pod_holds_what_the_plan_says_and_a_quarter_more() -> None:
-    """The plan of `dvpo plan demo --kind demo --devices cpu:2:16` sums up to 9.3 GB."""
+    """The plan of `dvpo plan demo --devices cpu:2:16` sums up to 9.3 GB."""
     _, job, budget = rendered(PipelineRecipe, "demo", Request("cpu:2:16:bf16", IMAGE))
     group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -154,7 +154,7 @@ def test_toml_that_is_written_is_read_again() -> None:
 
 
 def test_the_commands(tmp_path: Path) -> None:
-    command = ["k8s", "render", "demo", "--kind", "demo", "--devices", "cpu:2:16:bf16", "--image"]
+    command = ["k8s", "render", "demo", "--devices", "cpu:2:16:bf16", "--image"]
     done = CliRunner().invoke(app, [*command, IMAGE])
     assert done.exit_code == 0, done.output
     file = tmp_path / "job.yaml"

@@ -8,6 +8,6 @@ import pytest
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks that are run one after the other: each has its own sums, and as many micro-batches as any could have."""
-    for learner in ("policy_learner", "value_learner"):
-        monkeypatch.setattr(f"actors.{learner}.all_reduce", dict)
+    for learner in ("policy", "value"):
+        monkeypatch.setattr(f"actors.learner.{learner}.all_reduce", dict)
     monkeypatch.setattr("actors.learner.rank.all_reduce", lambda values, operation: dict.fromkeys(values, 9.0))

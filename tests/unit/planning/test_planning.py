@@ -353,10 +353,8 @@ def test_the_command_prints_a_plan_and_refuses_what_cannot_fit(tmp_path: Path) -
     refused = CliRunner().invoke(app, [*command, "8xL4-24GB"])
     assert refused.exit_code == 2
     assert "does not fit" in refused.output and "learner rank needs" in refused.output
-    value = CliRunner().invoke(
-        app, ["plan", "hh-harmless-value", "--kind", "value", "--devices", "8xL4-24GB", "-s", "value.data.source=x"]
-    )
-    assert value.exit_code == 2 and "plan a policy recipe" in value.output
+    value = CliRunner().invoke(app, ["plan", "hh-harmless-value", "--devices", "8xL4-24GB", "-s", "value.data.source=x"])
+    assert value.exit_code == 2 and "plan a recipe with [policy]" in value.output
 
 
 def test_splits_change_only_the_numbers_of_processes() -> None:

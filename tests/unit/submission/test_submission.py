@@ -255,8 +255,8 @@ def test_only_what_is_below_the_folder_goes_along(folder: Path, path: str) -> No
 
 def test_nothing_of_the_package_is_replaced(folder: Path) -> None:
     (folder / "jobs").mkdir()
-    (folder / "jobs" / "demo.py").write_text("")
-    with pytest.raises(ConfigError, match=r"'jobs/demo\.py' would be in the job's package twice"):
+    (folder / "jobs" / "pipeline.py").write_text("")
+    with pytest.raises(ConfigError, match=r"'jobs/pipeline\.py' would be in the job's package twice"):
         packed(folder, Options(limit=100 * MIB, here=True, include=(Path("jobs"),)))
 
 
