@@ -95,7 +95,7 @@ def run_recipe(
     resume: ResumeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Do what a recipe's sections ask for: [value] and [policy] one after the other with a report, or one training alone."""
+    """Do what a recipe's sections ask for: a value model, then the policy, and a report; or one training alone."""
     _run_job(None, recipe, resumed(overrides, resume), as_json)
 
 
