@@ -33,7 +33,6 @@ from jobs.inputs import read_pairs, read_preferences
 from jobs.models import BaseModel, base_model, settle_devices
 from jobs.offline import PairTrainer
 from jobs.session import (
-    VALUE_FIXED,
     check_same_data,
     copier_of,
     copies,
@@ -67,7 +66,7 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
     folder = run_folder(recipe)
     store = store_of(folder, value.checkpoint)
     copier = copier_of(store, value.checkpoint)
-    checkpoint = find_checkpoint(recipe, VALUE_FIXED, store, copier)
+    checkpoint = find_checkpoint(recipe, store, copier)
     base = base_model(recipe.model, listener, kept_models(checkpoint))
     recipe, chosen = settle_devices(recipe, base, checkpoint)
     prepare_copies(recipe, checkpoint, copier)

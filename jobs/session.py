@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,35 +20,6 @@ from dvpo_ray.runs.folder import CHECKPOINTS, check_same_run, run_folder, string
 from dvpo_ray.runs.run import Event, Listener, Run
 from dvpo_ray.runs.stopping import Stop, heeding
 
-# What decides which rows come and which numbers the optimizer's state belongs to: it must not change.
-_FIXED = ("run.seed", "model.path", "model.chat_template_kwargs")
-_EVALUATION = tuple(
-    f"evaluation.{name}" for name in ("source", "split", "subset", "data_dir", "revision", "max_prompts", "answers_per_prompt")
-)
-_ADAPTERS = ("lora.rank", "lora.alpha", "lora.rslora", "lora.target_modules")
-POLICY_FIXED = (
-    *_FIXED,
-    "policy.data",
-    "policy.advantage.type",
-    "policy.ptx.data",
-    "policy.ptx.rows_per_step",
-    "policy.rollout.prompts_per_step",
-    "policy.rollout.answers_per_prompt",
-    *(f"policy.{key}" for key in (*_EVALUATION, *_ADAPTERS)),
-)
-VALUE_FIXED = (*_FIXED, "value.data", "value.target", "value.pairs_per_step", "value.epochs")
-DPO_FIXED = (
-    *_FIXED,
-    "dpo.data",
-    "dpo.pairs_per_step",
-    "dpo.epochs",
-    "dpo.loss",
-    "dpo.beta",
-    "dpo.label_smoothing",
-    "dpo.average_log_probs",
-    *(f"dpo.{key}" for key in (*_EVALUATION, *_ADAPTERS)),
-)
-
 
 def store_of(folder: Path, config: CheckpointSection) -> CheckpointStore:
     """The checkpoints in a run's folder."""
@@ -64,22 +35,20 @@ def copier_of(store: CheckpointStore, config: CheckpointSection) -> CheckpointRe
     return None if config.copy_to is None else CheckpointReplicator(RemoteStore(config.copy_to), store, config)
 
 
-def find_checkpoint(
-    recipe: Recipe, fixed: Sequence[str], store: CheckpointStore, copier: CheckpointReplicator | None = None
-) -> Checkpoint | None:
+def find_checkpoint(recipe: Recipe, store: CheckpointStore, copier: CheckpointReplicator | None = None) -> Checkpoint | None:
     """The checkpoint that ``run.resume`` asks for, or None to start anew; ``auto`` takes a copy that is newer than what
     ``store`` has.
 
     Raises:
         CheckpointError: the one named is damaged, or a copy is not signed with the key.
-        ConfigError: it belongs to a run whose recipe had other settings where ``fixed`` names them.
+        ConfigError: it belongs to a run whose recipe had other settings where they are fixed on resume.
     """
     resume = recipe.run.resume
     checkpoint = None
     if resume == "auto":
         checkpoint = store.newest()
         if copier is not None:
-            check = partial(check_same_run, recipe, fixed=fixed)
+            check = partial(check_same_run, recipe)
             checkpoint = (
                 copier.target.fetch_newest(store, run_folder(recipe), check, after=checkpoint.step if checkpoint else 0)
                 or checkpoint
@@ -87,7 +56,7 @@ def find_checkpoint(
     elif resume != "never":
         checkpoint = store.open(Path(resume))
     if checkpoint is not None:
-        check_same_run(recipe, checkpoint.folder.parent.parent / CONFIG, fixed)
+        check_same_run(recipe, checkpoint.folder.parent.parent / CONFIG)
     return checkpoint
 
 

@@ -39,7 +39,6 @@ from jobs.offline import PairTrainer
 from jobs.preflight import check_engines
 from jobs.probe import Probe
 from jobs.session import (
-    DPO_FIXED,
     check_same_data,
     copier_of,
     copies,
@@ -100,7 +99,7 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
     dpo = recipe.dpo
     store = store_of(run_folder(recipe), dpo.checkpoint)
     copier = copier_of(store, dpo.checkpoint)
-    checkpoint = find_checkpoint(recipe, DPO_FIXED, store, copier)
+    checkpoint = find_checkpoint(recipe, store, copier)
     base = base_model(recipe.model, listener, kept_models(checkpoint))
     recipe, chosen = settle_devices(recipe, base, checkpoint)
     dpo = recipe.dpo

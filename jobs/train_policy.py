@@ -38,7 +38,6 @@ from jobs.models import BaseModel, base_model, settle_devices, verified_models
 from jobs.preflight import check_engines
 from jobs.probe import Probe
 from jobs.session import (
-    POLICY_FIXED,
     check_same_data,
     copier_of,
     copies,
@@ -84,7 +83,7 @@ def train_policy(recipe: PolicyRecipe, listener: Listener = lambda event: None) 
 def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
     store = store_of(run_folder(recipe), recipe.policy.checkpoint)
     copier = copier_of(store, recipe.policy.checkpoint)
-    checkpoint = find_checkpoint(recipe, POLICY_FIXED, store, copier)
+    checkpoint = find_checkpoint(recipe, store, copier)
     base = base_model(recipe.model, listener, kept_models(checkpoint))
     recipe, gvm = verified_models(recipe, base, listener)
     recipe, chosen = settle_devices(recipe, base, checkpoint)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dvpo_ray.config.base import Place, Section
+from dvpo_ray.config.base import FixedOnResume, ModelFolder, Section
 
 
 def kind_of(default: str) -> Discriminator:
@@ -55,26 +55,26 @@ class _Estimator(Section):
 class DvpoGae(_Estimator):
     """Generalised advantage estimation over differences of the frozen value (the default)."""
 
-    type: Literal["dvpo_gae"] = Field("dvpo_gae", description="Selects this kind.")
+    type: FixedOnResume[Literal["dvpo_gae"]] = Field("dvpo_gae", description="Selects this kind.")
     lam: float = Field(0.95, ge=0, le=1, description="GAE lambda: 0 trusts the value model most, 1 only its last value.")
 
 
 class DvpoOnestep(_Estimator):
     """The one-step difference Q minus V of the frozen value."""
 
-    type: Literal["dvpo_onestep"] = Field("dvpo_onestep", description="Selects this kind.")
+    type: FixedOnResume[Literal["dvpo_onestep"]] = Field("dvpo_onestep", description="Selects this kind.")
 
 
 class DvpoStatic(_Estimator):
     """The paper's static advantage: the frozen Q itself plus the KL reward-to-go."""
 
-    type: Literal["dvpo_static"] = Field("dvpo_static", description="Selects this kind.")
+    type: FixedOnResume[Literal["dvpo_static"]] = Field("dvpo_static", description="Selects this kind.")
 
 
 class DvpoReleased(_Estimator):
     """The recursion of the authors' released code, for replication only: it gives late tokens no credit."""
 
-    type: Literal["dvpo_released"] = Field("dvpo_released", description="Selects this kind.")
+    type: FixedOnResume[Literal["dvpo_released"]] = Field("dvpo_released", description="Selects this kind.")
     lam: float = Field(0.95, ge=0, le=1, description="GAE lambda.")
     whiten_values: bool = Field(True, description="Whiten each answer's values before the recursion, as the release does.")
 
@@ -99,7 +99,7 @@ class _AmongAnswers(_Estimator):
 class Grpo(_AmongAnswers):
     """Group-relative advantages (GRPO, arXiv 2402.03300): an answer against the mean and spread of its prompt's answers."""
 
-    type: Literal["grpo"] = Field("grpo", description="Selects this kind.")
+    type: FixedOnResume[Literal["grpo"]] = Field("grpo", description="Selects this kind.")
     normalise: Literal["std", "none"] = Field(
         "std", description="Divide scores by their standard deviation in the group, or not (Dr. GRPO, arXiv 2503.20783)."
     )
@@ -108,7 +108,7 @@ class Grpo(_AmongAnswers):
 class Rloo(_AmongAnswers):
     """Leave-one-out advantages (RLOO, arXiv 2402.14740): an answer against the mean of its prompt's other answers."""
 
-    type: Literal["rloo"] = Field("rloo", description="Selects this kind.")
+    type: FixedOnResume[Literal["rloo"]] = Field("rloo", description="Selects this kind.")
 
 
 class P3o(_AmongAnswers):
@@ -122,7 +122,7 @@ class P3o(_AmongAnswers):
         """The ratio of a pair can only be clipped when both answers are there."""
         return self.clip == "joint"
 
-    type: Literal["p3o"] = Field("p3o", description="Selects this kind.")
+    type: FixedOnResume[Literal["p3o"]] = Field("p3o", description="Selects this kind.")
     clip: Literal["separate", "joint"] = Field(
         "separate", description="Clip the ratio of each answer (the paper's V1), or that of a pair (V2)."
     )
@@ -132,7 +132,7 @@ class P3o(_AmongAnswers):
 class CriticSection(Section):
     """The online critic: a second model, trained on every step's returns. Its ranks are laid out as those of `learner`."""
 
-    initial: Place | None = Field(
+    initial: ModelFolder | None = Field(
         None, description="Folder of a value model or reward model to start from; none grows the critic from the model itself."
     )
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
@@ -169,7 +169,7 @@ class Ppo(_Estimator):
         """As its critic's settings say."""
         return self.critic.warmup_steps
 
-    type: Literal["ppo"] = Field("ppo", description="Selects this kind.")
+    type: FixedOnResume[Literal["ppo"]] = Field("ppo", description="Selects this kind.")
     preset: Literal["max", "plain"] = Field(
         "max",
         description="`max` switches on what PPO-max (arXiv 2307.04964) found to matter, as far as it is not set here; `plain` "

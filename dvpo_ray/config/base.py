@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
@@ -21,9 +22,28 @@ def _is_entry_point(value: str) -> str:
     return value
 
 
+class Mark(Enum):
+    """What the rest of the project does with a setting: a field that bears a mark needs no other mention.
+
+    Submission, manifests and resumed runs find marked fields by walking the sections (``config.references``).
+    """
+
+    DATA = "rows are read from here: goes with a job, or must be seen by the cluster"
+    MODEL = "a model's folder or name: must be seen by every machine"
+    FUNCTION = "a Python function of the user's own: its module goes with a job, or is installed"
+    WRITTEN = "a place outside the run's folder that a run writes to"
+    FIXED = "stays as it was when a run is resumed"
+
+
 # The name of a file, a folder, or something that has no path; `~` and `$VAR` are filled in.
 Place = Annotated[str, Field(min_length=1), AfterValidator(expanded)]
 EntryPoint = Annotated[str, AfterValidator(_is_entry_point)]
+DataSource = Annotated[Place, Mark.DATA]
+ModelFolder = Annotated[Place, Mark.MODEL]
+PythonFunction = Annotated[EntryPoint, Mark.FUNCTION]
+WrittenPlace = Annotated[str, Mark.WRITTEN]
+T = TypeVar("T")
+FixedOnResume = Annotated[T, Mark.FIXED]
 
 
 class Section(BaseModel):

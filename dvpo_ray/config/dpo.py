@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dvpo_ray.config.base import FixedOnResume
 from dvpo_ray.config.recipes import PairTraining, Recipe
 from dvpo_ray.config.sections import EvaluationSection, GenerationSection, LoraSection, ScorerSection, TransferSection
 
@@ -13,17 +14,19 @@ from dvpo_ray.config.sections import EvaluationSection, GenerationSection, LoraS
 class DpoTraining(PairTraining):
     """The sections of direct preference optimisation."""
 
-    loss: Literal["sigmoid", "ipo"] = Field(
+    loss: FixedOnResume[Literal["sigmoid", "ipo"]] = Field(
         "sigmoid",
         description="What a pair's margin costs (how much more than the reference the policy prefers the chosen answer, in "
         "nats): the logistic loss of DPO (arXiv 2305.18290) or the squared distance to `1 / (2 beta)` of IPO (arXiv 2310.12036), "
         "by default in nats a token.",
     )
-    beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference; less lets the policy go further.")
-    label_smoothing: float = Field(
+    beta: FixedOnResume[float] = Field(
+        0.1, gt=0, description="Strength of the pull towards the reference; less lets the policy go further."
+    )
+    label_smoothing: FixedOnResume[float] = Field(
         0.0, ge=0, lt=0.5, description="Share of pairs whose labels are taken to be wrong (cDPO); of `sigmoid` only."
     )
-    average_log_probs: bool = Field(
+    average_log_probs: FixedOnResume[bool] = Field(
         False, description="Take the mean of an answer's token log-probs instead of their sum. Of loss `ipo`: true."
     )
     lora: LoraSection | None = Field(

@@ -18,7 +18,7 @@ from dvpo_ray.config.algorithms import (
     TargetConfig,
     TdTarget,
 )
-from dvpo_ray.config.base import Place, Section
+from dvpo_ray.config.base import FixedOnResume, ModelFolder, Section
 from dvpo_ray.config.rewards import HttpReward, RewardConfig, RewardName
 from dvpo_ray.config.sections import (
     CheckpointSection,
@@ -52,9 +52,9 @@ class Recipe(Section):
 class PairTraining(Section):
     """What trainings on a fixed set of preference pairs share."""
 
-    data: PairsSection = Field(description="Preference pairs.")
-    epochs: int = Field(1, ge=1, description="Passes over the pairs.")
-    pairs_per_step: int = Field(
+    data: FixedOnResume[PairsSection] = Field(description="Preference pairs.")
+    epochs: FixedOnResume[int] = Field(1, ge=1, description="Passes over the pairs.")
+    pairs_per_step: FixedOnResume[int] = Field(
         16, ge=1, description="Pairs of one optimizer step; an answer that is in no pair (`value.labels`) counts as one."
     )
     checkpoint: CheckpointSection = Field(
@@ -92,7 +92,7 @@ class PairTraining(Section):
 class ValueTraining(PairTraining):
     """The sections of value pretraining."""
 
-    target: TargetConfig = Field(default_factory=TdTarget, description="What each position is trained towards.")
+    target: FixedOnResume[TargetConfig] = Field(default_factory=TdTarget, description="What each position is trained towards.")
     inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
     labels: Literal["all", "pairs"] = Field(
         "all",
@@ -132,7 +132,9 @@ class ValueTraining(PairTraining):
 class RewardTraining(ValueTraining):
     """The sections of reward model training: value pretraining towards another target."""
 
-    target: TargetConfig = Field(default_factory=RewardTarget, description="What is trained; of a reward model `reward`.")
+    target: FixedOnResume[TargetConfig] = Field(
+        default_factory=RewardTarget, description="What is trained; of a reward model `reward`."
+    )
     labels: Literal["all", "pairs"] = Field("pairs", description="What is learned from: a reward model learns from pairs alone.")
 
     @model_validator(mode="after")
@@ -149,8 +151,8 @@ class PolicyTraining(Section):
     """The sections of policy training."""
 
     steps: int = Field(100, ge=1, description="Training steps: each generates, scores, learns and syncs once.")
-    value_model: Place | None = Field(None, description="Folder of the frozen value model (holds `gvm.json`).")
-    data: DataSection = Field(description="Prompts to train on.")
+    value_model: ModelFolder | None = Field(None, description="Folder of the frozen value model (holds `gvm.json`).")
+    data: FixedOnResume[DataSection] = Field(description="Prompts to train on.")
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Generation.")
     scorer: ScorerSection = Field(default_factory=lambda: ScorerSection(), description="Frozen value and reference models.")
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")

@@ -3,68 +3,86 @@
 from __future__ import annotations
 
 import re
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
 
+from dvpo_ray.config.base import Mark
+from dvpo_ray.config.loading import sections_of
 from dvpo_ray.config.recipes import Recipe
-from dvpo_ray.config.rewards import FunctionReward, model_rewards
 from dvpo_ray.io.paths import expanded
 
 # The packages of this project, whose modules are wherever it runs.
 CODE = ("dvpo_ray", "actors", "jobs")
-# What may be a URL, and how one of a machine's files begins. MLflow takes the word `databricks` for a server.
-PLACES = ("value.checkpoint.copy_to", "policy.checkpoint.copy_to", "dpo.checkpoint.copy_to", "tracking.mlflow_uri")
+# How one of a machine's files begins where a URL may stand. MLflow takes the word `databricks` for a server.
 FILES = ("file://", "file:", "sqlite:///")
 ELSEWHERE = re.compile(r"[\w+.-]+:|databricks$")
 
 
 def data_sources(recipe: Recipe) -> dict[str, str]:
     """Datasets, by dotted path."""
-    return settings_at(
-        recipe,
-        (
-            "policy.data.source",
-            "policy.ptx.data.source",
-            "policy.evaluation.source",
-            "value.data.source",
-            "value.data.validation_source",
-            "dpo.data.source",
-            "dpo.data.validation_source",
-            "dpo.evaluation.source",
-        ),
-    )
+    return marked(recipe, Mark.DATA)
 
 
 def models(recipe: Recipe) -> dict[str, str]:
-    """Folders of models, or names of packaged ones, by dotted path."""
-    found = settings_at(recipe, ("model.path", "policy.value_model", "policy.advantage.critic.initial"))
-    policy = getattr(recipe, "policy", None)
-    if policy is not None:
-        found |= {f"policy.rewards.{name}.folder": reward.folder for name, reward in model_rewards(policy.rewards).items()}
+    """Folders of models, or names of packaged ones and of those on the Hub, by dotted path."""
+    return marked(recipe, Mark.MODEL)
+
+
+def functions(recipe: Recipe) -> dict[str, str]:
+    """Functions of the user's own as ``package.module:name``, by dotted path."""
+    return marked(recipe, Mark.FUNCTION)
+
+
+def marked(section: BaseModel | Mapping[str, Any], mark: Mark, prefix: str = "") -> dict[str, str]:
+    """Settings that bear a mark, as text by dotted path, in sections and in sections by name; none are left out."""
+    found: dict[str, str] = {}
+    fields = {} if isinstance(section, Mapping) else type(section).model_fields
+    for name, value in section.items() if isinstance(section, Mapping) else section:
+        if name in fields and mark in marks_of(fields[name]) and value is not None:
+            found[f"{prefix}{name}"] = str(value)
+        elif isinstance(value, BaseModel | Mapping):
+            found |= marked(value, mark, f"{prefix}{name}.")
     return found
+
+
+def fixed_on_resume(kind: type[BaseModel], prefix: str = "") -> tuple[str, ...]:
+    """Dotted paths of the settings of a recipe, or whole sections, that must be as they were when a run is resumed."""
+    found: list[str] = []
+    for name, field in kind.model_fields.items():
+        if Mark.FIXED in marks_of(field):
+            found.append(f"{prefix}{name}")
+            continue
+        for section in sections_of(field.annotation):
+            found += fixed_on_resume(section, f"{prefix}{name}.")
+    return tuple(dict.fromkeys(found))
+
+
+def marks_of(field: FieldInfo) -> set[Mark]:
+    """The marks of a field, also within a union with none."""
+    return {one for one in (*field.metadata, *_within(field.annotation)) if isinstance(one, Mark)}
+
+
+def _within(annotation: Any) -> Iterator[Any]:
+    yield from getattr(annotation, "__metadata__", ())
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        for part in typing.get_args(annotation):
+            yield from _within(part)
 
 
 def filled_in(tree: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(dotted path, what the recipe says, what that is on this machine) of names with `~` or `$VAR`."""
-    for key, text in (data_sources(recipe) | models(recipe) | settings_at(recipe, ("run.output_dir",))).items():
+    for key, text in (data_sources(recipe) | models(recipe) | {"run.output_dir": str(recipe.run.output_dir)}).items():
         said: Any = tree
         for part in key.split("."):
             said = said.get(part) if isinstance(said, Mapping) else None
         if isinstance(said, str) and expanded(said) != said:
             yield key, said, text
-
-
-def functions(recipe: Recipe) -> dict[str, str]:
-    """Functions of the user's own as ``package.module:name``, by dotted path."""
-    found = settings_at(recipe, ("policy.evaluation.gold", "dpo.evaluation.gold"))
-    policy = getattr(recipe, "policy", None)
-    for name, reward in (policy.rewards if policy else {}).items():
-        if isinstance(reward, FunctionReward):
-            found[f"policy.rewards.{name}.function"] = reward.function
-    return found
 
 
 def left_behind(text: str, kept: Sequence[Path] = ()) -> Path | None:
@@ -81,7 +99,7 @@ def left_behind(text: str, kept: Sequence[Path] = ()) -> Path | None:
 
 def places(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(dotted path, scheme, path) of what a run writes outside its folder, where that is in the file system."""
-    for key, text in settings_at(recipe, PLACES).items():
+    for key, text in marked(recipe, Mark.WRITTEN).items():
         scheme = next((scheme for scheme in FILES if text.startswith(scheme)), "")
         if scheme or not ELSEWHERE.match(text):
             yield key, scheme, text.removeprefix(scheme)
@@ -94,15 +112,3 @@ def secrets(section: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterato
             yield f"{prefix}{name}"
         elif isinstance(value, BaseModel | Mapping):
             yield from secrets(value, f"{prefix}{name}.")
-
-
-def settings_at(recipe: Recipe, paths: Sequence[str]) -> dict[str, str]:
-    """The settings at dotted paths as text; those that are none, or that this kind of recipe does not have, are left out."""
-    found = {}
-    for path in paths:
-        value: Any = recipe
-        for part in path.split("."):
-            value = getattr(value, part, None)
-        if value is not None:
-            found[path] = str(value)
-    return found

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, Tag
 
 from dvpo_ray.config.algorithms import kind_of
-from dvpo_ray.config.base import EntryPoint, Place, Section
+from dvpo_ray.config.base import ModelFolder, PythonFunction, Section
 
 RewardName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 
@@ -23,7 +23,7 @@ class FunctionReward(_Reward):
     """A Python function of your own, called by the scorers."""
 
     type: Literal["function"] = Field("function", description="Selects this kind.")
-    function: EntryPoint = Field(
+    function: PythonFunction = Field(
         description="`package.module:function` of (prompts, answers), two lists of texts, that returns a number for each. "
         "Prompts are whole: all turns and the words of the chat template, as the model reads them without special tokens."
     )
@@ -53,7 +53,7 @@ class ModelReward(_Reward):
     """A sealed model in the scorers: a reward model (`dvpo reward train`), or a value model that scores whole answers."""
 
     type: Literal["model"] = Field("model", description="Selects this kind.")
-    folder: Place = Field(description="Folder of the sealed model (holds `gvm.json`).")
+    folder: ModelFolder = Field(description="Folder of the sealed model (holds `gvm.json`).")
     score: Literal["last", "mean"] = Field(
         "last", description="What scores an answer: the value of its last token, or the mean over its tokens (value models only)."
     )

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from dvpo_ray.config.base import EntryPoint, PathField, Place, Secret, Section
+from dvpo_ray.config.base import (
+    DataSource,
+    FixedOnResume,
+    ModelFolder,
+    PathField,
+    PythonFunction,
+    Secret,
+    Section,
+    WrittenPlace,
+)
 
 Auto = Literal["auto"]
 NumberType = Literal["bfloat16", "float32"]
@@ -41,7 +50,7 @@ class RunSection(Section):
 
     name: str = Field("run", pattern=RUN_NAME, description="Name of the run; its folder is `output_dir/name`.")
     output_dir: PathField = Field(default="runs", description="Folder that holds the runs.")  # type: ignore[assignment]
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of sampling, shuffling and initialisation.")
+    seed: FixedOnResume[int] = Field(0, ge=0, le=2**31 - 1, description="Seed of sampling, shuffling and initialisation.")
     overwrite: bool = Field(False, description="Replace an earlier run of this name instead of refusing to start.")
     resume: str = Field(
         "never",
@@ -81,7 +90,7 @@ class ClusterSection(Section):
 class ModelSection(Section):
     """The language model that is aligned, and from which the value model is grown."""
 
-    path: Place = Field(
+    path: FixedOnResume[ModelFolder] = Field(
         "smollm2-135m-instruct",
         description="Folder with safetensors, config and tokenizer, or the name of a model on the Hugging Face Hub (`org/name`), "
         "which is pulled into its cache; `smollm2-135m-instruct` is the packaged demo model.",
@@ -91,7 +100,7 @@ class ModelSection(Section):
         min_length=1,
         description="Branch, tag or commit of a model of the Hub; none is `main`. A run keeps the commit that it began with.",
     )
-    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+    chat_template_kwargs: FixedOnResume[dict[str, bool | int | float | str]] = Field(
         {},
         description="Arguments of the chat template, `{enable_thinking = false}` for example, wherever it is applied. A value "
         "model remembers those that it was trained with.",
@@ -134,20 +143,24 @@ class ModelSection(Section):
 class SourceSection(Section):
     """Where rows come from."""
 
-    source: Place = Field(
+    source: FixedOnResume[DataSource] = Field(
         description="File (JSON lines, JSON, CSV, TSV or Parquet; text also as .gz), folder, `package:NAME/PATH`, or Hugging "
         "Face dataset name.",
     )
-    split: str | None = Field(
+    split: FixedOnResume[str | None] = Field(
         None, min_length=1, description="Split of a Hugging Face dataset, or of a folder of files named after splits."
     )
-    subset: str | None = Field(
+    subset: FixedOnResume[str | None] = Field(
         None,
         min_length=1,
         description="Subset (configuration) of a Hugging Face dataset; of a folder, the one in it of that name.",
     )
-    data_dir: str | None = Field(None, min_length=1, description="Folder within the dataset or folder that holds what is meant.")
-    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a Hugging Face dataset.")
+    data_dir: FixedOnResume[str | None] = Field(
+        None, min_length=1, description="Folder within the dataset or folder that holds what is meant."
+    )
+    revision: FixedOnResume[str | None] = Field(
+        None, min_length=1, description="Branch, tag or commit of a Hugging Face dataset."
+    )
     format: str = Field(
         "auto",
         min_length=1,
@@ -186,7 +199,7 @@ class AnswersSection(DataSection):
 class PairsSection(AnswersSection):
     """Preference pairs for value pretraining."""
 
-    validation_source: Place | None = Field(
+    validation_source: DataSource | None = Field(
         None, description="Held-out pairs; without it they are taken from `source`, by `validation_split` or `validation_share`."
     )
     validation_split: str | None = Field(
@@ -287,8 +300,8 @@ class GenerationSection(Section):
 class RolloutSection(GenerationSection):
     """How answers are generated that are trained on."""
 
-    prompts_per_step: int = Field(32, ge=1, description="Prompts of one training step.")
-    answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
+    prompts_per_step: FixedOnResume[int] = Field(32, ge=1, description="Prompts of one training step.")
+    answers_per_prompt: FixedOnResume[int] = Field(1, ge=1, description="Answers sampled for each prompt.")
 
     @property
     def rows_per_step(self) -> int:
@@ -375,13 +388,15 @@ class LearnerSection(Section):
 class LoraSection(Section):
     """Low-rank adapters: the model stays as it is, only small matrices beside its linear layers are trained and travel."""
 
-    rank: int = Field(16, ge=1, description="Rank of the adapters; more of it learns more, and costs more memory and transfer.")
-    alpha: int = Field(32, ge=1, description="Adapters count `alpha / rank` times; change it with the rank.")
-    rslora: bool = Field(False, description="Count adapters `alpha / sqrt(rank)` times instead, for high ranks.")
+    rank: FixedOnResume[int] = Field(
+        16, ge=1, description="Rank of the adapters; more of it learns more, and costs more memory and transfer."
+    )
+    alpha: FixedOnResume[int] = Field(32, ge=1, description="Adapters count `alpha / rank` times; change it with the rank.")
+    rslora: FixedOnResume[bool] = Field(False, description="Count adapters `alpha / sqrt(rank)` times instead, for high ranks.")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of an adapter's inputs left out in passes with gradients, never in old log-probs."
     )
-    target_modules: Literal["all-linear"] | Names = Field(
+    target_modules: FixedOnResume[Literal["all-linear"] | Names] = Field(
         "all-linear",
         description="Names of the linear layers that get adapters, as in `q_proj`; `all-linear` takes all but the output head.",
     )
@@ -395,12 +410,12 @@ class LoraSection(Section):
 class PtxSection(Section):
     """The pretraining loss of PPO-ptx (arXiv 2203.02155, section 3.5; part of PPO-max, arXiv 2307.04964), with any estimator."""
 
-    data: AnswersSection = Field(
+    data: FixedOnResume[AnswersSection] = Field(
         description="Prompts with good answers: rows with `prompt` and `completion`, or preference pairs, whose chosen answer is "
         "taken."
     )
     coefficient: float = Field(0.05, gt=0, description="Weight gamma of the mean cross-entropy of an answer token.")
-    rows_per_step: int = Field(16, ge=1, description="Rows of one optimizer step.")
+    rows_per_step: FixedOnResume[int] = Field(16, ge=1, description="Rows of one optimizer step.")
 
 
 class CheckpointSection(Section):
@@ -416,7 +431,7 @@ class CheckpointSection(Section):
         "`evaluation.gold` by the mean last value, which is also what training raises; only those of steps that "
         "`evaluation.every` evaluates.",
     )
-    copy_to: str | None = Field(
+    copy_to: WrittenPlace | None = Field(
         None,
         min_length=1,
         description="URL (`s3://`, `gs://`, `file://`, ...) of a folder of this run's own to which every checkpoint is copied; "
@@ -477,10 +492,12 @@ class TransferSection(Section):
 class EvaluationSection(SourceSection):
     """Held-out evaluation of a policy."""
 
-    source: Place = Field(description="Prompts to answer, disjoint from those trained on: any source that data may have.")
-    max_prompts: int = Field(64, ge=1, description="Use at most this many prompts.")
-    answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt.")
-    gold: EntryPoint | None = Field(
+    source: FixedOnResume[DataSource] = Field(
+        description="Prompts to answer, disjoint from those trained on: any source that data may have."
+    )
+    max_prompts: FixedOnResume[int] = Field(64, ge=1, description="Use at most this many prompts.")
+    answers_per_prompt: FixedOnResume[int] = Field(1, ge=1, description="Answers sampled for each prompt.")
+    gold: PythonFunction | None = Field(
         None,
         description="`package.module:function` of (prompts, answers) -> scores; measured, never trained on. Prompts are "
         "their last turns alone.",
@@ -499,4 +516,4 @@ class TrackingSection(Section):
     tensorboard: bool = Field(True, description="Write TensorBoard event files.")
     wandb_project: str | None = Field(None, description="Weights & Biases project (extra `wandb`).")
     wandb_api_key: Secret | None = Field(None, description="Weights & Biases key; else the environment's.")
-    mlflow_uri: str | None = Field(None, description="MLflow tracking server or folder (extra `mlflow`).")
+    mlflow_uri: WrittenPlace | None = Field(None, description="MLflow tracking server or folder (extra `mlflow`).")

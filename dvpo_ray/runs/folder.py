@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
+from dvpo_ray.config.references import fixed_on_resume
 from dvpo_ray.errors import ConfigError, RunError
 from dvpo_ray.io.json_files import iter_records, read_object, read_records
 from dvpo_ray.models.folder import flush_file, sha256_file
@@ -96,8 +97,8 @@ def prepare_folder(recipe: Recipe) -> Path:
     return folder
 
 
-def check_same_run(recipe: Recipe, saved: Path, fixed: Sequence[str]) -> None:
-    """Refuse to go on from another run's checkpoint: settings at the dotted paths ``fixed`` must be as they were.
+def check_same_run(recipe: Recipe, saved: Path) -> None:
+    """Refuse to go on from another run's checkpoint: settings that are fixed on resume must be as they were.
 
     Raises:
         ConfigError: naming the setting and both values.
@@ -105,7 +106,7 @@ def check_same_run(recipe: Recipe, saved: Path, fixed: Sequence[str]) -> None:
     """
     before = read_object(saved)
     now = json.loads(dump_resolved(recipe))
-    for path in fixed:
+    for path in fixed_on_resume(type(recipe)):
         old, new = _at(before, path), _at(now, path)
         if old != new:
             raise ConfigError(f"cannot go on with the run of '{saved}': {path} was {old}, this recipe says {new}")

@@ -17,7 +17,7 @@ from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.kinds import KINDS, kind_of
 from dvpo_ray.config.loading import build, recipe_tree, to_toml, toml_value
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
-from dvpo_ray.config.references import CODE, data_sources, filled_in, functions, left_behind, models, places, secrets, settings_at
+from dvpo_ray.config.references import CODE, data_sources, filled_in, functions, left_behind, models, places, secrets
 from dvpo_ray.config.sections import GenerationSection
 from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
 from dvpo_ray.errors import ConfigError
@@ -173,7 +173,7 @@ def _on_the_cluster(tree: dict[str, Any], recipe: Recipe, here: bool) -> Iterato
 
 def _lasting(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(dotted path, scheme, path) of what must outlive the job in the file system."""
-    yield from ((key, "", text) for key, text in settings_at(recipe, ("run.output_dir",)).items())
+    yield "run.output_dir", "", str(recipe.run.output_dir)
     for key, text in models(recipe).items():
         if text != SMOLLM2 and not named_for_elsewhere(key, text):
             yield key, "", text

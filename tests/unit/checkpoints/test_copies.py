@@ -26,7 +26,7 @@ from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.folder import run_folder
 from dvpo_ray.runs.run import Event, Run
-from jobs.session import POLICY_FIXED, copier_of, copying, find_checkpoint, prepare_copies, resumes_in_place, store_of
+from jobs.session import copier_of, copying, find_checkpoint, prepare_copies, resumes_in_place, store_of
 from tests.unit.loop.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
 
 
@@ -238,7 +238,7 @@ def live(config: PolicyRecipe, stages: ChainStages, evaluate: Callable[[int], fl
     events: list[Event] = []
     store = store_of(run_folder(config), config.policy.checkpoint)
     copier = copier_of(store, config.policy.checkpoint)
-    found = find_checkpoint(config, POLICY_FIXED, store, copier)
+    found = find_checkpoint(config, store, copier)
     prepare_copies(config, found, copier)
     run = Run(config, STEPS, events.append, in_place=resumes_in_place(config, found))
     ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
@@ -283,11 +283,11 @@ def test_a_copy_that_is_newer_than_what_is_left_here_is_taken(url: str, tmp_path
     live(config, ChainStages())
     store = store_of(run_folder(config), config.policy.checkpoint)
     (store.folder / "step-00000009" / "chain").write_text("damaged")
-    found = find_checkpoint(config, POLICY_FIXED, store, copier_of(store, config.policy.checkpoint))
+    found = find_checkpoint(config, store, copier_of(store, config.policy.checkpoint))
     assert found is not None and found.step == 9
     assert (store.folder / "quarantine-step-00000009").is_dir()
     assert RemoteStore(url).steps() == [9, 6]
-    assert find_checkpoint(config, POLICY_FIXED, store, copier_of(store, config.policy.checkpoint)) == found
+    assert find_checkpoint(config, store, copier_of(store, config.policy.checkpoint)) == found
 
 
 def test_a_place_that_fails_while_copies_are_looked_at_is_named(tmp_path: Path) -> None:
