@@ -10,7 +10,7 @@ from typing import Any
 
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.kinds import KINDS, kind_of
-from dvpo_ray.config.loading import CONFIG, build, recipe_tree, toml_value
+from dvpo_ray.config.loading import CONFIG, build, merge, recipe_tree
 from dvpo_ray.entry_points import load_entry_point
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.io.json_files import read_object, read_records
@@ -32,9 +32,18 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
     Raises:
         ConfigError: with file, key, value met and remedy.
     """
-    texts = [f"{key}={toml_value(value)}" for key, value in overrides.items()] if isinstance(overrides, Mapping) else overrides
-    tree, origin = recipe_tree(path, texts)
+    by_path = isinstance(overrides, Mapping)
+    tree, origin = recipe_tree(path, () if by_path else list(overrides))
+    for key, value in overrides.items() if isinstance(overrides, Mapping) else ():
+        merge(tree, _nested(key, str(value) if isinstance(value, Path) else value))
     return build(KINDS[kind_of(tree, origin)], tree, origin)
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    """A tree with one setting: ``("a.b", 1)`` gives ``{"a": {"b": 1}}``."""
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def run(recipe: Recipe, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def _answer_held_out(
         None if policy is None else locate(str(policy), field="--policy", tell=lambda text: listener(Event("phase", text)))
     )
     # KL is measured against what the policy was trained from.
-    kept = frozenset() if answering is None else trained_from(check_model_folder(answering.folder))
+    kept = {} if answering is None else trained_from(check_model_folder(answering.folder))
     base = base_model(recipe.model, listener, kept)
     recipe, chosen = settle_devices(recipe, base)
     listener(Event("phase", chosen.text))

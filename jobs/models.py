@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from dvpo_ray.io.json_files import read_object
 from dvpo_ray.models.folder import MANIFEST, check_model_folder, check_savable
 from dvpo_ray.models.limits import Limits
 from dvpo_ray.models.loading import check_tensors, model_config
-from dvpo_ray.models.packaged import ModelPlace, locate
+from dvpo_ray.models.packaged import MODEL_PATH, NOTHING, ModelPlace, locate
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.value_model import ValueModelSeal, check_fits, read_seal, refuse_reward_model
 from dvpo_ray.planning.device_defaults import Choices, settle
@@ -34,15 +34,15 @@ R = TypeVar("R", bound=Recipe)
 class BaseModel:
     """A verified model, its tokenizer, and what it can read.
 
-    ``section`` is the recipe's, with the commit of a model of the Hub in it; ``kept`` are models of the Hub at the commits
-    (``org/name@COMMIT``) that count where the recipe names none, because an earlier run had them.
+    ``section`` is the recipe's, with the commit of a model of the Hub in it; ``kept`` has models of the Hub at the commits
+    (``org/name@COMMIT``) that an earlier run had, by the settings that named them.
     """
 
     place: ModelPlace
     section: ModelSection
     tokenizer: Any
     limits: Limits
-    kept: frozenset[str] = frozenset()
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -68,14 +68,14 @@ class BaseModel:
         return 12 * parameters_in(self.folder)
 
 
-def base_model(section: ModelSection, listener: Listener = lambda event: None, kept: frozenset[str] = frozenset()) -> BaseModel:
+def base_model(section: ModelSection, listener: Listener = lambda event: None, kept: Mapping[str, str] = NOTHING) -> BaseModel:
     """Find, verify, and (once) pull or convert the model that a recipe names; ``kept`` as in ``BaseModel``.
 
     Raises:
         ModelError: it cannot be found or used, is not whole or could not be saved again, its tokenizer is not the model's, or it
             does not say how the model ends its turns.
     """
-    place = locate(section.path, section.revision, kept=kept, tell=lambda text: listener(Event("phase", text)))
+    place = locate(section.path, section.revision, kept=kept, tell=_phases(listener))
     folder = check_model_folder(place.folder)
     tokenizer = load_tokenizer(folder, section.trust_remote_code, section.chat_template_kwargs)
     turn_end(tokenizer, folder)
@@ -101,24 +101,24 @@ def with_model(recipe: R, base: BaseModel) -> R:
     Raises:
         ConfigError: the run had another commit of it.
     """
-    before = next((one.rpartition("@")[2] for one in base.kept if one.rpartition("@")[0] == base.name), base.place.revision)
-    if before != base.place.revision:
+    before = base.kept.get(MODEL_PATH, str(base.place))
+    if before.rpartition("@")[0] == base.name and before != str(base.place):
         raise ConfigError(
-            f"cannot go on with this run: its model was '{base.name}' of the Hub at commit {before}, and is now "
-            f"{base.place}: leave model.revision out, and no folder of that name here"
+            f"cannot go on with this run: its model was {before} of the Hub, and is now {base.place}: leave model.revision out, "
+            "and no folder of that name here; or start anew, with run.resume = 'never' and run.overwrite = true"
         )
     return recipe.model_copy(update={"model": base.section})
 
 
-def trained_from(policy: Path) -> frozenset[str]:
-    """The model of the Hub at the commit that a policy in a verified folder was trained from; none of other folders.
+def trained_from(policy: Path) -> dict[str, str]:
+    """As ``BaseModel.kept``, the model of the Hub that a policy in a verified folder was trained from; empty for other folders.
 
     Raises:
         DataError: its manifest cannot be read.
     """
     manifest = read_object(policy / MANIFEST) if (policy / MANIFEST).is_file() else {}
     name, revision = manifest.get("base_model"), manifest.get("base_revision")
-    return frozenset([f"{name}@{revision}"] if revision else [])
+    return {MODEL_PATH: f"{name}@{revision}"} if revision else {}
 
 
 def settle_devices(recipe: R, base: BaseModel, checkpoint: Checkpoint | None = None) -> tuple[R, Choices]:
@@ -137,13 +137,13 @@ def settle_devices(recipe: R, base: BaseModel, checkpoint: Checkpoint | None = N
     return settle(recipe, nodes_by_role(recipe.cluster), ModelShape.if_known(base.folder), kept)
 
 
-def verified_value_model(folder: str, base: BaseModel) -> tuple[str, ValueModelSeal]:
+def verified_value_model(folder: str, base: BaseModel, listener: Listener = lambda event: None) -> tuple[str, ValueModelSeal]:
     """The place and seal of the value model that a policy recipe names, verified.
 
     Raises:
         ModelError: it is altered, made for another tokenizer or chat template, or a reward model.
     """
-    place = locate(folder, field="policy.value_model", kept=base.kept)
+    place = locate(folder, field="policy.value_model", kept=base.kept, tell=_phases(listener))
     record = read_seal(place.folder)
     remedy = "name a folder of `dvpo value train`; a reward model goes into [policy.rewards.NAME] with type = 'model'"
     refuse_reward_model(record, "policy.value_model", folder, remedy)
@@ -151,7 +151,9 @@ def verified_value_model(folder: str, base: BaseModel) -> tuple[str, ValueModelS
     return str(place), record
 
 
-def verified_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> dict[str, RewardConfig]:
+def verified_rewards(
+    rewards: Mapping[str, RewardConfig], base: BaseModel, listener: Listener = lambda event: None
+) -> dict[str, RewardConfig]:
     """A policy recipe's rewards; models among them are verified, and their folders named in full, as actors need them.
 
     Raises:
@@ -159,13 +161,13 @@ def verified_rewards(rewards: Mapping[str, RewardConfig], base: BaseModel) -> di
     """
     found = dict(rewards)
     for name, config in model_rewards(rewards).items():
-        place = locate(config.folder, field=f"policy.rewards.{name}.folder", kept=base.kept)
+        place = locate(config.folder, field=f"policy.rewards.{name}.folder", kept=base.kept, tell=_phases(listener))
         _check_fits(read_reward_seal(name, config, place.folder), base, place)
         found[name] = config.model_copy(update={"folder": str(place)})
     return found
 
 
-def verified_advantage(advantage: AdvantageConfig, base: BaseModel) -> AdvantageConfig:
+def verified_advantage(advantage: AdvantageConfig, base: BaseModel, listener: Listener = lambda event: None) -> AdvantageConfig:
     """A policy recipe's estimator; the model that its critic starts from is verified, and its folder named in full.
 
     Raises:
@@ -173,12 +175,12 @@ def verified_advantage(advantage: AdvantageConfig, base: BaseModel) -> Advantage
     """
     if not isinstance(advantage, Ppo) or advantage.critic.initial is None:
         return advantage
-    field = "policy.advantage.critic.initial"
-    place = locate(advantage.critic.initial, field=field, kept=base.kept)
+    setting = "policy.advantage.critic.initial"
+    place = locate(advantage.critic.initial, field=setting, kept=base.kept, tell=_phases(listener))
     try:
         _check_fits(read_seal(place.folder), base, place)
     except ModelError as error:
-        raise ModelError(f"{field}: {error}") from error
+        raise ModelError(f"{setting}: {error}") from error
     return advantage.model_copy(update={"critic": advantage.critic.model_copy(update={"initial": str(place)})})
 
 
@@ -190,12 +192,12 @@ def verified_models(recipe: PolicyRecipe, base: BaseModel, listener: Listener) -
     """
     policy = recipe.policy
     found: dict[str, Any] = {
-        "advantage": verified_advantage(policy.advantage, base),
-        "rewards": verified_rewards(policy.rewards, base),
+        "advantage": verified_advantage(policy.advantage, base, listener),
+        "rewards": verified_rewards(policy.rewards, base, listener),
     }
     record = None
     if policy.value_model is not None and policy.advantage.reads_values:
-        found["value_model"], record = verified_value_model(policy.value_model, base)
+        found["value_model"], record = verified_value_model(policy.value_model, base, listener)
         if record.base_model == base.name and (record.base_revision or base.place.revision) != base.place.revision:
             listener(
                 Event(
@@ -205,6 +207,11 @@ def verified_models(recipe: PolicyRecipe, base: BaseModel, listener: Listener) -
                 )
             )
     return recipe.model_copy(update={"policy": policy.model_copy(update=found)}), record
+
+
+def _phases(listener: Listener) -> Callable[[str], None]:
+    """Tells texts as phases."""
+    return lambda text: listener(Event("phase", text))
 
 
 def _check_fits(record: ValueModelSeal, base: BaseModel, place: ModelPlace) -> None:

@@ -56,7 +56,7 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dic
     began = time.time()
     # What is wrong with another model shows before the first half is trained, not after it.
     resuming = recipe.run.resume == "auto" and (run_folder(recipe) / CONFIG).is_file()
-    base = base_model(recipe.model, listener, models_in(run_folder(recipe) / CONFIG) if resuming else frozenset())
+    base = base_model(recipe.model, listener, models_in(run_folder(recipe) / CONFIG) if resuming else {})
     recipe = with_model(recipe, base)
     verified_rewards(recipe.policy.rewards, base)
     verified_advantage(recipe.policy.advantage, base)

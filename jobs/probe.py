@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +13,8 @@ from actors.learner.policy_gang import WeightSource
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection, GenerationSection, settled
 from dvpo_ray.data import EncodedPrompt
-from dvpo_ray.errors import ServedModelError
+from dvpo_ray.errors import LearnerLostError, ServedModelError
+from dvpo_ray.stages import retry_lost_rows
 from dvpo_ray.types import Answer, GenerationRequest, PlainSampling
 
 ROWS, TOKENS = 8, 16
@@ -39,11 +41,7 @@ class Probe:
         """``section`` says how the engines generate; ``prompts`` are some of the run's, of which the shortest are taken."""
         self._sampling = PlainSampling(min(TOKENS, section.max_new_tokens), section.temperature)
         self._bound = settled(section.max_probe_gap)
-        shortest = sorted(prompts, key=lambda prompt: len(prompt.prompt_ids))[:ROWS]
-        self._requests = [
-            GenerationRequest(f"probe/{number}", tuple(prompt.prompt_ids), seed=number, plain=self._sampling)
-            for number, prompt in enumerate(shortest)
-        ]
+        self._prompts = sorted(prompts, key=lambda prompt: len(prompt.prompt_ids))[:ROWS]
         self._rollouts, self._learner, self._cluster, self._say = rollouts, learner, cluster, say
         # What was found, in nats a token, by when it was looked.
         self.gaps: dict[str, float] = {}
@@ -54,7 +52,11 @@ class Probe:
         Raises:
             ServedModelError: the engines' log-probs are not the learner's.
         """
-        self._look(START)
+        try:
+            self._look(START)
+        except LearnerLostError as error:
+            # The training starts it again, and the first update is looked at.
+            self._say(str(error))
 
     def after_update(self, version: int) -> None:
         """Compare what the engines were just sent, the first time; later calls do nothing.
@@ -66,22 +68,35 @@ class Probe:
             self._look(FIRST_UPDATE)
 
     def _look(self, when: str) -> None:
-        handles = list(self._rollouts.generate(self._requests))
-        answers: list[Answer] = get(handles, self._cluster.call_timeout_s, "a rollout actor", "answering the probe")
+        engines = self._rollouts.count
+        answers = retry_lost_rows(lambda: self._answers(engines))
         # The run is being stopped.
         if not answers:
             return
         prompts, responses = [answer.prompt_ids for answer in answers], [answer.response_ids for answer in answers]
         expected = self._learner.log_probs(prompts, responses, self._sampling.temperature)
-        found = np.concatenate([answer.log_probs for answer in answers])
-        gap = float(np.abs(found - np.concatenate(expected)).mean())
+        rows = [np.abs(answer.log_probs - other) for answer, other in zip(answers, expected, strict=True)]
+        # Rows are dealt to engines in turn: the worst engine counts.
+        by_engine = [rows[engine::engines] for engine in range(engines)]
+        gap = max(float(np.concatenate(some).mean()) for some in by_engine if some)
         self.gaps[when] = gap
         if not gap <= self._bound:
             raise ServedModelError(
-                f"{when}, the engines' log-probs of the same {found.size} tokens are {gap:.3g} nats from the learner's on "
-                f"average, more than rollout.max_probe_gap ({self._bound:g}): the engines do not serve the policy that is "
+                f"{when}, an engine's log-probs of the same {sum(map(len, rows))} tokens are {gap:.3g} nats from the learner's "
+                f"on average, more than rollout.max_probe_gap ({self._bound:g}): the engines do not serve the policy that is "
                 "trained. Look for a model folder that is not the same on all nodes, a model type that vLLM computes otherwise "
                 "than transformers, or an engine of other numbers than its number type says (quantised: raise "
                 "rollout.max_probe_gap)"
             )
         self._say(f"{when}, engines and learner are {gap:.2g} nats a token apart (at most {self._bound:g})")
+
+    def _answers(self, engines: int) -> list[Answer]:
+        """Every engine's answers to the prompts, in the order that they were asked for; none when the run is being stopped."""
+        prompts = itertools.islice(itertools.cycle(self._prompts), ROWS * engines)
+        requests = [
+            GenerationRequest(f"probe/{number:06d}", tuple(prompt.prompt_ids), seed=number, plain=self._sampling)
+            for number, prompt in enumerate(prompts)
+        ]
+        handles = list(self._rollouts.generate(requests))
+        found: list[Answer] = get(handles, self._cluster.call_timeout_s, "a rollout actor", "answering the probe")
+        return sorted(found, key=lambda answer: answer.row_id) if len(found) == len(requests) else []

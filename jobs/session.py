@@ -16,7 +16,8 @@ from dvpo_ray.config.sections import CheckpointSection
 from dvpo_ray.errors import AS_ASKED, DataError, RunStoppedError
 from dvpo_ray.io.json_files import read_object
 from dvpo_ray.models.hub import hub_model
-from dvpo_ray.runs.folder import CHECKPOINTS, check_same_run, run_folder, strings_in
+from dvpo_ray.models.packaged import MODEL_PATH
+from dvpo_ray.runs.folder import CHECKPOINTS, check_same_run, run_folder, texts_in
 from dvpo_ray.runs.run import Event, Listener, Run
 from dvpo_ray.runs.stopping import Stop, heeding
 
@@ -60,12 +61,13 @@ def find_checkpoint(recipe: Recipe, store: CheckpointStore, copier: CheckpointRe
     return checkpoint
 
 
-def kept_models(checkpoint: Checkpoint | None) -> frozenset[str]:
-    """The models of the Hub, at their commits (``org/name@COMMIT``), of the run that a checkpoint belongs to."""
-    return frozenset() if checkpoint is None else models_in(checkpoint.folder.parent.parent / CONFIG)
+def kept_models(checkpoint: Checkpoint | None) -> dict[str, str]:
+    """The models of the Hub of the run that a checkpoint belongs to, at their commits (``org/name@COMMIT``), by the dotted
+    paths of the settings that named them."""
+    return {} if checkpoint is None else models_in(checkpoint.folder.parent.parent / CONFIG)
 
 
-def models_in(config: Path) -> frozenset[str]:
+def models_in(config: Path) -> dict[str, str]:
     """The same, of the run that has written its recipe into ``config``.
 
     Raises:
@@ -73,9 +75,11 @@ def models_in(config: Path) -> frozenset[str]:
     """
     tree = read_object(config)
     model = tree.get("model")
-    own = f"{model.get('path')}@{model.get('revision')}" if isinstance(model, dict) else ""
-    found = filter(None, map(hub_model, {own, *strings_in(tree)}))
-    return frozenset(str(one) for one in found if one.is_pinned)
+    texts = dict(texts_in(tree))
+    if isinstance(model, dict):
+        texts[MODEL_PATH] = f"{model.get('path')}@{model.get('revision')}"
+    found = {path: hub_model(text) for path, text in texts.items()}
+    return {path: str(one) for path, one in found.items() if one is not None and one.is_pinned}
 
 
 def prepare_copies(recipe: Recipe, checkpoint: Checkpoint | None, copier: CheckpointReplicator | None) -> None:

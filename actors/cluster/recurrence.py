@@ -16,7 +16,10 @@ CERTAIN = {
 }
 PASSING = {"MemoryError", "OutOfMemoryError", "ConnectionError", "TimeoutError", "EOFError", "DistError", "ObjectLostError"}
 # Of errors of any class: memory that others may give back. Allocators say it in RuntimeErrors, vLLM in a ValueError.
-MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|Free memory on device|bad_alloc|No space left", re.IGNORECASE)
+MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate memory|Free memory on device|Error in memory profiling|bad_alloc|No space left",
+    re.IGNORECASE,
+)
 # Of RuntimeErrors and the like: what the peers of a process that is gone say.
 PEERS = re.compile(
     r"connection \w*\s*(closed|reset|refused|aborted|lost)|broken pipe|timed? ?out|address already in use|gloo|NCCL|"

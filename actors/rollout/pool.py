@@ -121,6 +121,12 @@ class RolloutPool:
         self._note_traces()
         return self._agree(checksums, "the starting weights")
 
+    @property
+    def count(self) -> int:
+        """How many engines serve."""
+        with self._members:
+            return len(self._engines)
+
     def nodes(self) -> set[str]:
         """Ids of the Ray nodes of the engines that serve, or will as soon as they have the weights."""
         with self._members:
@@ -348,7 +354,7 @@ class RolloutPool:
         self._budget -= not isinstance(error, RowDeadlineError) and not error.preempted
         if self._budget < 0:
             raise error
-        self._sentences.hear(error)
+        self._sentences.hear(error, name, [engine.name for engine in self._engines])
         extra = {"actor": name} | ({"row": error.row_id} if isinstance(error, RowDeadlineError) else {})
         logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error, extra=extra)
         count(RESTARTS, stage="rollout")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from dvpo_ray.config.recipes import Recipe
 from dvpo_ray.errors import ConfigError
+from dvpo_ray.io.secrets import CREDENTIALS
 
 # The file of a run's folder that holds its resolved recipe.
 CONFIG = "config.json"
@@ -27,16 +28,6 @@ SHOWN = 200
 PATH_LETTERS = string.ascii_letters + string.digits + "._-"
 DEEPEST = 20
 SURROGATE = re.compile("[\ud800-\udfff]")
-# What shows that a URL holds a secret. A password may hold slashes; digits before the first slash are a port.
-CREDENTIALS = re.compile(
-    r"""://(?!\[)[^/@\s]*:(?!\d{1,5}(?:[/?\#]|$))[^@\s]+@               # a password
-      | https?://[^/?\#@\s]+@                                         # a token in the place of a user: git hosts take it
-      | ://\S*[?&;\#](?:
-            [^=&?;\#\s]*(?:token|key|secret|passw|signature|credential|authoriz)[^=&?;\#\s]*
-          | (?:[^=&?;\#\s]*[-_.])?(?:auth|code|jwt|pass|pwd|sas|sig)(?:[-_.][^=&?;\#\s]*)?
-        )=""",
-    re.IGNORECASE | re.VERBOSE,
-)
 TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
 
@@ -63,7 +54,7 @@ def recipe_tree(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[s
     except ValueError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     for override in overrides:
-        _merge(tree, _parse_override(override))
+        merge(tree, _parse_override(override))
     return tree, str(file)
 
 
@@ -186,13 +177,14 @@ def _parse_override(text: str) -> dict[str, Any]:
     raise ConfigError(f"override '{key.strip()[:SHOWN]}=...' does not begin with a dotted path of plain names")
 
 
-def _merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:
+def merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    """Put the settings of ``extra`` into a plain tree of settings."""
     for key, value in extra.items():
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
             # A changed `type` names another kind of section: the old one's settings do not belong to it.
             if "type" in value and value["type"] != tree[key].get("type", value["type"]):
                 tree[key] = {}
-            _merge(tree[key], value)
+            merge(tree[key], value)
         else:
             tree[key] = value
 

@@ -94,12 +94,12 @@ class ValueTraining(PairTraining):
 
     target: FixedOnResume[TargetConfig] = Field(default_factory=TdTarget, description="What each position is trained towards.")
     inner_epochs: int = Field(1, ge=1, description="Optimizer steps on one batch with its targets held fixed.")
-    labels: Literal["all", "pairs"] = Field(
+    labels: FixedOnResume[Literal["all", "pairs"]] = Field(
         "all",
         description="What is learned from: with `all` also answers that are in no pair (of ties, the only one to a prompt, "
         "between the best and the worst), each with a label of its own (docs/datasets.md). Of a reward model: `pairs`.",
     )
-    label_scale: Annotated[tuple[float, float], Field(strict=False)] | None = Field(
+    label_scale: FixedOnResume[Annotated[tuple[float, float], Field(strict=False)] | None] = Field(
         None,
         description="Lowest and highest rating that there can be, as in `[0, 4]`: the rating of an answer that is in no pair is "
         "then its label. Good or bad needs none.",
@@ -135,7 +135,9 @@ class RewardTraining(ValueTraining):
     target: FixedOnResume[TargetConfig] = Field(
         default_factory=RewardTarget, description="What is trained; of a reward model `reward`."
     )
-    labels: Literal["all", "pairs"] = Field("pairs", description="What is learned from: a reward model learns from pairs alone.")
+    labels: FixedOnResume[Literal["all", "pairs"]] = Field(
+        "pairs", description="What is learned from: a reward model learns from pairs alone."
+    )
 
     @model_validator(mode="after")
     def _validate_target(self) -> Self:

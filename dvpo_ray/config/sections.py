@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -27,6 +29,8 @@ AUTO_DTYPE = "`auto` is bfloat16 where every node of the role multiplies it fast
 TokenBudget = Annotated[int, Field(ge=16)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+# A model of the Hub with a branch, tag or commit in its name.
+NAME_AT_REVISION = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 MAX_BAD_SHARE = 0.05
 # What `apply_chat_template` of transformers takes by these names is not the template's.
@@ -89,6 +93,14 @@ class ClusterSection(Section):
 
 class ModelSection(Section):
     """The language model that is aligned, and from which the value model is grown."""
+
+    @field_validator("path")
+    @classmethod
+    def _refuse_revision_in_name(cls, path: str) -> str:
+        named = NAME_AT_REVISION.fullmatch(path)
+        if named and not Path(path).exists():
+            raise ValueError(f"'{path}': write the name alone, '{named[1]}', and revision = '{named[2]}' below it")
+        return path
 
     path: FixedOnResume[ModelFolder] = Field(
         "smollm2-135m-instruct",
@@ -250,7 +262,7 @@ class GenerationSection(Section):
 
     actors: int = Field(1, ge=1, description="Rollout actors, one vLLM engine each.")
     max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens.")
-    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
+    temperature: float = Field(1.0, ge=0.01, le=10, description="Sampling temperature; vLLM knows none below 0.01.")
     top_p: float = Field(
         1.0,
         gt=0,
@@ -286,7 +298,7 @@ class GenerationSection(Section):
         "auto",
         description="Largest mean absolute gap between the log-probs of engines and learner, in nats a token. A training "
         "compares them on a few tokens when both have started and after the first weight update, and ends when it is larger. "
-        "`auto` is 0.001 where both compute in float32, else 0.15.",
+        "`auto` is 0.001 where both compute in float32 and engines run on CPU, else 0.15.",
     )
     engine: EngineSection = Field(default_factory=lambda: EngineSection(), description="The vLLM engine.")
 

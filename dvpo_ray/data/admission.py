@@ -130,7 +130,7 @@ class Admission(Generic[T]):
         self._gathered: dict[tuple[Messages, str], _Given] = {}
 
     def run(self, rows: Iterable[RawRow], limit: int | None = None) -> tuple[list[T], LoadCounts]:
-        """What was kept, and the books; ``limit`` stops after so many."""
+        """What was kept, and the books; ``limit`` stops after so many rows."""
         rows = iter(rows)
         sample = list(itertools.islice(rows, SAMPLE))
         usable = [renamed(raw.row, self._reading.columns) for raw in sample if raw.row is not None]
@@ -140,11 +140,11 @@ class Admission(Generic[T]):
         if main.assembly is not None:
             rows = main.assembly.assemble(map(self._renamed, rows), self._notes)
         for raw in rows:
-            if limit is not None and len(self._kept) >= limit:
+            if limit is not None and self._counts.kept >= limit:
                 break
             self._take(raw, main, auto)
         for given in self._gathered.values():
-            if limit is not None and len(self._kept) >= limit:
+            if limit is not None and self._counts.kept >= limit:
                 break
             self._admit(given)
         counts = self._counts

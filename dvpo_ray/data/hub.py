@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dvpo_ray.errors import DataError
+from dvpo_ray.io.secrets import masked
 
 MAIN = "main"
 COMMIT_IN = re.compile(r"/([0-9a-f]{40})/")
@@ -63,17 +64,17 @@ def _commits_of(loaded: Any) -> set[str]:
 def _commit_of(name: str, revision: str | None) -> str | None:
     """The commit that a revision stands for, or last stood for here; None where nothing says so."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionResolutionError
 
     try:
         return HfApi().resolve_revision(name, repo_type="dataset", revision=revision).resolved
-    except (RevisionResolutionError, HfHubHTTPError):
+    except (RevisionResolutionError, HfHubHTTPError, HTTPError):
         return None
 
 
 def _said(error: Exception) -> str:
     """What went wrong, in one line without its full stop."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")[:500]
+    return masked(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(".")[:500]
 
 
 def _remedy(name: str, error: Exception) -> str:

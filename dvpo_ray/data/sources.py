@@ -103,7 +103,7 @@ def _folder_rows(path: Path, source: Source) -> Iterator[RawRow]:
     if source.revision is not None:
         raise DataError(f"'{path}' is a folder, which has no revisions: leave `revision` out (got '{source.revision}')")
     path = _within(path, "data_dir", source.data_dir)
-    subset = None if is_saved(path) else subset_of(path, source.subset)
+    subset = None if is_saved(path) else subset_of(path.absolute(), source.subset)
     if subset is None:
         yield from folder_rows(_within(path, "subset", source.subset), source.split)
     else:

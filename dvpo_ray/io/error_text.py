@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pydantic_core import ValidationError
 
 from dvpo_ray.io.remedies import remedy
+from dvpo_ray.io.secrets import masked
 
 MOST_TEXT, MOST_FRAMES, MOST_CAUSES = 800, 3, 3
 
@@ -81,4 +82,4 @@ def _words(error: BaseException) -> str:
     # The exception is the user's, and so is what turns it into text.
     except Exception as broken:
         message = f"(a text that fails with {type(broken).__name__})"
-    return f"{type(error).__name__}: {message}".removesuffix(": ")
+    return f"{type(error).__name__}: {masked(message)}".removesuffix(": ")

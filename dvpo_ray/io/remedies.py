@@ -22,7 +22,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "raise rollout.engine.kv_cache_mib (engines on CPU) or rollout.engine.gpu_memory_utilization (on GPUs), or lower "
         "rollout.engine.max_model_len",
     ),
-    (r"Free memory on device", MEMORY_SHARED),
+    (r"Free memory on device|Error in memory profiling", MEMORY_SHARED),
     (
         r"out of memory|[Cc]annot allocate memory|can't allocate memory|^MemoryError|std::bad_alloc",
         "of an engine lower rollout.engine.gpu_memory_utilization, kv_cache_mib or max_num_seqs, of a learner or scorer its "
@@ -70,7 +70,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "a file of weights in model.path is damaged or cut short: copy the folder again",
     ),
     (
-        r"[Cc]ouldn't instantiate the backend tokenizer|Can't load tokenizer|tokenizer\.json|untagged enum ModelWrapper|"
+        r"[Cc]ouldn't instantiate the backend tokenizer|Can't load tokenizer|untagged enum ModelWrapper|"
         r"transformers/tokenization_\w+\.py:\d+ in _?from_pretrained",
         "the tokenizer in model.path cannot be read: copy its files (tokenizer.json, tokenizer_config.json) again, or save them "
         "anew with the transformers of this installation",

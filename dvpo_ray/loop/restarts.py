@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dvpo_ray.errors import ActorFailedError, LearnerLostError, PermanentFailureError
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.runs.run import Run
@@ -12,17 +14,21 @@ class Sentences:
     """What actors that failed have said, where it is not known whether the same work fails again: twice the same, and it does."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        # Who may still say a sentence that was said, because it was at work beside the first.
+        self._said: dict[str, set[str]] = {}
 
-    def hear(self, error: ActorFailedError) -> None:
-        """Remember a failure.
+    def hear(self, error: ActorFailedError, who: str = "", beside: Collection[str] = ()) -> None:
+        """Remember a failure of ``who``; one event may take all that were at work ``beside`` it, who may say the same once each.
 
         Raises:
-            PermanentFailureError: it was said before.
+            PermanentFailureError: it was said before, by somebody who has been started since.
         """
-        if error.sentence in self._said:
+        if not error.sentence:
+            return
+        excused = self._said.get(error.sentence)
+        if excused is not None and who not in excused:
             raise PermanentFailureError(f"{error}\nit was tried again once, and failed in the same way") from error
-        self._said |= {error.sentence} - {""}
+        self._said.setdefault(error.sentence, set(beside)).discard(who)
 
     def forget(self) -> None:
         """Since then the work went on."""

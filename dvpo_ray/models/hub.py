@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dvpo_ray.errors import ModelError
+from dvpo_ray.io.secrets import masked
 
 Tell = Callable[[str], None]
 MAIN = "main"
@@ -138,7 +139,7 @@ def _explained(model: HubModel, error: Exception, field: str | None) -> str:
         RevisionNotFoundError,
     )
 
-    name, hub = model.name, constants.ENDPOINT
+    name, hub = model.name, masked(constants.ENDPOINT)
     absent = f"{field} = '{name}' is no folder here, and " if field else f"'{name}' is needed on {os.uname().nodename}, and "
     match error:
         case GatedRepoError():
@@ -166,4 +167,4 @@ def _explained(model: HubModel, error: Exception, field: str | None) -> str:
 
 def _said(error: Exception) -> str:
     """What an error says, in one line without its full stop."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")[:300]
+    return masked(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(".")[:300]

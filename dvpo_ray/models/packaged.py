@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.errors import ModelError
@@ -16,6 +17,7 @@ from dvpo_ray.models.hub import HubModel, Tell, hub_model
 
 SMOLLM2 = "smollm2-135m-instruct"
 MODEL_PATH = "model.path"
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ def _unheard(text: str) -> None:
 
 
 def locate(
-    text: str, revision: str | None = None, field: str = MODEL_PATH, kept: Iterable[str] = (), tell: Tell = _unheard
+    text: str, revision: str | None = None, field: str = MODEL_PATH, kept: Mapping[str, str] = NOTHING, tell: Tell = _unheard
 ) -> ModelPlace:
     """Find the model that a setting ``field`` names; one of the Hub is pulled. A folder that is here comes before the Hub.
 
-    ``kept`` are models of the Hub at the commits (``org/name@COMMIT``) that count where no revision is given.
+    ``kept`` has models of the Hub at their commits (``org/name@COMMIT``) by the settings that named them in the run that is
+    resumed: where a branch or tag is named, that commit counts, whatever it stands for now.
 
     Raises:
         ModelError: a revision of a folder is asked for, or as ``HubModel``'s.
@@ -58,8 +61,9 @@ def locate(
     if hub is None:
         _refuse_revision(text, revision)
         return ModelPlace(Path(text).resolve())
-    if revision is None and "@" not in text:
-        hub = next((replace(hub, revision=one.rpartition("@")[2]) for one in kept if one.rpartition("@")[0] == text), hub)
+    before = hub_model(kept[field]) if field in kept else None
+    if before is not None and before.name == hub.name and revision is None and not hub.is_pinned:
+        hub = before
     pinned = hub.pinned(tell, field)
     tell(f"'{pinned.name}' is a model of the Hub, at commit {pinned.revision}; what of it is not in the cache yet is pulled")
     folder = pinned.pull(field)

@@ -125,7 +125,9 @@ def _training(
             update[role] = _reader(section, role, decided[role], _on_gpu(nodes.get(role, ())), tokens)
     rollout, learner = update.get("rollout"), update["learner"]
     if rollout is not None and rollout.max_probe_gap == AUTO:
-        gap = SAME_IN_FLOAT32 if rollout.engine.dtype == learner.dtype == FLOAT32 else SAME_ROUNDED
+        # A GPU's matrix products may round float32 (TF32) in one of the two.
+        exact = rollout.engine.dtype == learner.dtype == FLOAT32 and not _on_gpu(nodes.get("rollout", ()))
+        gap = SAME_IN_FLOAT32 if exact else SAME_ROUNDED
         update["rollout"] = rollout.model_copy(update={"max_probe_gap": gap})
     return training.model_copy(update=update)
 

@@ -16,7 +16,7 @@ Sizes = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Experts:
-    """RolloutPrefetcher-forward networks of which a router chooses a few for each token (Shazeer et al. 2017, arXiv 1701.06538).
+    """Feed-forward networks of which a router chooses a few for each token (Shazeer et al. 2017, arXiv 1701.06538).
 
     Every token passes ``shared`` numbers besides; ``dense_layers`` layers have one network of the model's own width instead.
     Example: Mixtral-8x7B has ``Experts(8, 2, 14336, 0, 0)``, DeepSeek-V3 ``Experts(256, 8, 2048, 2048, 3)``.

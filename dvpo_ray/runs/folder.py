@@ -86,7 +86,7 @@ def prepare_folder(recipe: Recipe) -> Path:
             )
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"'{folder}' is not a run folder (no {CONFIG}); it is not replaced")
-        named = [*strings_in(recipe.model_dump(exclude={"run"})), recipe.run.resume]
+        named = [*(text for _, text in texts_in(recipe.model_dump(exclude={"run"}))), recipe.run.resume]
         inside = [text for text in named if _lies_in(text, folder)]
         if inside:
             raise ConfigError(
@@ -191,13 +191,13 @@ def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     temporary.rename(path)
 
 
-def strings_in(tree: Any) -> Iterator[str]:
-    """All strings of a plain tree of settings."""
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from strings_in(value)
+def texts_in(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """All texts of a plain tree of settings, with their dotted paths."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, str):
+            yield f"{prefix}{key}", value
+        else:
+            yield from texts_in(value, f"{prefix}{key}.")
 
 
 def _lies_in(text: str, folder: Path) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dvpo_ray.config import PipelineRecipe, load_recipe
+from dvpo_ray.config import PipelineRecipe
 from dvpo_ray.config.loading import build, toml_value
 from dvpo_ray.errors import UserInputError
 from jobs.cli.commands import JsonOption, guard
@@ -50,9 +51,10 @@ def init(
         shown = prompts or (_ask(asking, "prompts", "Prompts to train on", data) if asking else data)
         place = devices or (_ask(asking, "devices", "Devices (8xH100-80GB, cpu:16:64, or here)", "here") if asking else "here")
         wanted = Wanted(chosen, data, shown, place)
+        text = recipe_text(wanted, output.stem, _device_settings(wanted))
+        build(PipelineRecipe, tomllib.loads(text), str(output))
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(recipe_text(wanted, output.stem, _device_settings(wanted)), encoding="utf-8")
-        load_recipe(PipelineRecipe, output)
+        output.write_text(text, encoding="utf-8")
         return {
             "recipe": str(output),
             "check": f"dvpo config check {output}",

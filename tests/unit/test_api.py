@@ -45,6 +45,14 @@ def test_overrides_are_a_mapping_or_texts(tmp_path: Path) -> None:
         assert (recipe.run.seed, recipe.run.name) == (7, "a-b")
 
 
+def test_overrides_are_taken_as_they_are(tmp_path: Path) -> None:
+    file = recipe_file(tmp_path, f"dpo.data = {DATA}\nmodel.revision = 'v1'\n")
+    given = {"run.output_dir": tmp_path, "model.chat_template_kwargs": {"enable_thinking": False}, "model.revision": None}
+    recipe = dvpo_ray.load_recipe(file, given)
+    assert recipe.run.output_dir == tmp_path and recipe.model.revision is None
+    assert recipe.model.chat_template_kwargs == {"enable_thinking": False}
+
+
 def test_a_recipe_of_no_kind_is_refused_by_name(tmp_path: Path) -> None:
     file = recipe_file(tmp_path, f"dpo.data = {DATA}\nvalue.data = {DATA}\n")
     with pytest.raises(

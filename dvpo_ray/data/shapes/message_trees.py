@@ -35,7 +35,8 @@ def assembled(rows: Iterable[RawRow], notes: Counter[str]) -> Iterator[RawRow]:
     """
     messages: dict[str, RawRow] = {}
     for raw in rows:
-        if raw.row is None or not _is_message(raw.row):
+        # The first message of a tree may lack the column `parent_id`, as in Open Assistant's own exports.
+        if raw.row is None or not has(raw.row, "message_id", "text", "role"):
             yield raw
             continue
         name = str(raw.row["message_id"])

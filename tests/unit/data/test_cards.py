@@ -52,6 +52,11 @@ def test_a_card_names_the_files_of_subsets_and_splits(snapshot: Path) -> None:
         prompts(snapshot)
 
 
+def test_a_folder_may_be_named_relative_to_the_current_one(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(snapshot.parent)
+    assert prompts(Path(snapshot.name), "train") == ["data/0-rated.jsonl", "data/1-rated.jsonl"]
+
+
 def test_a_subset_that_the_card_does_not_name_is_refused(snapshot: Path) -> None:
     with pytest.raises(DataError, match=r"has no subset 'old', only 'rated', 'plain' \(README.md\)"):
         prompts(snapshot, "train", "old")

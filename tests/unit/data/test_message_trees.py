@@ -104,6 +104,13 @@ def test_messages_without_the_ones_above_them_are_dead_letters(tmp_path: Path, t
     assert "parent_id 'v'" in letters[1]["detail"] and '"v.0"' in letters[1]["excerpt"]
 
 
+def test_first_messages_may_lack_the_column_of_parents(tmp_path: Path, tokenizer: Any) -> None:
+    """As in Open Assistant's own exports, which leave out what is none."""
+    rows = [{key: value for key, value in row.items() if value is not None} for row in TREE + OTHER]
+    assert any("parent_id" not in row for row in rows)
+    assert load(tmp_path, rows, tokenizer)[0] == PAIRS
+
+
 @pytest.mark.parametrize("name", ["", None, float("nan")])
 def test_messages_without_an_id_are_dead_letters(tmp_path: Path, tokenizer: Any, name: Any) -> None:
     """One of them would be its own parent."""

@@ -128,6 +128,7 @@ def test_of_unknown_sentences_nothing_is_invented() -> None:
         (TypeError("no"), Recurrence.CERTAIN),
         (NotImplementedError("no kernel"), Recurrence.CERTAIN),
         (AssertionError(), Recurrence.CERTAIN),
+        (AssertionError("Error in memory profiling. Initial free memory 9 GiB, current 12 GiB"), Recurrence.PASSING),
         (UnicodeDecodeError("utf-8", b"x", 0, 1, "no"), Recurrence.CERTAIN),
         (ZeroDivisionError("division by zero"), Recurrence.CERTAIN),
         (RuntimeError("Unsupported CPU attention configuration: head_dim=20"), Recurrence.CERTAIN),
@@ -186,3 +187,18 @@ def test_every_error_of_ours_survives_a_process_border() -> None:
 
 def test_a_text_that_fails_is_no_failure_of_ours() -> None:
     assert said_of(NoText()).text.startswith("NoText: (")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:secret@mirror/x",
+        "https://token-secret@host/x",
+        "https://cdn/x?X-Amz-Signature=secret&a=b",
+        "s3://b/x?key=secret",
+    ],
+)
+def test_urls_with_secrets_are_told_without_them(url: str) -> None:
+    told = str(said_of(RuntimeError(f"403 for url: {url} (again)")))
+    assert "secret" not in told and "://**redacted** (again)" in told
+    assert "https://host:80/plain?a=b" in str(said_of(RuntimeError("see https://host:80/plain?a=b")))

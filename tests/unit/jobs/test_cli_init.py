@@ -38,6 +38,12 @@ def test_what_is_missing_is_named_where_nobody_can_be_asked(tmp_path: Path) -> N
     assert code == 2 and "--pairs is missing" in output and not (tmp_path / "mine.toml").exists()
 
 
+def test_a_name_that_no_run_can_have_leaves_nothing_behind(tmp_path: Path) -> None:
+    file = tmp_path / "my recipe.toml"
+    code, output = invoke("init", "--model", "m", "--pairs", "p", "--devices", "cpu:2:16", "--output", str(file))
+    assert code == 2 and "run.name" in output and not file.exists()
+
+
 def test_several_gpus_are_split_as_the_planner_finds_best(tmp_path: Path, tiny_model: Path) -> None:
     file = tmp_path / "mine.toml"
     code, output = invoke("init", "--model", str(tiny_model), "--pairs", "p", "--devices", "8xH100-80GB", "--output", str(file))

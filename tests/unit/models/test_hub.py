@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.errors import ConfigError, ModelError
@@ -94,13 +95,31 @@ def test_a_revision_is_kept_whatever_main_does(hub: Hub, files: Files) -> None:
     second = repository.push(files | {"generation_config.json": b"{}"})
     assert base_model(ModelSection(path=NAME)).place.revision == second
     assert base_model(ModelSection(path=NAME, revision="v1")).place.revision == first
-    kept = frozenset({str(base.place)})
+    kept = {"model.path": str(base.place)}
     again = base_model(ModelSection(path=NAME), kept=kept)
     assert again.place == base.place
     other = base_model(ModelSection(path=NAME, revision="main"), kept=kept)
-    with pytest.raises(ConfigError, match=f"at commit {first}, and is now {NAME}@{second}: leave model.revision out"):
+    with pytest.raises(
+        ConfigError, match=f"its model was {NAME}@{first} of the Hub, and is now {NAME}@{second}: leave model.rev"
+    ):
         with_model(recipe(Path(), every=2), other)
     assert with_model(recipe(Path(), every=2), again).model.revision == first
+
+
+def test_each_setting_keeps_its_own_commit(hub: Hub, files: Files) -> None:
+    """Several models can be branches of one repository, and a branch may be named with the model."""
+    repository = hub.model(NAME)
+    first = repository.push(files, "value")
+    kept = {"model.path": f"{NAME}@{'0' * 40}", "policy.value_model": f"{NAME}@{first}"}
+    second = repository.push(files | {"generation_config.json": b"{}"}, "value")
+    assert locate(f"{NAME}@value", field="policy.value_model", kept=kept).revision == first
+    assert locate(f"{NAME}@value", field="policy.rewards.r.folder", kept=kept).revision == second
+    assert locate(f"{NAME}@{second}", field="policy.value_model", kept=kept).revision == second
+
+
+def test_a_revision_in_the_models_name_is_refused() -> None:
+    with pytest.raises(ValidationError, match=f"write the name alone, '{NAME}', and revision = 'v1' below it"):
+        ModelSection(path=f"{NAME}@v1")
 
 
 def test_every_machine_gets_the_commit_that_one_has_found(
@@ -169,8 +188,8 @@ def test_planning_pulls_the_configuration_alone(hub: Hub, files: Files, tiny_mod
 
 
 def test_a_policy_says_what_it_was_trained_from(tiny_model: Path, tmp_path: Path) -> None:
-    assert trained_from(tiny_model) == frozenset()
+    assert trained_from(tiny_model) == {}
     write_manifest(tmp_path, {"base_model": NAME, "base_revision": "a" * 40})
-    assert trained_from(tmp_path) == {f"{NAME}@{'a' * 40}"}
+    assert trained_from(tmp_path) == {"model.path": f"{NAME}@{'a' * 40}"}
     (tmp_path / "manifest.json").write_text(json.dumps({"base_model": str(tiny_model), "base_revision": None}))
-    assert trained_from(tmp_path) == frozenset()
+    assert trained_from(tmp_path) == {}
