@@ -23,7 +23,8 @@ from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import BucketTargets, GenerationRequest, ServedWeights, StepResult
+from dvpo_ray.types import GenerationRequest, ServedWeights, StepResult
+from tests.support.fakes import IdleStages
 
 ROLLOUTS, SCORERS, RANKS = 256, 64, 64
 ROWS_PER_CALL = 16
@@ -48,18 +49,7 @@ class Batch:
     done: float
 
 
-@dataclass(frozen=True)
-class NoWeights:
-    """A version without tensors."""
-
-    version: int
-    count: int = 0
-
-    def bucket(self, index: int, receivers: BucketTargets) -> None:
-        """There is none."""
-
-
-class SimulatedStages:
+class SimulatedStages(IdleStages):
     """256 engines whose answers end evenly over a step, 64 scorers that take batches in turn, and 64 ranks."""
 
     def __init__(self, seconds: Seconds) -> None:
@@ -105,37 +95,6 @@ class SimulatedStages:
         self._until(time.monotonic() + self._seconds.learn)
         metrics = {"kl/per_answer": 0.0} | {f"metric/{i}": float(i) for i in range(40)}
         return StepResult(step, step + 1, rows, metrics)
-
-    def save(self, folder: str, facts: dict[str, object]) -> None:
-        """Saves nothing."""
-
-    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
-        """None."""
-        return []
-
-    def cancel(self) -> None:
-        """Nobody is lost."""
-
-    def draining(self) -> set[str]:
-        """No machine is taken away."""
-        return set()
-
-    def begin_checkpoint(self, folder: str) -> None:
-        """Writes nothing."""
-
-    def end_checkpoint(self) -> dict[str, str]:
-        """No files."""
-        return {}
-
-    def load_checkpoint(self, folder: str) -> None:
-        """Nothing to load."""
-
-    def restart(self) -> None:
-        """Nothing to start."""
-
-    def weights(self, version: int) -> NoWeights:
-        """Only the number."""
-        return NoWeights(version)
 
     def sync(self, weights: Weights) -> ServedWeights:
         """Syncs for the time given."""

@@ -52,7 +52,42 @@ class FakeWeights:
         raise IndexError(index)
 
 
-class FakeStages:
+class IdleStages:
+    """What stages do that neither lose, keep nor save anything."""
+
+    def save(self, folder: str, facts: dict[str, object]) -> None:
+        """Saves nothing."""
+
+    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        """None."""
+        return []
+
+    def cancel(self) -> None:
+        """Nothing is under way."""
+
+    def draining(self) -> set[str]:
+        """No machine is taken away."""
+        return set()
+
+    def begin_checkpoint(self, folder: str) -> None:
+        """Writes nothing."""
+
+    def end_checkpoint(self) -> dict[str, str]:
+        """No files."""
+        return {}
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Nothing to load."""
+
+    def restart(self) -> None:
+        """Nothing to start."""
+
+    def weights(self, version: int) -> FakeWeights:
+        """Only the number."""
+        return FakeWeights(version)
+
+
+class FakeStages(IdleStages):
     """All three stages in one; records what the driver asked for."""
 
     def __init__(self, value_hashes: Sequence[str] = ("sealed", "sealed")) -> None:
@@ -91,37 +126,6 @@ class FakeStages:
         self.version += 1
         rows = tuple(row for batch in scored for row in batch)
         return StepResult(step, self.version, rows, {"kl/per_answer": 12.0})
-
-    def save(self, folder: str, facts: dict[str, object]) -> None:
-        """Saves nothing."""
-
-    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
-        """None."""
-        return []
-
-    def cancel(self) -> None:
-        """Nothing is under way."""
-
-    def draining(self) -> set[str]:
-        """No machine is taken away."""
-        return set()
-
-    def begin_checkpoint(self, folder: str) -> None:
-        """Writes nothing."""
-
-    def end_checkpoint(self) -> dict[str, str]:
-        """No files."""
-        return {}
-
-    def load_checkpoint(self, folder: str) -> None:
-        """Nothing to load."""
-
-    def restart(self) -> None:
-        """Nothing to start."""
-
-    def weights(self, version: int) -> FakeWeights:
-        """Only the number."""
-        return FakeWeights(version)
 
     def sync(self, weights: Weights) -> ServedWeights:
         """Counts versions."""

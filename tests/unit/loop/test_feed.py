@@ -20,12 +20,12 @@ from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
 from dvpo_ray.types import Answer, GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
-from tests.support.fakes import FakeWeights, drive
+from tests.support.fakes import IdleStages, drive
 
 STEPS = 8
 
 
-class InterleavedStages:
+class InterleavedStages(IdleStages):
     """An engine whose tokens take the weights of the moment, in threads that are made to take turns at random."""
 
     def __init__(self, config: OffPolicySection, seed: int, missed_syncs: bool = False, fail_at: int | None = None) -> None:
@@ -83,37 +83,6 @@ class InterleavedStages:
         self.trained.append(kept)
         metrics = {"kl/per_answer": 0.0} | staleness_metrics(kept, step, len(dropped))
         return StepResult(step, step + 1, kept.row_ids, metrics, dropped)
-
-    def save(self, folder: str, facts: dict[str, object]) -> None:
-        """Saves nothing."""
-
-    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
-        """None."""
-        return []
-
-    def cancel(self) -> None:
-        """Nobody is lost."""
-
-    def draining(self) -> set[str]:
-        """No machine is taken away."""
-        return set()
-
-    def begin_checkpoint(self, folder: str) -> None:
-        """Writes nothing."""
-
-    def end_checkpoint(self) -> dict[str, str]:
-        """No files."""
-        return {}
-
-    def load_checkpoint(self, folder: str) -> None:
-        """Nothing to load."""
-
-    def restart(self) -> None:
-        """Nothing to start."""
-
-    def weights(self, version: int) -> FakeWeights:
-        """Only the number."""
-        return FakeWeights(version)
 
     def sync(self, weights: Weights) -> ServedWeights:
         """Serves the new version from now on."""
