@@ -32,9 +32,9 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
     Raises:
         ConfigError: with file, key, value met and remedy.
     """
-    by_path = isinstance(overrides, Mapping)
-    tree, origin = recipe_tree(path, () if by_path else list(overrides))
-    for key, value in overrides.items() if isinstance(overrides, Mapping) else ():
+    by_path, texts = (overrides, []) if isinstance(overrides, Mapping) else ({}, list(overrides))
+    tree, origin = recipe_tree(path, texts)
+    for key, value in by_path.items():
         merge(tree, _nested(key, str(value) if isinstance(value, Path) else value))
     return build(KINDS[kind_of(tree, origin)], tree, origin)
 

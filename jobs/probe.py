@@ -70,8 +70,8 @@ class Probe:
     def _look(self, when: str) -> None:
         engines = self._rollouts.count
         answers = retry_lost_rows(lambda: self._answers(engines))
-        # The run is being stopped.
         if not answers:
+            self._say(f"{when}, engines and learner were not compared: not all answers came")
             return
         prompts, responses = [answer.prompt_ids for answer in answers], [answer.response_ids for answer in answers]
         expected = self._learner.log_probs(prompts, responses, self._sampling.temperature)
@@ -91,7 +91,8 @@ class Probe:
         self._say(f"{when}, engines and learner are {gap:.2g} nats a token apart (at most {self._bound:g})")
 
     def _answers(self, engines: int) -> list[Answer]:
-        """Every engine's answers to the prompts, in the order that they were asked for; none when the run is being stopped."""
+        """Every engine's answers to the prompts, in the order that they were asked for; none when some are missing: the run
+        is being stopped, or rows missed their deadlines."""
         prompts = itertools.islice(itertools.cycle(self._prompts), ROWS * engines)
         requests = [
             GenerationRequest(f"probe/{number:06d}", tuple(prompt.prompt_ids), seed=number, plain=self._sampling)

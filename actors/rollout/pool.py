@@ -123,9 +123,12 @@ class RolloutPool:
 
     @property
     def count(self) -> int:
-        """How many engines serve."""
-        with self._members:
-            return len(self._engines)
+        """How many engines serve, once there is one; none once all is cancelled.
+
+        Raises:
+            ActorFailedError: none comes back.
+        """
+        return len(self._present())
 
     def nodes(self) -> set[str]:
         """Ids of the Ray nodes of the engines that serve, or will as soon as they have the weights."""

@@ -25,7 +25,7 @@ from dvpo_ray.config import (
     load_recipe,
 )
 from dvpo_ray.config.kinds import KINDS, kind_of
-from dvpo_ray.config.loading import recipe_tree
+from dvpo_ray.config.loading import build, recipe_tree
 from dvpo_ray.config.sections import MAX_BAD_SHARE
 from dvpo_ray.errors import DvpoError, UserInputError
 from jobs.cli import cluster as job_commands
@@ -299,8 +299,7 @@ def config_check(recipe: RecipeArg, kind: KindArg = None, overrides: SetOption =
     """Check a recipe without starting anything."""
 
     def work() -> dict[str, Any]:
-        found = _kind(kind, recipe, overrides)
-        load_recipe(found, recipe, overrides)
+        found = type(_checked(recipe, overrides, kind))
         return {"recipe": recipe, "kind": next(name for name, one in KINDS.items() if one is found), "valid": True}
 
     guard(work, as_json)
@@ -347,15 +346,17 @@ def _kind(kind: str | None, recipe: str, overrides: list[str]) -> type[Recipe]:
     return _named(kind) if kind is not None else KINDS[kind_of(*recipe_tree(recipe, overrides))]
 
 
-def _checked(recipe: str, overrides: list[str], kind: str | None) -> Recipe:
-    return load_recipe(_kind(kind, recipe, overrides), recipe, overrides)
+def _checked(recipe: str, overrides: list[str], kind: str | None = None) -> Recipe:
+    """A recipe of the kind that was named, or that its sections are of."""
+    tree, origin = recipe_tree(recipe, overrides)
+    return build(_named(kind or kind_of(tree, origin)), tree, origin)
 
 
 def _run_job(kind: type[Recipe] | None, recipe: str, overrides: list[str], as_json: bool) -> None:
     """Do the work of a recipe of a kind, or of that which its sections say."""
 
     def work() -> dict[str, Any]:
-        settings = load_recipe(kind or _kind(None, recipe, overrides), recipe, overrides)
+        settings = load_recipe(kind, recipe, overrides) if kind is not None else _checked(recipe, overrides)
         with importlib.import_module("jobs.cli.console").job_progress(as_json, settings.run.name) as listener:
             done: dict[str, Any] = importlib.import_module("dvpo_ray.api").run(settings, listener)
             return done
