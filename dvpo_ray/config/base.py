@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
+from pydantic_core import CoreSchema, core_schema
 
+from dvpo_ray.errors import ConfigError
 from dvpo_ray.io.paths import expanded
+from dvpo_ray.registry import Registry, load_entry_point
 
 # TOML knows neither paths nor tuples: these two read a string or a list where everything else stays strict.
 PathField = Annotated[Path, Field(strict=False), AfterValidator(lambda path: Path(expanded(str(path))))]
@@ -52,3 +56,54 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+class Choice(Section):
+    """Settings of a part that a recipe chooses by ``type``: the base class of each kind owns a ``registry``, and a field of that
+    class takes the settings of any part of the kind. What does the work is built from them.
+    """
+
+    registry: ClassVar[Registry]
+    # The place of what ``build`` calls with these settings, as ``package.module:Class``.
+    implementation: ClassVar[str] = ""
+
+    type: FixedOnResume[str] = Field("", description="Selects this kind.")
+
+    def build(self, *given: Any) -> Any:
+        """What does the work by these settings.
+
+        Raises:
+            ConfigError: it cannot be imported.
+        """
+        return load_entry_point(self.implementation)(self, *given)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+        if "registry" not in cls.__dict__:
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(cls._chosen)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        if "registry" not in cls.__dict__:
+            return handler(schema)
+        return {"anyOf": [handler(one.__pydantic_core_schema__) for one in cls.registry.classes()]}  # type: ignore[attr-defined]
+
+    @classmethod
+    def _chosen(cls, value: Any) -> Self:
+        """The settings of the part that ``type`` names."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"expected a table of settings with a `type`, got {type(value).__name__}")
+        name = value.get("type", cls.registry.default)
+        if not isinstance(name, str):
+            raise ValueError(f"`type` is a text, got {name!r}")
+        try:
+            kind, given = cls.registry.find(name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if not (isinstance(kind, type) and issubclass(kind, cls)):
+            raise ValueError(f"type = '{name}' is no {cls.registry.what}: a class derived from {cls.__module__}.{cls.__name__} is")
+        settings = kind.model_validate({key: one for key, one in value.items() if key != "type"} | dict(given))
+        return settings if given else settings.model_copy(update={"type": name})

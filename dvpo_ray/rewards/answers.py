@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 
 from dvpo_ray.config.rewards import FunctionReward, HttpReward, ModelReward, RewardConfig
-from dvpo_ray.entry_points import load_entry_point
+from dvpo_ray.registry import load_entry_point
 from dvpo_ray.errors import RewardError
 from dvpo_ray.io.error_text import said_of
 from dvpo_ray.io.http import Backoff, JsonClient, bearer, is_retryable, retry_after
