@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.common import RUNS, demo_recipe, table, write_section
-from dvpo_ray.config.algorithms import OffPolicySection
+from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.planning.calibration import calibrated, measured
 from dvpo_ray.planning.compare import online_critic

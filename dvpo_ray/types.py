@@ -6,8 +6,10 @@ Everything checks itself when built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,37 @@ class Ragged:
         return Ragged.of([self.flat[ends[i] - self.lengths[i] : ends[i]] for i in index], self.flat.dtype)
 
 
+@dataclass(frozen=True, order=True)
+class RowId:
+    """The name of a row. Example: ``RowId(3, 17, "p5", 0)`` is answer 0 to prompt p5, which stands at place 17 of the order in which
+    a run visits its prompts and is due in step 3; as text ``3/17:p5/0``.
+
+    Rows that are not trained on say in ``use`` what they are for: ``RowId(0, 4, "p5", 1, "eval")`` is ``eval/4:p5/1``.
+    """
+
+    step: int
+    slot: int
+    prompt: str
+    answer: int
+    use: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.use or self.step}/{self.slot}:{self.prompt}/{self.answer}"
+
+    @classmethod
+    def parse(cls, text: str) -> RowId:
+        """The id that a text stands for.
+
+        Raises:
+            ValueError: it stands for none.
+        """
+        found = re.fullmatch(r"(?:(\d{1,15})|([a-z]+))/(\d{1,15}):(.*)/(\d{1,15})", text, re.DOTALL)
+        if found is None:
+            raise ValueError(f"'{text}' is no row id: expected STEP/SLOT:PROMPT/ANSWER")
+        step, use, slot, prompt, answer = found.groups()
+        return cls(int(step or 0), int(slot), prompt, int(answer), use or "")
+
+
 @dataclass(frozen=True)
 class PlainSampling:
     """So many tokens, whatever they are, from the whole distribution at a temperature above 0."""
@@ -63,109 +96,274 @@ class PlainSampling:
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
-    """One answer to generate. Example: ``GenerationRequest("3/p17/0", [1, 9, 4], seed=81)``: step 3, prompt p17, answer 0.
+class Written:
+    """Tokens that the policy wrote earlier, of an answer that is to go on: ids, log-probs and weight versions, each [n]."""
 
-    ``plain`` is for tokens that are no answer: it stands in for the sampling of the recipe.
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    versions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.log_probs) == len(self.versions):
+            raise ValueError(f"{len(self.ids)} tokens with {len(self.log_probs)} log-probs and {len(self.versions)} versions")
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One answer to generate. Example: ``RolloutRequest(RowId(3, 17, "p5", 0), [1, 9, 4], seed=81, group_id=17)``.
+
+    Attributes:
+        row: its name.
+        prompt_ids: tokens before the answer, at least one.
+        seed: of the sampling.
+        group_id: what it is compared within; rows of one group have the same.
+        forced_ids: tokens with which the answer begins, which the policy did not choose and is not trained on.
+        resumed: tokens that the policy wrote before, which it is trained on like those to come.
+        max_new_tokens: most tokens of the answer, forced and resumed ones included; None leaves it to the recipe.
+        environment: settings of the environment that replies to the policy (``config.environments``); None for one answer alone.
+        candidate: which of several perturbed policies is to answer, for learners without gradients.
+        columns: what else the row of the dataset holds, for rewards and environments.
+        plain: for tokens that are no answer: it stands in for the sampling of the recipe.
     """
 
-    row_id: str
+    row: RowId
     prompt_ids: tuple[int, ...]
     seed: int
+    group_id: int = 0
+    forced_ids: tuple[int, ...] = ()
+    resumed: Written | None = None
+    max_new_tokens: int | None = None
+    environment: Any = None
+    candidate: int | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
     plain: PlainSampling | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
-            raise ValueError(f"{self.row_id}: a prompt needs at least one token")
+            raise ValueError(f"{self.row}: a prompt needs at least one token")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One finished answer of T tokens, with what the engine knew when it sampled them.
+class Trajectory:
+    """What came of a request: T tokens after the prompt, most of them the policy's own.
 
-    ``log_probs`` [T] are of the distribution sampled from (temperature and top-p included), ``versions`` [T] the weight
-    version of each token, ``finish_reason`` is ``stop`` (ended by itself) or ``length`` (cut at the limit).
+    Example: to a question of 3 tokens the policy wrote 2 tokens, a tool replied with 1, and the policy ended with 1 more:
+    ``response_ids=[7, 8, 21, 1]``, ``action_mask=[True, True, False, True]``, ``turns=(0, 3)``.
+
+    Attributes:
+        row, group_id, columns: as in the request.
+        prompt_ids: [P].
+        response_ids: [T].
+        action_mask: which tokens the policy wrote [T]; the others (forced, or an environment's) carry no loss.
+        log_probs: of the distribution sampled from, temperature and filters included; 0 where it was not sampled [T].
+        versions: the weight version of each token; of tokens that were not sampled that of the next that was, or the last [T].
+        end_state: ``stop`` (ended by itself), ``length`` (cut at the limit), or what an environment says.
+        turns: where each of the policy's turns begins.
+        rewards: of tokens, from an environment [T]; None without one.
     """
 
-    row_id: str
+    row: RowId
     prompt_ids: np.ndarray
     response_ids: np.ndarray
     log_probs: np.ndarray
     versions: np.ndarray
-    finish_reason: str
+    end_state: str
+    group_id: int = 0
+    action_mask: np.ndarray = None  # type: ignore[assignment]
+    turns: tuple[int, ...] = (0,)
+    rewards: np.ndarray | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = {self.response_ids.size, self.log_probs.size, self.versions.size}
+        if self.action_mask is None:
+            object.__setattr__(self, "action_mask", np.ones(self.response_ids.size, dtype=bool))
+        arrays = [self.response_ids, self.log_probs, self.versions, self.action_mask]
+        sizes = {array.size for array in (arrays if self.rewards is None else [*arrays, self.rewards])}
         if len(sizes) != 1 or 0 in sizes:
-            raise ValueError(f"{self.row_id}: answer needs T >= 1 tokens, log-probs and versions; got sizes {sorted(sizes)}")
+            raise ValueError(f"{self.row}: needs T >= 1 tokens, log-probs, versions and masks; got sizes {sorted(sizes)}")
+        if not self.action_mask.any():
+            raise ValueError(f"{self.row}: the policy wrote none of its {self.response_ids.size} tokens")
+
+
+@dataclass(frozen=True)
+class ActionTokens:
+    """The tokens of scored rows that the policy wrote: N_i of row i.
+
+    ``values`` has N_i + 1: the value before each of these tokens, and after all. ``rewards`` are named: 1 or N_i numbers a row, or
+    none where a reward abstains; what was given to a token that the policy did not write went to the last before it that it did.
+    """
+
+    log_probs: Ragged
+    versions: Ragged
+    ref_log_probs: Ragged
+    values: Ragged
+    rewards: Mapping[str, Ragged]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """N_i of each row [B]."""
+        return self.log_probs.lengths
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Answers with frozen values and reference log-probs: what a learner takes.
+    """Trajectories with frozen values and reference log-probs: what a learner takes.
 
-    For row i with T_i response tokens: ``values`` has T_i + 1 (q_0..q_T), all other response arrays T_i. ``rewards`` has one
-    score of the whole answer for each reward of the recipe, unweighted.
+    For row i with T_i tokens after its prompt: ``values`` has T_i + 1 (q_0..q_T), all other response arrays T_i. ``channels`` are
+    the unweighted rewards by name: 1 number a row (of the whole answer), T_i (of its tokens), or none (it abstained).
+    ``scorer_version`` counts the value models of the run that scored them.
     """
 
-    row_ids: tuple[str, ...]
+    rows: tuple[RowId, ...]
+    group_ids: np.ndarray
     prompt_ids: Ragged
     response_ids: Ragged
+    action_mask: Ragged
     log_probs: Ragged
     versions: Ragged
     values: Ragged
     ref_log_probs: Ragged
-    rewards: Ragged
-    finish_reasons: tuple[str, ...]
+    end_states: tuple[str, ...]
+    channels: Mapping[str, Ragged] = field(default_factory=dict)
+    scorer_version: int = 0
 
     def __post_init__(self) -> None:
         lengths = self.response_ids.lengths
-        if self.rewards.lengths.size != lengths.size or len(set(self.rewards.lengths.tolist())) > 1:
-            raise ValueError(f"rewards of {self.rewards.lengths.size} rows of {set(self.rewards.lengths.tolist())} scores")
-        same = all(np.array_equal(part.lengths, lengths) for part in (self.log_probs, self.versions, self.ref_log_probs))
-        counts = {len(self.row_ids), len(self.finish_reasons), len(self.prompt_ids), len(lengths)}
+        parts = (self.action_mask, self.log_probs, self.versions, self.ref_log_probs)
+        same = all(np.array_equal(part.lengths, lengths) for part in parts)
+        counts = {len(self.rows), len(self.end_states), len(self.prompt_ids), len(lengths), self.group_ids.size}
         if not same or not np.array_equal(self.values.lengths, lengths + 1) or len(counts) != 1:
-            raise ValueError(f"rows do not fit together: {len(self.row_ids)} ids, {lengths.size} answers")
+            raise ValueError(f"rows do not fit together: {len(self.rows)} ids, {lengths.size} answers")
+        for name, channel in self.channels.items():
+            sizes = channel.lengths
+            if sizes.size != lengths.size or not np.all((sizes == lengths) | (sizes <= 1)):
+                raise ValueError(f"channel '{name}': each row has 0, 1 or as many numbers as its answer has tokens")
 
     def __len__(self) -> int:
-        return len(self.row_ids)
+        return len(self.rows)
 
     @property
     def tokens(self) -> int:
-        """Response tokens of all rows."""
-        return int(self.response_ids.lengths.sum())
+        """Tokens that the policy wrote, of all rows."""
+        return int(self.action_mask.flat.sum())
 
-    def groups(self) -> np.ndarray:
-        """A number for each row that rows of equal prompts share, int64 [B]."""
-        numbers: dict[bytes, int] = {}
-        return np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in self.prompt_ids.rows()], dtype=np.int64)
+    @cached_property
+    def actions(self) -> ActionTokens:
+        """The tokens that the policy wrote."""
+        mask = self.action_mask.flat.astype(bool)
+        if mask.all():
+            return ActionTokens(self.log_probs, self.versions, self.ref_log_probs, self.values, self.channels)
+        masks = self.action_mask.rows()
+        counts = np.array([int(row.sum()) for row in masks], dtype=np.int64)
+        log_probs, versions, references = (
+            Ragged(part.flat[mask], counts) for part in (self.log_probs, self.versions, self.ref_log_probs)
+        )
+        # The value before a token that the policy wrote stands at the token's own place.
+        states = np.concatenate([np.append(row.astype(bool), True) for row in masks])
+        values = Ragged(self.values.flat[states], counts + 1)
+        rewards = {name: _of_actions(channel, masks) for name, channel in self.channels.items()}
+        return ActionTokens(log_probs, versions, references, values, rewards)
 
-    def sequences(self, index: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Prompts and answers of selected rows, in the order of ``index``."""
-        return self.prompt_ids.take(index).rows(), self.response_ids.take(index).rows()
+    def sequences(self, index: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """Prompts, answers and their action masks of selected rows, in the order of ``index``."""
+        return self.prompt_ids.take(index).rows(), self.response_ids.take(index).rows(), self.action_mask.take(index).rows()
 
     def in_order(self) -> ScoredBatch:
         """Rows sorted by id: answers arrive in any order, training must not depend on it."""
-        return self.take(sorted(range(len(self)), key=lambda i: self.row_ids[i]))
+        return self.take(sorted(range(len(self)), key=lambda i: str(self.rows[i])))
 
     def take(self, index: Sequence[int]) -> ScoredBatch:
         """Selected rows, in the order of ``index``."""
-        ragged = {name: getattr(self, name).take(index) for name in RAGGED_FIELDS}
-        names: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in index) for name in NAME_FIELDS}
-        return ScoredBatch(**ragged, **names)
+        ragged: dict[str, Any] = {name: getattr(self, name).take(index) for name in RAGGED_FIELDS}
+        return ScoredBatch(
+            **ragged,
+            rows=tuple(self.rows[i] for i in index),
+            group_ids=self.group_ids[list(index)],
+            end_states=tuple(self.end_states[i] for i in index),
+            channels={name: channel.take(index) for name, channel in self.channels.items()},
+            scorer_version=self.scorer_version,
+        )
 
     @classmethod
     def concat(cls, parts: Sequence[ScoredBatch]) -> ScoredBatch:
-        """Rows of all parts, in order."""
+        """Rows of all parts, in order.
+
+        Raises:
+            ValueError: they have other channels, or other versions of the scorer.
+        """
+        first = parts[0]
+        if len({(tuple(part.channels), part.scorer_version) for part in parts}) != 1:
+            raise ValueError("batches of one step have the same channels and one version of the scorer")
         ragged: dict[str, Any] = {name: Ragged.concat([getattr(p, name) for p in parts]) for name in RAGGED_FIELDS}
-        names: dict[str, Any] = {
-            name: tuple(v for p in parts for v in getattr(p, name)) for name in ("row_ids", "finish_reasons")
-        }
-        return cls(**ragged, **names)
+        return cls(
+            **ragged,
+            rows=tuple(row for part in parts for row in part.rows),
+            group_ids=np.concatenate([part.group_ids for part in parts]),
+            end_states=tuple(state for part in parts for state in part.end_states),
+            channels={name: Ragged.concat([part.channels[name] for part in parts]) for name in first.channels},
+            scorer_version=first.scorer_version,
+        )
 
 
-NAME_FIELDS = ("row_ids", "finish_reasons")
-RAGGED_FIELDS = ("prompt_ids", "response_ids", "log_probs", "versions", "values", "ref_log_probs", "rewards")
+RAGGED_FIELDS = ("prompt_ids", "response_ids", "action_mask", "log_probs", "versions", "values", "ref_log_probs")
+
+
+def _of_actions(channel: Ragged, masks: Sequence[np.ndarray]) -> Ragged:
+    """A channel's numbers for the tokens that the policy wrote; those of whole answers as they are."""
+    found = []
+    for numbers, mask in zip(channel.rows(), masks, strict=True):
+        if numbers.size <= 1 and mask.size != 1:
+            found.append(numbers)
+            continue
+        summed = np.zeros(int(mask.sum()), dtype=numbers.dtype)
+        np.add.at(summed, np.maximum(np.cumsum(mask) - 1, 0), numbers)
+        found.append(summed)
+    return Ragged.of(found, channel.flat.dtype)
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """What became of a row: what plans, scorer refreshes and viewers learn from.
+
+    ``rewards`` are unweighted, by name, summed over tokens, None where the reward abstained; ``value`` is the last frozen value,
+    ``tokens`` the length of the answer; ``dropped`` rows were too old to be trained on.
+    """
+
+    row: RowId
+    group_id: int
+    rewards: Mapping[str, float | None]
+    value: float
+    tokens: int
+    end_state: str
+    dropped: bool = False
+
+
+def outcomes(scored: ScoredBatch, dropped: bool = False) -> tuple[RowOutcome, ...]:
+    """What became of scored rows."""
+    numbers = {name: channel.rows() for name, channel in scored.channels.items()}
+    values, lengths = scored.values.rows(), scored.response_ids.lengths
+    return tuple(
+        RowOutcome(
+            row=row,
+            group_id=int(scored.group_ids[i]),
+            rewards={name: float(rows[i].sum()) if rows[i].size else None for name, rows in numbers.items()},
+            value=float(values[i][-1]),
+            tokens=int(lengths[i]),
+            end_state=scored.end_states[i],
+            dropped=dropped,
+        )
+        for i, row in enumerate(scored.rows)
+    )
+
+
+@dataclass(frozen=True)
+class ScorerVersion:
+    """A value model that takes the place of the one before: the ``number``-th of a run (0 is the one that the recipe names), in a
+    sealed folder, with the hash of its parameters."""
+
+    number: int
+    folder: str
+    parameters_sha256: str
 
 
 @dataclass(frozen=True)
@@ -273,12 +471,21 @@ class EngineLeftovers:
 class StepResult:
     """What one learner step did.
 
-    ``version`` is that of the weights it made, ``metrics`` are plain floats; ``row_ids`` the rows trained and ``dropped_ids``
-    those found too old, in no particular order.
+    ``version`` is that of the weights it made, ``metrics`` are plain floats; ``rows`` are those trained and those dropped because
+    they were too old, in no particular order.
     """
 
     step: int
     version: int
-    row_ids: tuple[str, ...]
+    rows: tuple[RowOutcome, ...]
     metrics: dict[str, float] = field(default_factory=dict)
-    dropped_ids: tuple[str, ...] = ()
+
+    @property
+    def trained(self) -> list[RowId]:
+        """The rows that were trained on."""
+        return [outcome.row for outcome in self.rows if not outcome.dropped]
+
+    @property
+    def dropped(self) -> list[RowId]:
+        """The rows that were not."""
+        return [outcome.row for outcome in self.rows if outcome.dropped]

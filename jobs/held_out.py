@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvpo_ray.config.algorithms import AdvantageConfig
+from dvpo_ray.config.algorithms import AlgorithmSettings
 from dvpo_ray.config.sections import CheckpointSection, DataSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator, compare
@@ -22,7 +22,7 @@ from jobs.models import BaseModel
 def make_evaluator(
     section: EvaluationSection | None,
     data: DataSection,
-    advantage: AdvantageConfig,
+    advantage: AlgorithmSettings,
     base: BaseModel,
     folder: Path,
     trained_on: Sequence[EncodedPrompt],

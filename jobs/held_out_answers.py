@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from actors.learner.gang import Gang
-from dvpo_ray.config.algorithms import RewardTarget, TargetConfig
+from dvpo_ray.config.targets import RewardTarget, TargetConfig
 from dvpo_ray.data import Preference
 from dvpo_ray.learning.pairs import unit
 from dvpo_ray.learning.value_update import label_concordance, pair_accuracy, pair_wins

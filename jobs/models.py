@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from actors.cluster.node_facts import nodes_by_role
 from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.config import PolicyRecipe, Recipe
-from dvpo_ray.config.algorithms import AdvantageConfig, Ppo
+from dvpo_ray.config.algorithms import AlgorithmSettings, Ppo
 from dvpo_ray.config.rewards import RewardConfig, model_rewards
 from dvpo_ray.config.sections import ModelSection, NumberType
 from dvpo_ray.data import arguments_of, ignored_arguments, load_tokenizer, template_hash, tokenizer_hash, turn_end
@@ -167,7 +167,7 @@ def verified_rewards(
     return found
 
 
-def verified_advantage(advantage: AdvantageConfig, base: BaseModel, listener: Listener = lambda event: None) -> AdvantageConfig:
+def verified_advantage(advantage: AlgorithmSettings, base: BaseModel, listener: Listener = lambda event: None) -> AlgorithmSettings:
     """A policy recipe's estimator; the model that its critic starts from is verified, and its folder named in full.
 
     Raises:

@@ -2,12 +2,14 @@
 
 from torch import Tensor
 
-from dvpo_ray.algorithms.registry import Signals, register
+from dvpo_ray.algorithms.base import PolicyGradient, Signals
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.maths import advantages
 
 
-@register("dvpo_gae")
-def estimate(settings: DvpoGae, signals: Signals) -> Tensor:
-    """Advantages [B, T] from frozen values and KL rewards."""
-    return advantages.dvpo_gae(signals.q_bt, signals.k_bt, signals.mask_bt, settings.lam)
+class DvpoGaeAlgorithm(PolicyGradient[DvpoGae]):
+    """Advantages from frozen values and KL rewards."""
+
+    def advantages(self, signals: Signals) -> Tensor:
+        """Advantages [B, T]."""
+        return advantages.dvpo_gae(signals.q_bt, signals.k_bt, signals.mask_bt, self.settings.lam)

@@ -2,12 +2,16 @@
 
 from torch import Tensor
 
-from dvpo_ray.algorithms.registry import Signals, register
+from dvpo_ray.algorithms.base import PolicyGradient, Signals
 from dvpo_ray.config.algorithms import DvpoReleased
 from dvpo_ray.maths import advantages
 
 
-@register("dvpo_released")
-def estimate(settings: DvpoReleased, signals: Signals) -> Tensor:
-    """Advantages [B, T] from frozen values and KL rewards."""
-    return advantages.dvpo_released(signals.q_bt, signals.k_bt, signals.mask_bt, settings.lam, settings.whiten_values)
+class DvpoReleasedAlgorithm(PolicyGradient[DvpoReleased]):
+    """Advantages from frozen values and KL rewards."""
+
+    def advantages(self, signals: Signals) -> Tensor:
+        """Advantages [B, T]."""
+        return advantages.dvpo_released(
+            signals.q_bt, signals.k_bt, signals.mask_bt, self.settings.lam, self.settings.whiten_values
+        )

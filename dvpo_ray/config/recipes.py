@@ -7,17 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dvpo_ray.config.algorithms import (
-    AdvantageConfig,
-    DvpoGae,
-    HealthSection,
-    KlSection,
-    OffPolicySection,
-    PpoUpdateSection,
-    RewardTarget,
-    TargetConfig,
-    TdTarget,
-)
+from dvpo_ray.config.algorithms import AlgorithmSettings, DvpoGae
+from dvpo_ray.config.kl import KlSection
+from dvpo_ray.config.targets import RewardTarget, TargetConfig, TdTarget
+from dvpo_ray.config.updates import HealthSection, OffPolicySection, PpoUpdateSection
 from dvpo_ray.config.base import FixedOnResume, ModelFolder, Section
 from dvpo_ray.config.rewards import HttpReward, RewardConfig, RewardName
 from dvpo_ray.config.sections import (
@@ -161,7 +154,7 @@ class PolicyTraining(Section):
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters and leave the model as it is; without this section all of it is trained."
     )
-    advantage: AdvantageConfig = Field(default_factory=DvpoGae, description="Advantage estimator.")
+    advantage: AlgorithmSettings = Field(default_factory=DvpoGae, description="Advantage estimator.")
     rewards: dict[RewardName, RewardConfig] = Field(
         default_factory=dict, description="Rewards of whole answers beside the frozen value, each under a name of your own."
     )
@@ -202,7 +195,7 @@ class PolicyTraining(Section):
     @property
     def trained_models(self) -> int:
         """How many models are trained, each on ``learner.ranks`` ranks: the policy, and a critic where there is one."""
-        return 2 if self.advantage.trains_critic else 1
+        return 2 if self.advantage.online_critic else 1
 
     @model_validator(mode="after")
     def _validate_transfer(self) -> Self:
@@ -272,22 +265,13 @@ class PolicyTraining(Section):
             raise ValueError(
                 f"ppo.mini_batches ({self.ppo.mini_batches}) does not divide the {rollout.rows_per_step} answers of a step"
             )
-        if self.advantage.compares_answers and rollout.answers_per_prompt < 2:
-            raise ValueError(
-                f"advantage.type = '{self.advantage.type}' compares the answers of a prompt: rollout.answers_per_prompt "
-                f"({rollout.answers_per_prompt}) must be at least 2"
-            )
         if not self.advantage.reads_values and not self.rewards:
             what = "type = 'ppo' learns from rewards" if self.advantage.needs_rewards else "score = 'none' leaves the value out"
             raise ValueError(f"advantage.{what}: name at least one of policy.rewards")
-        if self.advantage.critic_warmup_steps >= self.steps:
-            raise ValueError(
-                f"advantage.critic.warmup_steps ({self.advantage.critic_warmup_steps}) leaves the policy none of the "
-                f"{self.steps} steps: lower it, or raise steps"
-            )
+        self.advantage.check(self)
         if self.streaming:
             needed = [
-                (not self.advantage.trains_critic, "an advantage.type without an online critic"),
+                (self.advantage.online_critic is None, "an advantage.type without an online critic"),
                 (not self.advantage.compares_answers, "an advantage.type that does not compare the answers of a prompt"),
                 (self.ppo.inner_epochs * self.ppo.mini_batches == 1, "ppo.inner_epochs = 1 and ppo.mini_batches = 1"),
                 (self.ppo.loss_normaliser == "limit", "ppo.loss_normaliser = 'limit'"),
@@ -300,22 +284,6 @@ class PolicyTraining(Section):
             missing = [what for given, what in needed if not given]
             if missing:
                 raise ValueError(f"streaming works on answers before all are known: it needs {', '.join(missing)}")
-        if self.advantage.ratio_of_answers:
-            wrong = [
-                (rollout.answers_per_prompt % 2, f"rollout.answers_per_prompt = {rollout.answers_per_prompt} is odd"),
-                (self.off_policy.max_staleness, f"off_policy.max_staleness = {self.off_policy.max_staleness} is not 0"),
-                (self.advantage.whitening == "full", "advantage.whitening = 'full' would take pairs apart"),
-                (self.kl.placement != "reward", f"kl.placement = '{self.kl.placement}' is not 'reward'"),
-                (self.ppo.loss_normaliser != "tokens", f"ppo.loss_normaliser = '{self.ppo.loss_normaliser}' is not 'tokens'"),
-            ]
-            budget = self.learner.token_budget
-            if pairs and budget != "auto" and 2 * longest > budget:
-                raise ValueError(
-                    f"advantage.clip = 'joint' keeps both answers of a pair in a micro-batch: learner.token_budget "
-                    f"({budget}) must be at least {2 * longest}"
-                )
-            if found := [what for is_so, what in wrong if is_so]:
-                raise ValueError(f"advantage.type = 'p3o' takes pairs of whole answers, but {' and '.join(found)}")
         corrects = self.off_policy.max_staleness and self.off_policy.correction != "none"
         if rollout.filters and (corrects or self.ppo.old_log_probs == "engine"):
             remedy = "off_policy.correction = 'none'" if corrects else "ppo.old_log_probs = 'learner'"

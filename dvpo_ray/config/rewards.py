@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, Tag
 
-from dvpo_ray.config.algorithms import kind_of
+from dvpo_ray.config.base import kind_of
 from dvpo_ray.config.base import ModelFolder, PythonFunction, Section
 
 RewardName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,30}$")]

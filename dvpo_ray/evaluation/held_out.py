@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from dvpo_ray.algorithms import Signals, advantages
-from dvpo_ray.config.algorithms import AdvantageConfig
+from dvpo_ray.config.algorithms import AlgorithmSettings
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, DataError
 from dvpo_ray.io.json_files import read_records
@@ -126,7 +126,7 @@ class Evaluator:
         prompts: Sequence[EncodedPrompt],
         answers_per_prompt: int,
         gold: str | None,
-        advantage: AdvantageConfig,
+        advantage: AlgorithmSettings,
         tokenizer: Any,
         seed: int,
     ) -> None:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from dvpo_ray.algorithms import LossTerms, Signals, advantages, policy_loss
-from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, OffPolicySection, PpoUpdateSection
+from dvpo_ray.config.algorithms import AlgorithmSettings
+from dvpo_ray.config.kl import KlSection
+from dvpo_ray.config.updates import OffPolicySection, PpoUpdateSection
 from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.learning.staleness import ages, token_weights
@@ -46,7 +48,7 @@ class PreparedBatch:
 def prepare(
     scored: ScoredBatch,
     version: int,
-    advantage: AdvantageConfig,
+    advantage: AlgorithmSettings,
     kl: KlSection,
     beta: float,
     known: Tensor | None = None,
@@ -84,7 +86,7 @@ def prepare(
     return PreparedBatch(scored, Ragged(flat, lengths), ages(scored, version), sums, earned.moments), metrics
 
 
-def units(scored: ScoredBatch, advantage: AdvantageConfig) -> list[list[int]]:
+def units(scored: ScoredBatch, advantage: AlgorithmSettings) -> list[list[int]]:
     """Row indices that must be in one micro-batch: the pairs whose ratio is clipped together, else every row by itself."""
     if not advantage.keeps_pairs:
         return [[row] for row in range(len(scored))]
@@ -134,7 +136,7 @@ def loss(
     log_probs: Tensor,
     entropy: Tensor,
     tokens: TokenBatch,
-    advantage: AdvantageConfig,
+    advantage: AlgorithmSettings,
     ppo: PpoUpdateSection,
     kl: KlSection,
     off_policy: OffPolicySection,

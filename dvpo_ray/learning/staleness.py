@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.config.algorithms import OffPolicySection
+from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.errors import StaleRowsError
 from dvpo_ray.maths.losses import importance_weights
 from dvpo_ray.types import Ragged, ScoredBatch

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.config.algorithms import AdvantageConfig, KlSection, Ppo
+from dvpo_ray.config.algorithms import AlgorithmSettings, Ppo
+from dvpo_ray.config.kl import KlSection
 from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
@@ -33,7 +34,7 @@ class TokenRewards:
 
 def token_rewards(
     scored: ScoredBatch,
-    advantage: AdvantageConfig,
+    advantage: AlgorithmSettings,
     kl: KlSection,
     beta: float,
     rewards: Mapping[str, RewardConfig],

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.config.algorithms import BtTarget, McTarget, RewardTarget, TargetConfig, TdTarget
+from dvpo_ray.config.targets import BtTarget, McTarget, RewardTarget, TargetConfig, TdTarget
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.maths.losses import bradley_terry_loss, value_loss
 from dvpo_ray.maths.statistics import AGGREGATES, aggregate_values, concordance, win_indicators

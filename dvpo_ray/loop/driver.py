@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from dvpo_ray.checkpoints.store import Checkpoint
-from dvpo_ray.config.algorithms import AdaptiveKl, KlControlConfig
+from dvpo_ray.config.kl import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.errors import (
     AS_ASKED,

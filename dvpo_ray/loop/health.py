@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dvpo_ray.config.algorithms import HealthSection
+from dvpo_ray.config.updates import HealthSection
 from dvpo_ray.errors import UnhealthyRunError
 
 

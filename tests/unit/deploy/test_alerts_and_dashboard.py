@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dvpo_ray.config.algorithms import HealthSection
+from dvpo_ray.config.updates import HealthSection
 from dvpo_ray.runs.prometheus import CATALOGUE, RUN_METRICS, table
 from scripts.grafana_dashboard import FILE, ROWS, dashboard
 

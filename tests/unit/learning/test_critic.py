@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.algorithms import CriticSection, DvpoGae, FixedKl, KlSection, P3o, Ppo
+from dvpo_ray.config.algorithms import CriticSection, DvpoGae, P3o, Ppo
+from dvpo_ray.config.kl import FixedKl, KlSection
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.rewards import FunctionReward
 from dvpo_ray.errors import ConfigError

@@ -12,17 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dvpo_ray.algorithms import estimator_names
-from dvpo_ray.config.algorithms import (
-    BtTarget,
-    DvpoGae,
-    FixedKl,
-    KlSection,
-    McTarget,
-    OffPolicySection,
-    PpoUpdateSection,
-    RewardTarget,
-    TdTarget,
-)
+from dvpo_ray.config.algorithms import DvpoGae
+from dvpo_ray.config.kl import FixedKl, KlSection
+from dvpo_ray.config.targets import BtTarget, McTarget, RewardTarget, TdTarget
+from dvpo_ray.config.updates import OffPolicySection, PpoUpdateSection
 from dvpo_ray.learning import policy_update, value_update
 from dvpo_ray.learning.batching import micro_batches, pad_sequences, share_rows, to_flat, to_padded
 from dvpo_ray.types import Ragged

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.algorithms import OffPolicySection
+from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError

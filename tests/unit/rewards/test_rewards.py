@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from dvpo_ray.config.algorithms import DvpoGae, Grpo, KlSection
+from dvpo_ray.config.algorithms import DvpoGae, Grpo
+from dvpo_ray.config.kl import KlSection
 from dvpo_ray.config.rewards import FunctionReward, HttpReward
 from dvpo_ray.errors import ConfigError, RewardError
 from dvpo_ray.io import http
