@@ -23,7 +23,7 @@ from dvpo_ray.loop.driver import Driver
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import GenerationRequest, ServedWeights, StepResult
+from dvpo_ray.types import RolloutRequest, ServedWeights, StepResult
 from tests.support.fakes import IdleStages
 
 ROLLOUTS, SCORERS, RANKS = 256, 64, 64
@@ -58,7 +58,7 @@ class SimulatedStages(IdleStages):
         self._never = threading.Event()
         self._free = [0.0] * SCORERS
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[str]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[str]:
         """One answer of each engine at a time, until all are there."""
         began, waves = time.monotonic(), -(-len(requests) // ROLLOUTS)
         for wave in range(waves):

@@ -32,7 +32,7 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection, settled
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.models.packaged import resolve_model
-from dvpo_ray.types import Answer, GenerationRequest, Ragged, ScoredBatch
+from dvpo_ray.types import Ragged, RolloutRequest, ScoredBatch, Trajectory
 
 ROUNDS, WARM_UP = 10, 2
 # Tokens of the demo's held-out answers before training: 32 quantiles of 126.
@@ -43,7 +43,7 @@ MODEL = "smollm2-135m-instruct"
 CLUSTER, ATTENTION = ClusterSection(), ModelSection(attention="eager")
 
 
-def requests() -> list[GenerationRequest]:
+def requests() -> list[RolloutRequest]:
     """The first 32 prompts of the demo."""
     from transformers import AutoTokenizer
 
@@ -51,7 +51,7 @@ def requests() -> list[GenerationRequest]:
     source = str(ROOT / "dvpo_ray" / "demo" / "data" / "train_prompts.jsonl.gz")
     with DeadLetters(None) as letters:
         prompts, _ = load_prompts(source, tokenizer, max_prompt_tokens=64, dead_letters=letters, limit=32)
-    return [GenerationRequest(f"r{i}", tuple(p.prompt_ids), seed=i) for i, p in enumerate(prompts)]
+    return [RolloutRequest(f"r{i}", tuple(p.prompt_ids), seed=i) for i, p in enumerate(prompts)]
 
 
 def scored_rows() -> ScoredBatch:
@@ -100,7 +100,7 @@ def bare_rollout(policy: PolicyTraining) -> Iterator[Work]:
     keep_sockets_together()
     asked = requests()
 
-    async def answer(engine: Any, request: GenerationRequest, number: int) -> int:
+    async def answer(engine: Any, request: RolloutRequest, number: int) -> int:
         prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
         parameters = sampling_params(policy.rollout, request.seed)
         outputs = [output async for output in engine.generate(prompt, parameters, f"{request.row_id}-{number}")]
@@ -218,11 +218,12 @@ def served_learn(policy: PolicyTraining) -> Iterator[Work]:
     learner.stop()
 
 
-def answers_of(scored: ScoredBatch) -> list[Answer]:
+def answers_of(scored: ScoredBatch) -> list[Trajectory]:
     """The answers of scored rows."""
     columns = [part.rows() for part in (scored.prompt_ids, scored.response_ids, scored.log_probs, scored.versions)]
     return [
-        Answer(row_id, *(column[i] for column in columns), scored.finish_reasons[i]) for i, row_id in enumerate(scored.row_ids)
+        Trajectory(row_id, *(column[i] for column in columns), scored.finish_reasons[i])
+        for i, row_id in enumerate(scored.row_ids)
     ]
 
 

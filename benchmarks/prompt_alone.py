@@ -24,7 +24,7 @@ from dvpo_ray.data.messages import Message
 from dvpo_ray.demo.gold import vader_compound
 from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.maths.statistics import mean_ci95, share_ci95
-from dvpo_ray.types import Answer, GenerationRequest
+from dvpo_ray.types import RolloutRequest, Trajectory
 from jobs.models import base_model
 
 SECTION = "prompt_alone"
@@ -48,7 +48,7 @@ def asked(prompt: str, suffix: tuple[str, str]) -> str:
     return prompt.removesuffix(".") + within + "." + behind
 
 
-def answered(requests: Sequence[GenerationRequest], dtype: str) -> dict[str, Answer]:
+def answered(requests: Sequence[RolloutRequest], dtype: str) -> dict[str, Trajectory]:
     """The answers of the demo's model, by row."""
     recipe = demo_recipe()
     rollout = recipe.policy.rollout
@@ -82,7 +82,7 @@ def measure(names: Sequence[str], limit: int, dtype: str) -> dict[str, dict[str,
     tokenizer = base_model(demo_recipe().model).tokenizer
     prompts = held_out(tokenizer, limit)
     requests = [
-        GenerationRequest(
+        RolloutRequest(
             f"{name}/{i}",
             tuple(encode_prompt(tokenizer, (Message("user", asked(prompt.prompt_text, SUFFIXES[name])),))),
             sampling_seed(RUN_SEED, "evaluate", i, 0),

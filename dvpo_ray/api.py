@@ -11,10 +11,10 @@ from typing import Any
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.kinds import KINDS, kind_of
 from dvpo_ray.config.loading import CONFIG, build, merge, recipe_tree
-from dvpo_ray.registry import load_entry_point
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.io.json_files import read_object, read_records
 from dvpo_ray.io.paths import expanded
+from dvpo_ray.registry import load_entry_point
 from dvpo_ray.runs.folder import EVALUATIONS, METRICS
 from dvpo_ray.runs.run import RESULT, Event
 

@@ -76,12 +76,12 @@ class ActorTimeoutError(ActorFailedError):
 class RowDeadlineError(ActorFailedError):
     """A row was not answered in time."""
 
-    def __init__(self, message: str, row_id: str) -> None:
+    def __init__(self, message: str, row: Any) -> None:
         super().__init__(message)
-        self.row_id = row_id
+        self.row = row
 
     def __reduce__(self) -> tuple[type[RowDeadlineError], tuple[Any, ...]]:
-        return type(self), (str(self), self.row_id)
+        return type(self), (str(self), self.row)
 
 
 class RowsLostError(ActorFailedError):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from dvpo_ray.errors import RowsLostError
-from dvpo_ray.types import BucketTargets, GenerationRequest, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.types import BucketTargets, RolloutRequest, RowId, ScoredBatch, ScorerVersion, ServedWeights, StepResult
 
 Handle = Any
 T = TypeVar("T")
@@ -54,11 +54,11 @@ class Weights(Protocol):
 class Rollouts(Protocol):
     """Generates answers. Consumes requests, produces one answer handle each, as they finish."""
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Handle]:
         """Waits for engines; raises ActorFailedError when one dies or misses a deadline."""
         ...
 
-    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+    def given_up(self, requests: Sequence[RolloutRequest]) -> list[RowId]:
         """Ids of those rows that will never be answered, once ``generate`` has ended."""
         ...
 
@@ -74,8 +74,9 @@ class Rollouts(Protocol):
 class Scorers(Protocol):
     """Scores answers. Consumes answer handles, produces scored-batch handles as micro-batches fill."""
 
-    def score(self, answers: Iterable[Handle]) -> Iterator[Handle]:
-        """Waits for answers; a batch is sent off as soon as it is full, the last one when answers end."""
+    def score(self, answers: Iterable[Handle], version: ScorerVersion | None = None) -> Iterator[Handle]:
+        """Waits for answers; a batch is sent off as soon as it is full, the last one when answers end. Values are those of the
+        recipe's value model, or of a later ``version``."""
         ...
 
     def wait(self, handles: Sequence[Handle]) -> None:
@@ -86,8 +87,12 @@ class Scorers(Protocol):
         """The data behind handles."""
         ...
 
-    def value_hash(self) -> str:
-        """Parameter hashes of the frozen value model and of reward models, the same on every replica."""
+    def value_hash(self, version: ScorerVersion | None = None) -> str:
+        """Parameter hashes of the frozen value model, or of a later ``version``, and of reward models, as every replica has them.
+
+        Raises:
+            ModelError: the version is not the model that was announced.
+        """
         ...
 
 

@@ -58,8 +58,8 @@ class Ragged:
 
 @dataclass(frozen=True, order=True)
 class RowId:
-    """The name of a row. Example: ``RowId(3, 17, "p5", 0)`` is answer 0 to prompt p5, which stands at place 17 of the order in which
-    a run visits its prompts and is due in step 3; as text ``3/17:p5/0``.
+    """The name of a row. Example: ``RowId(3, 17, "p5", 0)`` is answer 0 to prompt p5, which stands at place 17 of the order in
+    which a run visits its prompts and is due in step 3; as text ``3/17:p5/0``.
 
     Rows that are not trained on say in ``use`` what they are for: ``RowId(0, 4, "p5", 1, "eval")`` is ``eval/4:p5/1``.
     """
@@ -189,8 +189,9 @@ class Trajectory:
 class ActionTokens:
     """The tokens of scored rows that the policy wrote: N_i of row i.
 
-    ``values`` has N_i + 1: the value before each of these tokens, and after all. ``rewards`` are named: 1 or N_i numbers a row, or
-    none where a reward abstains; what was given to a token that the policy did not write went to the last before it that it did.
+    ``values`` has N_i + 1: the value before each of these tokens, and after all. ``rewards`` are named: 1 or N_i numbers a row,
+    or none where a reward abstains; what was given to a token that the policy did not write went to the last before it that it
+    did.
     """
 
     log_probs: Ragged
@@ -264,6 +265,10 @@ class ScoredBatch:
         rewards = {name: _of_actions(channel, masks) for name, channel in self.channels.items()}
         return ActionTokens(log_probs, versions, references, values, rewards)
 
+    def channel(self, name: str) -> Ragged:
+        """The numbers of a reward; none of any row where there is no such reward."""
+        return self.channels.get(name, Ragged(np.empty(0, np.float32), np.zeros(len(self), dtype=np.int64)))
+
     def sequences(self, index: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
         """Prompts, answers and their action masks of selected rows, in the order of ``index``."""
         return self.prompt_ids.take(index).rows(), self.response_ids.take(index).rows(), self.action_mask.take(index).rows()
@@ -286,22 +291,23 @@ class ScoredBatch:
 
     @classmethod
     def concat(cls, parts: Sequence[ScoredBatch]) -> ScoredBatch:
-        """Rows of all parts, in order.
+        """Rows of all parts, in order; a channel that a part does not have abstains there.
 
         Raises:
-            ValueError: they have other channels, or other versions of the scorer.
+            ValueError: they were scored by other versions of the value model.
         """
-        first = parts[0]
-        if len({(tuple(part.channels), part.scorer_version) for part in parts}) != 1:
-            raise ValueError("batches of one step have the same channels and one version of the scorer")
+        versions = {part.scorer_version for part in parts}
+        if len(versions) != 1:
+            raise ValueError(f"rows of one step were scored by value models {sorted(versions)}")
+        names = dict.fromkeys(name for part in parts for name in part.channels)
         ragged: dict[str, Any] = {name: Ragged.concat([getattr(p, name) for p in parts]) for name in RAGGED_FIELDS}
         return cls(
             **ragged,
             rows=tuple(row for part in parts for row in part.rows),
             group_ids=np.concatenate([part.group_ids for part in parts]),
             end_states=tuple(state for part in parts for state in part.end_states),
-            channels={name: Ragged.concat([part.channels[name] for part in parts]) for name in first.channels},
-            scorer_version=first.scorer_version,
+            channels={name: Ragged.concat([part.channel(name) for part in parts]) for name in names},
+            scorer_version=versions.pop(),
         )
 
 
@@ -312,7 +318,7 @@ def _of_actions(channel: Ragged, masks: Sequence[np.ndarray]) -> Ragged:
     """A channel's numbers for the tokens that the policy wrote; those of whole answers as they are."""
     found = []
     for numbers, mask in zip(channel.rows(), masks, strict=True):
-        if numbers.size <= 1 and mask.size != 1:
+        if numbers.size <= 1:
             found.append(numbers)
             continue
         summed = np.zeros(int(mask.sum()), dtype=numbers.dtype)

@@ -193,7 +193,13 @@ def _answer_held_out(
     trained_on = [*prompts_trained_on, *demonstrations]
     prompts = read_evaluation_prompts(section, recipe.policy.data, base, folder, trained_on)
     evaluator = Evaluator(
-        prompts, section.answers_per_prompt, section.gold, recipe.policy.advantage, base.tokenizer, recipe.run.seed
+        prompts,
+        section.answers_per_prompt,
+        section.gold,
+        recipe.policy.advantage,
+        base.tokenizer,
+        recipe.run.seed,
+        recipe.policy.environment,
     )
     rollout = recipe.policy.rollout
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.config.algorithms import AlgorithmSettings
+from dvpo_ray.config.environments import EnvironmentSettings
 from dvpo_ray.config.sections import CheckpointSection, DataSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator, compare
@@ -27,6 +28,7 @@ def make_evaluator(
     folder: Path,
     trained_on: Sequence[EncodedPrompt],
     seed: int,
+    environment: EnvironmentSettings | None = None,
 ) -> Evaluator | None:
     """Who answers the prompts of a recipe's evaluation; None when it has none.
 
@@ -36,7 +38,7 @@ def make_evaluator(
     if section is None:
         return None
     held_out = read_evaluation_prompts(section, data, base, folder, trained_on)
-    return Evaluator(held_out, section.answers_per_prompt, section.gold, advantage, base.tokenizer, seed)
+    return Evaluator(held_out, section.answers_per_prompt, section.gold, advantage, base.tokenizer, seed, environment)
 
 
 def kept_by(checkpoint: CheckpointSection, section: EvaluationSection | None, run: Run) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.config.sections import DataSection, EvaluationSection, PairsSection, PtxSection, SourceSection
+from dvpo_ray.config.sections import AnswersSection, DataSection, EvaluationSection, PairsSection, PtxSection, SourceSection
 from dvpo_ray.data import (
     DeadLetters,
     EncodedDemonstration,
@@ -125,6 +125,20 @@ def read_demonstrations(
     data = section.data
     limits = {"max_answer_tokens": data.max_answer_tokens, "overlong": data.overlong}
     return _read_rows(load_demonstrations, data, tokenizer, folder, "demonstrations", tell, **limits)
+
+
+def read_answers(
+    section: AnswersSection, base: BaseModel, folder: Path, tell: Tell = lambda text: None
+) -> list[EncodedDemonstration]:
+    """Prompts with good answers, or with the chosen ones of pairs.
+
+    Raises:
+        DataError: one is none that the model can read.
+    """
+    limits = {"max_answer_tokens": section.max_answer_tokens, "overlong": section.overlong}
+    rows = _read_rows(load_demonstrations, section, base.tokenizer, folder, "good answers", tell, **limits)
+    base.limits.check_rows(rows, section.source)
+    return rows
 
 
 def _read_rows(

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from actors.cluster.node_facts import nodes_by_role
 from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.config import PolicyRecipe, Recipe
-from dvpo_ray.config.algorithms import AlgorithmSettings, Ppo
-from dvpo_ray.config.rewards import RewardConfig, model_rewards
+from dvpo_ray.config.algorithms import AlgorithmSettings
+from dvpo_ray.config.rewards import RewardSettings, model_rewards
 from dvpo_ray.config.sections import ModelSection, NumberType
 from dvpo_ray.data import arguments_of, ignored_arguments, load_tokenizer, template_hash, tokenizer_hash, turn_end
 from dvpo_ray.errors import ConfigError, ModelError
@@ -152,8 +152,8 @@ def verified_value_model(folder: str, base: BaseModel, listener: Listener = lamb
 
 
 def verified_rewards(
-    rewards: Mapping[str, RewardConfig], base: BaseModel, listener: Listener = lambda event: None
-) -> dict[str, RewardConfig]:
+    rewards: Mapping[str, RewardSettings], base: BaseModel, listener: Listener = lambda event: None
+) -> dict[str, RewardSettings]:
     """A policy recipe's rewards; models among them are verified, and their folders named in full, as actors need them.
 
     Raises:
@@ -167,21 +167,24 @@ def verified_rewards(
     return found
 
 
-def verified_advantage(advantage: AlgorithmSettings, base: BaseModel, listener: Listener = lambda event: None) -> AlgorithmSettings:
+def verified_advantage(
+    advantage: AlgorithmSettings, base: BaseModel, listener: Listener = lambda event: None
+) -> AlgorithmSettings:
     """A policy recipe's estimator; the model that its critic starts from is verified, and its folder named in full.
 
     Raises:
         ModelError: that model is altered or made for another tokenizer or chat template.
     """
-    if not isinstance(advantage, Ppo) or advantage.critic.initial is None:
+    critic = None if advantage.online_critic is None else advantage.online_critic.section
+    if critic is None or critic.initial is None:
         return advantage
     setting = "policy.advantage.critic.initial"
-    place = locate(advantage.critic.initial, field=setting, kept=base.kept, tell=_phases(listener))
+    place = locate(critic.initial, field=setting, kept=base.kept, tell=_phases(listener))
     try:
         _check_fits(read_seal(place.folder), base, place)
     except ModelError as error:
         raise ModelError(f"{setting}: {error}") from error
-    return advantage.model_copy(update={"critic": advantage.critic.model_copy(update={"initial": str(place)})})
+    return advantage.model_copy(update={"critic": critic.model_copy(update={"initial": str(place)})})
 
 
 def verified_models(recipe: PolicyRecipe, base: BaseModel, listener: Listener) -> tuple[PolicyRecipe, ValueModelSeal | None]:

@@ -14,8 +14,8 @@ from actors.cluster.metrics import RayTracker
 from actors.cluster.session import keep_logs, ray_session
 from actors.learner.gang import ValueLearner
 from dvpo_ray.config import ValueRecipe
-from dvpo_ray.config.targets import RewardTarget, TargetConfig
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
+from dvpo_ray.config.targets import RewardTarget, TargetConfig
 from dvpo_ray.data import EncodedPair, LoadCounts, Preference, fingerprint, template_hash, tokenizer_hash
 from dvpo_ray.errors import AS_ASKED, RunStoppedError
 from dvpo_ray.learning.pairs import batches, unit

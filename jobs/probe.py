@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from actors.cluster.calls import get
-from actors.learner.actor_critic import ActorCriticLearner
-from actors.learner.policy_gang import WeightSource
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection, GenerationSection, settled
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import LearnerLostError, ServedModelError
 from dvpo_ray.stages import retry_lost_rows
-from dvpo_ray.types import Answer, GenerationRequest, PlainSampling
+from dvpo_ray.types import PlainSampling, RolloutRequest, RowId, Trajectory
 
 ROWS, TOKENS = 8, 16
 START, FIRST_UPDATE = "at the start", "after the first weight update"
+
+
+class ReadsLogProbs(Protocol):
+    """A learner that says how likely it finds answers."""
+
+    def log_probs(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], temperature: float) -> list[np.ndarray]:
+        """Log-probs of the tokens of responses, each [T]."""
+        ...
 
 
 class Probe:
@@ -33,7 +40,7 @@ class Probe:
         self,
         prompts: Sequence[EncodedPrompt],
         rollouts: RolloutPool,
-        learner: WeightSource | ActorCriticLearner,
+        learner: ReadsLogProbs,
         section: GenerationSection,
         cluster: ClusterSection,
         say: Callable[[str], None],
@@ -90,14 +97,16 @@ class Probe:
             )
         self._say(f"{when}, engines and learner are {gap:.2g} nats a token apart (at most {self._bound:g})")
 
-    def _answers(self, engines: int) -> list[Answer]:
+    def _answers(self, engines: int) -> list[Trajectory]:
         """Every engine's answers to the prompts, in the order that they were asked for; none when some are missing: the run
         is being stopped, or rows missed their deadlines."""
         prompts = itertools.islice(itertools.cycle(self._prompts), ROWS * engines)
         requests = [
-            GenerationRequest(f"probe/{number:06d}", tuple(prompt.prompt_ids), seed=number, plain=self._sampling)
+            RolloutRequest(
+                RowId(0, number, prompt.row_id, 0, "probe"), tuple(prompt.prompt_ids), seed=number, plain=self._sampling
+            )
             for number, prompt in enumerate(prompts)
         ]
         handles = list(self._rollouts.generate(requests))
-        found: list[Answer] = get(handles, self._cluster.call_timeout_s, "a rollout actor", "answering the probe")
-        return sorted(found, key=lambda answer: answer.row_id) if len(found) == len(requests) else []
+        found: list[Trajectory] = get(handles, self._cluster.call_timeout_s, "a rollout actor", "answering the probe")
+        return sorted(found, key=lambda answer: answer.row) if len(found) == len(requests) else []

@@ -27,7 +27,7 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
     base = base_model(recipe.model)
     recipe, _ = settle_devices(recipe, base)
     settings = recipe.policy
-    if settings.advantage.trains_critic:
+    if settings.advantage.online_critic is not None:
         raise ConfigError(
             "advantage.type = 'ppo': a dump does not hold the critic's values and the rewards before it, so its step cannot be "
             "computed again; look at the rows themselves"
@@ -42,12 +42,12 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
     alone = {"clip": "separate"} if settings.advantage.keeps_pairs else {}
     advantage = settings.advantage.model_copy(update=alone)
     rows: list[dict[str, Any]] = []
-    for i, row_id in enumerate(scored.row_ids):
+    for i, row_id in enumerate(scored.rows):
         one = scored.take([i])
         not_finite = [name for name in CHECKED if not np.isfinite(getattr(one, name).flat).all()]
         if not np.isfinite(prepared.advantages.take([i]).flat).all():
             not_finite.append("advantages")
-        batch = pad_sequences(one.prompt_ids.rows(), one.response_ids.rows())
+        batch = pad_sequences(*one.sequences([0])[:2], masks=one.action_mask.rows())
         log_probs, entropy = reader(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
         tokens = TokenBatch.of(prepared, [i], None, "cpu")
         total, _ = loss(log_probs, entropy, tokens, advantage, settings.ppo, settings.kl, settings.off_policy, beta)
@@ -59,7 +59,7 @@ def replay(dump: Path, recipe: PolicyRecipe, policy: Path | None = None) -> dict
                 not_finite.append(name)
         rows.append(
             {
-                "row": row_id,
+                "row": str(row_id),
                 "tokens": one.tokens,
                 "loss": float(total),
                 "gradient_norm": norm,

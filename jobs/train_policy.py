@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.cluster.metrics import RayTracker
 from actors.cluster.nodes import draining, this_node
 from actors.cluster.session import keep_logs, ray_session
-from actors.learner.actor_critic import ActorCriticLearner, make_learner
-from actors.learner.policy_gang import PolicyLearner
+from actors.learner.trainer import Trainer, TrainerContext, make_trainer
 from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe
@@ -25,15 +25,17 @@ from dvpo_ray.evaluation.held_out import Evaluation
 from dvpo_ray.learning.ptx import Demonstrations
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
-from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.models.value_model import ValueModelSeal
+from dvpo_ray.rollouts.base import PlanContext, make_plan
+from dvpo_ray.rollouts.observed import ObservedPlan
+from dvpo_ray.rollouts.refresh import ScorerRefresh
 from dvpo_ray.runs.folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
 from dvpo_ray.runs.memory import MemoryMonitor
 from dvpo_ray.runs.run import NUMBER_TYPES, RESULT, Listener, Run
 from jobs.cli import main as cli
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
-from jobs.inputs import read_policy_rows
+from jobs.inputs import read_answers, read_policy_rows
 from jobs.models import BaseModel, base_model, settle_devices, verified_models
 from jobs.preflight import check_engines
 from jobs.probe import Probe
@@ -62,7 +64,7 @@ class ActorStages:
 
     rollouts: RolloutPool
     scorers: ScorerPool
-    learner: PolicyLearner | ActorCriticLearner
+    learner: Trainer
 
     def draining(self) -> set[str]:
         """Which of learner and driver are on nodes that are being drained."""
@@ -101,10 +103,14 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
         section, advantage, trained_on = policy.evaluation, policy.advantage, [*prompts, *demonstrations]
         data_sha256 = fingerprint(trained_on)
         check_same_data(checkpoint, data_sha256)
-        evaluator = make_evaluator(section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed)
+        evaluator = make_evaluator(
+            section, policy.data, advantage, base, run.folder, trained_on, recipe.run.seed, policy.environment
+        )
         kept_best_by = kept_by(policy.checkpoint, section, run)
         rollout = policy.rollout
-        ledger = Ledger(prompts, rollout.prompts_per_step, rollout.answers_per_prompt, recipe.run.seed)
+        read = partial(read_answers, base=base, folder=run.folder, tell=run.phase)
+        plan = ObservedPlan(make_plan(PlanContext(prompts, policy, recipe.run.seed, read)), policy.off_policy.max_staleness)
+        refresh: ScorerRefresh = policy.refresh.build()
         evaluations = evaluator.known(run.folder / EVALUATIONS, checkpoint.step) if checkpoint and evaluator else {}
         if checkpoint is not None:
             run.take_clocks(checkpoint)
@@ -131,7 +137,7 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             run.pace.checkpoint_bytes = base.checkpoint_bytes
             checkpointer = Checkpointer(store, stages.learner, run, policy.checkpoint.every, policy.steps, copier)
             loop_began, busy_before = time.time(), stages.busy_seconds()
-            driver = Driver(policy, stages, ledger, run, checkpointer, evaluate_after, data_sha256, probe.after_update)
+            driver = Driver(policy, stages, plan, run, checkpointer, evaluate_after, data_sha256, probe.after_update, refresh)
             driver.train(checkpoint)
             with finishing_run(run, driver.keep):
                 loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
@@ -191,7 +197,7 @@ def _stages(
             value, temperature = policy.value_model if policy.advantage.reads_values else None, policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, policy.rewards))
             shown = Demonstrations.of(demonstrations) if demonstrations else None
-            started.append(learner := make_learner(folder, model, policy, cluster, seed, shown))
+            started.append(learner := make_trainer(TrainerContext(folder, model, policy, cluster, seed, shown)))
             learner.wait_ready()
             scorers.wait_ready()
             rollouts.wait_ready()

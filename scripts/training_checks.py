@@ -20,10 +20,10 @@ from actors.learner.deepspeed.state import SEPARATOR, pieces
 from actors.learner.dpo import DpoLearnerRank
 from actors.learner.rank import Rank, free_port
 from actors.learner.value import ValueLearnerRank
-from dvpo_ray.config.targets import TdTarget
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import LearnerSection, LoraSection, ModelSection, PairsSection
+from dvpo_ray.config.targets import TdTarget
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.pairs import LabelledAnswer, Pair
 from dvpo_ray.models.lora import ADAPTERS, merged_tensors

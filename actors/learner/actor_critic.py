@@ -11,10 +11,9 @@ import numpy as np
 from actors.learner.critic import CriticRank
 from actors.learner.gang import RestartableGang
 from actors.learner.policy_gang import GangWeights, PolicyLearner
+from actors.learner.trainer import TrainerContext
 from actors.rollout.pool import RolloutPool
-from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.config.sections import ClusterSection, ModelSection
-from dvpo_ray.learning.ptx import Demonstrations
+from dvpo_ray.config.trainers import TrainerSettings
 from dvpo_ray.stages import Handle
 from dvpo_ray.types import StepResult
 
@@ -117,16 +116,8 @@ class ActorCriticLearner:
         self.critic.stop()
 
 
-def make_learner(
-    model_folder: str,
-    model: ModelSection,
-    policy: PolicyTraining,
-    cluster: ClusterSection,
-    seed: int,
-    demonstrations: Demonstrations | None = None,
-) -> PolicyLearner | ActorCriticLearner:
-    """The learner that a recipe asks for: a critic is there only for ``ppo``, rows of a pretraining loss with ``policy.ptx``."""
-    learner = PolicyLearner(model_folder, model, policy, cluster, seed, demonstrations)
-    if not policy.advantage.trains_critic:
-        return learner
-    return ActorCriticLearner(learner, Critic(model_folder, model, policy, cluster, seed))
+def gradient_learner(settings: TrainerSettings, context: TrainerContext) -> PolicyLearner | ActorCriticLearner:
+    """The learner of the recipe's algorithm: a critic is there where it trains one."""
+    given = (context.model_folder, context.model, context.policy, context.cluster, context.seed)
+    learner = PolicyLearner(*given, context.demonstrations)
+    return learner if context.policy.advantage.online_critic is None else ActorCriticLearner(learner, Critic(*given))

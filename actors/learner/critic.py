@@ -13,7 +13,6 @@ from actors.cluster.watchdog import watched
 from actors.learner.deepspeed.engine import TrainingEngine, all_reduce
 from actors.learner.device_sums import DeviceSums
 from actors.learner.rank import Rank
-from dvpo_ray.config.algorithms import Ppo
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import SequenceBatch, share_rows
@@ -35,10 +34,11 @@ class CriticRank(Rank):
     rate_key = "policy.advantage.critic.learning_rate"
 
     def __init__(self, rank: int, world: int, model_folder: str, model: ModelSection, policy: PolicyTraining, seed: int) -> None:
-        assert isinstance(policy.advantage, Ppo)
-        self.settings = policy.advantage
+        critic = policy.advantage.online_critic
+        assert critic is not None, f"{policy.advantage.type} has no critic"
+        self.settings, self._lam = critic
         self.policy = policy
-        section = policy.learner.model_copy(update={"learning_rate": self.settings.critic.learning_rate})
+        section = policy.learner.model_copy(update={"learning_rate": self.settings.learning_rate})
         super().__init__(rank, world, model_folder, model, section, seed)
         self._running = RunningMoments()
         self._batch: CriticBatch | None = None
@@ -50,7 +50,7 @@ class CriticRank(Rank):
             ModelError: ``critic.initial`` is no sealed value model.
         """
         pid = self.join(address, port)
-        section, initial = self.model_section, self.settings.critic.initial
+        section, initial = self.model_section, self.settings.initial
         if initial is None:
             model = new_value_model(self.folder, section.attention, self.dtype, section.trust_remote_code)
         else:
@@ -71,14 +71,14 @@ class CriticRank(Rank):
             return self._read(batch), batch.response_lengths + 1
 
         with self.busy:
-            found = self.gathered(self.read_share(*scored.sequences(range(len(scored))), read))
+            found = self.gathered(self.read_share(scored.prompt_ids.rows(), scored.response_ids.rows(), read))
         scored = replace(scored, values=Ragged.of([found[i] for i in range(len(scored))], np.float32))
         fresh, _ = keep_fresh(scored, step, self.policy.off_policy)
         if len(fresh):
             policy = self.policy
-            earned = token_rewards(fresh, self.settings, policy.kl, beta, policy.rewards, self._running)
+            earned = token_rewards(fresh, policy.advantage, policy.kl, beta, policy.rewards, self._running)
             self._running = earned.moments
-            self._batch = CriticBatch.of(fresh, earned.rewards_bt, earned.mask_bt, self.settings.lam)
+            self._batch = CriticBatch.of(fresh, earned.rewards_bt, earned.mask_bt, self._lam)
         return scored
 
     def values_with_ack(self, step: int, beta: float, *batches: ScoredBatch) -> tuple[ScoredBatch, bool]:
@@ -133,12 +133,12 @@ class CriticRank(Rank):
         for number, group in enumerate(groups):
             chosen = group or [0]
             values = self._read(self.pad(*scored.sequences(chosen)))
-            loss = critic_loss(values, batch, chosen, self.settings.critic.clip_range)
+            loss = critic_loss(values, batch, chosen, self.settings.clip_range)
             loss = loss if group else loss * 0.0
             self.engine.backward(loss / states, last=number == len(groups) - 1)
             summed.add({"loss": loss})
         return summed.read()["loss"]
 
     def _read(self, batch: SequenceBatch) -> Tensor:
-        """V(s_0)..V(s_T) of every row, one after another."""
+        """The values of every row's states of interest and its last, one after another."""
         return self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)

@@ -32,7 +32,7 @@ from dvpo_ray.learning.staleness import check_some_left, keep_fresh, staleness_m
 from dvpo_ray.learning.streaming import OpenStep
 from dvpo_ray.learning.token_rewards import running_of, running_state
 from dvpo_ray.models.lora import set_dropout
-from dvpo_ray.types import Ragged, ScoredBatch, StepResult
+from dvpo_ray.types import Ragged, RowOutcome, ScoredBatch, StepResult, outcomes
 
 
 class PolicyLearnerRank(PolicyRank):
@@ -78,7 +78,7 @@ class PolicyLearnerRank(PolicyRank):
         ppo = self.policy.ppo
         old, gap = None, dict[str, float]()
         if ppo.old_log_probs == "learner" and ppo.inner_epochs * ppo.mini_batches > 1:
-            old = Ragged.of(self.log_probs(scored.prompt_ids.rows(), scored.response_ids.rows()), np.float32)
+            old = Ragged.of(self.log_probs(*scored.sequences(range(len(scored)))), np.float32)
         for epoch in range(ppo.inner_epochs):
             together = units(scored, self.policy.advantage)
             mini_batches = mini_batch_units(len(together), ppo.mini_batches, seed=(self.seed, step, epoch))
@@ -86,7 +86,7 @@ class PolicyLearnerRank(PolicyRank):
                 part = [together[i] for i in chosen]
                 sums = self._backward(prepared, part, old, beta, number)
                 rows = [row for unit in part for row in unit]
-                tokens = int(scored.response_ids.lengths[rows].sum())
+                tokens = int(scored.actions.lengths[rows].sum())
                 metrics |= self._take_step(sums, tokens, self._loss_terms(rows, tokens), waits=step < self._waits)
                 # Later updates see how far the policy has moved as well.
                 gap = gap or {name: metrics[name] for name in GAPS}
@@ -210,7 +210,7 @@ class PolicyLearnerRank(PolicyRank):
     def _normaliser(self, scored: ScoredBatch, rows: list[int]) -> float:
         """What the summed loss of one optimizer step is divided by."""
         if self.policy.ppo.loss_normaliser == "tokens":
-            return float(self._loss_terms(rows, int(scored.response_ids.lengths[rows].sum())))
+            return float(self._loss_terms(rows, int(scored.actions.lengths[rows].sum())))
         return self.policy.rollout.rows_per_step * self.policy.rollout.max_new_tokens / self.policy.ppo.mini_batches
 
     def _loss_terms(self, rows: list[int], tokens: int) -> int:
@@ -233,14 +233,14 @@ class PolicyLearnerRank(PolicyRank):
         return metrics | seconds | {"seconds/optimizer": time.monotonic() - began}
 
     def _close(
-        self, step: int, scored: ScoredBatch, dropped: tuple[str, ...], metrics: dict[str, float], began: float
+        self, step: int, scored: ScoredBatch, dropped: tuple[RowOutcome, ...], metrics: dict[str, float], began: float
     ) -> StepResult:
         """Sum the step up."""
         metrics |= staleness_metrics(scored, step, len(dropped)) | {"seconds/update": time.monotonic() - began}
         metrics["loss/skipped_updates"] = self.pop_skipped_count()
         self.release_free_memory()
         self.version = step + 1
-        return StepResult(step, self.version, scored.row_ids, metrics, dropped)
+        return StepResult(step, self.version, (*outcomes(scored), *dropped), metrics)
 
     def _micro_loss(
         self, prepared: PreparedBatch, group: list[int], old: Ragged | None, beta: float

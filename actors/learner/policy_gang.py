@@ -48,7 +48,7 @@ class WeightSource(Gang):
 
     def log_probs(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], temperature: float) -> list[np.ndarray]:
         """The policy's log-probs of the tokens of responses, as it is now."""
-        return list(self.call("log_probs", prompts, responses, temperature, doing="reading log-probs")[0])
+        return list(self.call("log_probs", prompts, responses, None, temperature, doing="reading log-probs")[0])
 
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Write the policy as a Hugging Face folder."""

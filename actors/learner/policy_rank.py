@@ -145,22 +145,30 @@ class PolicyRank(Rank):
 
     @watched
     def log_probs(
-        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], temperature: float | None = None
+        self,
+        prompts: Sequence[np.ndarray],
+        responses: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray] | None = None,
+        temperature: float | None = None,
     ) -> list[np.ndarray]:
-        """The current policy's log-probs of the tokens of all responses, at ``temperature`` or else that of the rollouts; each
-        rank computes its share."""
-        found = self.gathered(self.token_log_probs(prompts, responses, temperature))
+        """The current policy's log-probs of the tokens of all responses (of those that it wrote, where ``masks`` say which), at
+        ``temperature`` or else that of the rollouts; each rank computes its share."""
+        found = self.gathered(self.token_log_probs(prompts, responses, masks, temperature))
         return [found[i] for i in range(len(responses))]
 
     def token_log_probs(
-        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], temperature: float | None = None
+        self,
+        prompts: Sequence[np.ndarray],
+        responses: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray] | None = None,
+        temperature: float | None = None,
     ) -> dict[int, np.ndarray]:
         """The same of this rank's share of responses, by index."""
 
         def read(batch: SequenceBatch) -> tuple[Tensor, np.ndarray]:
             return self.read_policy(batch, temperature)[0], batch.response_lengths
 
-        return self.read_share(prompts, responses, read)
+        return self.read_share(prompts, responses, read, masks)
 
     def read_policy(self, batch: SequenceBatch, temperature: float | None = None) -> tuple[Tensor, Tensor]:
         """Log-probs of the response tokens, and entropies [N], at ``temperature`` or else that of the rollouts."""

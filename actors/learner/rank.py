@@ -263,9 +263,11 @@ class Rank:
             groups += self.plan([alone[i] for i in mine], lengths)
         return groups
 
-    def pad(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> SequenceBatch:
-        """Right-padded tensors on this rank's device."""
-        return pad_sequences(prompts, responses, self.device)
+    def pad(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None
+    ) -> SequenceBatch:
+        """Right-padded tensors on this rank's device; ``masks`` say which tokens of each response the policy wrote."""
+        return pad_sequences(prompts, responses, self.device, masks=masks)
 
     def pad_answers(self, answers: Sequence[LabelledAnswer]) -> SequenceBatch:
         """As ``pad``."""
@@ -276,16 +278,18 @@ class Rank:
         prompts: Sequence[np.ndarray],
         responses: Sequence[np.ndarray],
         read: Callable[[SequenceBatch], tuple[Tensor, np.ndarray]],
+        masks: Sequence[np.ndarray] | None = None,
     ) -> dict[int, np.ndarray]:
         """What ``read`` gives for each row of this rank's share, by index, without gradients: numbers one row after the other,
-        and how many are each row's. A rank without rows left reads one for the sake of its peers."""
+        and how many are each row's. ``masks`` as in ``pad``. A rank without rows left reads one for the sake of its peers."""
         lengths = np.array([prompt.size + response.size for prompt, response in zip(prompts, responses, strict=True)])
         mine = share_rows(lengths.tolist(), self.world)[self.rank]
         found: dict[int, np.ndarray] = {}
         for group in self.plan(mine, lengths):
             rows = group or [0]
             with torch.no_grad():
-                flat, counts = read(self.pad([prompts[i] for i in rows], [responses[i] for i in rows]))
+                chosen = None if masks is None else [masks[i] for i in rows]
+                flat, counts = read(self.pad([prompts[i] for i in rows], [responses[i] for i in rows], chosen))
             if group:
                 found |= dict(zip(group, Ragged(flat.float().cpu().numpy(), counts).rows(), strict=True))
         return found

@@ -14,9 +14,9 @@ from actors.cluster.watchdog import watched
 from actors.learner.deepspeed.engine import TrainingEngine, all_reduce
 from actors.learner.device_sums import DeviceSums
 from actors.learner.rank import Rank
-from dvpo_ray.config.targets import TargetConfig
 from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import ModelSection
+from dvpo_ray.config.targets import TargetConfig
 from dvpo_ray.learning import value_update
 from dvpo_ray.learning.batching import SequenceBatch
 from dvpo_ray.learning.pairs import LabelledAnswer, Unit

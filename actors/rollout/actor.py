@@ -38,13 +38,14 @@ from dvpo_ray.models.packaged import folder_of
 from dvpo_ray.runs.prometheus import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
 from dvpo_ray.types import (
     Adapters,
-    Answer,
     Channel,
     EngineLeftovers,
-    GenerationRequest,
     PlainSampling,
+    RolloutRequest,
     ServedWeights,
+    Trajectory,
     WeightBucket,
+    Written,
 )
 
 MAX_BATCHED_TOKENS = 4096
@@ -86,7 +87,7 @@ class RolloutActor:
         self._payload = hashlib.sha256()
         self._buffer = SharedBuffer()
         self._loading_seconds = 0.0
-        self._under_way: set[asyncio.Task[Answer]] = set()
+        self._under_way: set[asyncio.Task[Trajectory]] = set()
         # When the engine last finished an answer, by the loop's clock.
         self._finished = 0.0
         self._told_stacks = False
@@ -125,8 +126,8 @@ class RolloutActor:
         self._serve(0)
         return checksum, self._known_traces()
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Answer]:
-        """Stream one Answer for each request, in the order they finish; ends early when they are cancelled.
+    async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
+        """Stream one Trajectory for each request, in the order they finish; ends early when they are cancelled.
 
         Raises:
             RowDeadlineError: no answer was finished for ``row_timeout_s``.
@@ -307,7 +308,7 @@ class RolloutActor:
         finally:
             await asyncio.to_thread(clear, ending_before_us(traces))
 
-    async def _answer(self, request: GenerationRequest) -> Answer:
+    async def _answer(self, request: RolloutRequest) -> Trajectory:
         """The answer to one request, or its error.
 
         Rows that wait behind others, in the engine's own queue, are not late: the engine is, once it finishes nothing.
@@ -320,9 +321,9 @@ class RolloutActor:
                 if left <= 0:
                     self._tell_stacks_once()
                     raise RowDeadlineError(
-                        f"row {request.row_id}: no complete answer within {limit} s, nor any other of this engine; raise "
+                        f"row {request.row}: no complete answer within {limit} s, nor any other of this engine; raise "
                         "rollout.row_timeout_s or lower rollout.max_new_tokens",
-                        request.row_id,
+                        request.row,
                     )
                 dead = engine.errored
                 await asyncio.wait([task], timeout=min(left, LOOK_S))
@@ -330,11 +331,11 @@ class RolloutActor:
                 if dead and not task.done():
                     with engine_errors(self._log):
                         raise engine.dead_error
-            return _to_answer(request, task.result())
+            return _to_trajectory(request, task.result())
         finally:
             task.cancel()
 
-    async def _final(self, request: GenerationRequest) -> Any:
+    async def _final(self, request: RolloutRequest) -> Any:
         """What the engine says at last.
 
         Raises:
@@ -345,21 +346,24 @@ class RolloutActor:
         final = None
         try:
             sampling = self._sampling(request)
-            prompt = {"prompt_token_ids": list(request.prompt_ids)}
+            prompt = {"prompt_token_ids": given_ids(request)}
             with engine_errors(self._log):
-                async for output in self._engine.generate(prompt, sampling, request.row_id):
+                async for output in self._engine.generate(prompt, sampling, str(request.row)):
                     final = output
         except VLLMClientError as error:
-            raise PermanentFailureError(f"row {request.row_id}: {this_actor()} refuses it: {said_of(error).explained}") from error
+            raise PermanentFailureError(f"row {request.row}: {this_actor()} refuses it: {said_of(error).explained}") from error
         if final is None:
-            raise ActorFailedError(f"row {request.row_id}: the engine ended without an answer")
+            raise ActorFailedError(f"row {request.row}: the engine ended without an answer")
         self._finished = asyncio.get_running_loop().time()
         return final.outputs[0]
 
-    def _sampling(self, request: GenerationRequest) -> Any:
-        if request.plain is None:
-            return sampling_params(self._config, request.seed, self._stop_ids)
-        return plain_sampling_params(request.plain, request.seed)
+    def _sampling(self, request: RolloutRequest) -> Any:
+        if request.plain is not None:
+            return plain_sampling_params(request.plain, request.seed)
+        limit = request.max_new_tokens or self._config.max_new_tokens
+        return sampling_params(
+            self._config, request.seed, self._stop_ids, limit - len(given_ids(request)) + len(request.prompt_ids)
+        )
 
     def _tell_stacks_once(self) -> None:
         """Where the engine hangs, to the log; all rows of an engine that hangs miss their deadlines together."""
@@ -426,7 +430,12 @@ def stop_ids(model: Path, trust_remote_code: bool, arguments: Mapping[str, Any] 
     return turn_end(load_tokenizer(model, trust_remote_code, arguments), model).stop_ids
 
 
-def sampling_params(config: GenerationSection, seed: int, stop_ids: Sequence[int] = ()) -> Any:
+def given_ids(request: RolloutRequest) -> list[int]:
+    """All tokens that are there before the engine writes."""
+    return [*request.prompt_ids, *request.forced_ids, *(request.resumed.ids if request.resumed else ())]
+
+
+def sampling_params(config: GenerationSection, seed: int, stop_ids: Sequence[int] = (), max_tokens: int | None = None) -> Any:
     """vLLM's sampling parameters (``SamplingParams``) for one answer, which any of ``stop_ids`` ends, and is part of."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -438,7 +447,7 @@ def sampling_params(config: GenerationSection, seed: int, stop_ids: Sequence[int
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
         stop=config.stop,
-        max_tokens=config.max_new_tokens,
+        max_tokens=config.max_new_tokens if max_tokens is None else max_tokens,
         stop_token_ids=list(stop_ids),
         seed=seed,
         logprobs=0,
@@ -475,19 +484,28 @@ def thread_binding(config: GenerationSection) -> str:
     return ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
 
 
-def _to_answer(request: GenerationRequest, output: Any) -> Answer:
-    ids = np.asarray(output.token_ids, dtype=np.int32)
+def _to_trajectory(request: RolloutRequest, output: Any) -> Trajectory:
+    """What an engine wrote after the tokens that were given: forced ones and those that were written before."""
+    written = np.asarray(output.token_ids, dtype=np.int32)
     log_probs = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
     if output.weight_versions is None:
-        raise ActorFailedError(f"row {request.row_id}: the engine did not say which weight version sampled it")
-    versions = np.zeros(ids.size, dtype=np.int32)
+        raise ActorFailedError(f"row {request.row}: the engine did not say which weight version sampled it")
+    versions = np.zeros(written.size, dtype=np.int32)
     for span in output.weight_versions:
         versions[span.start : span.end] = int(span.version)
-    return Answer(
-        row_id=request.row_id,
+    before = request.resumed or Written((), (), ())
+    forced = len(request.forced_ids)
+    # Tokens that nobody sampled are as old as the first that was.
+    oldest = before.versions[0] if before.versions else int(versions[0])
+    return Trajectory(
+        row=request.row,
         prompt_ids=np.asarray(request.prompt_ids, dtype=np.int32),
-        response_ids=ids,
-        log_probs=np.asarray(log_probs, dtype=np.float32),
-        versions=versions,
-        finish_reason=str(output.finish_reason),
+        response_ids=np.concatenate([np.asarray([*request.forced_ids, *before.ids], dtype=np.int32), written]),
+        log_probs=np.asarray([*[0.0] * forced, *before.log_probs, *log_probs], dtype=np.float32),
+        versions=np.concatenate([np.asarray([*[oldest] * forced, *before.versions], dtype=np.int32), versions]),
+        end_state=str(output.finish_reason),
+        group_id=request.group_id,
+        action_mask=np.arange(forced + len(before.ids) + written.size) >= forced,
+        turns=(forced,),
+        columns=request.columns,
     )

@@ -36,7 +36,7 @@ from dvpo_ray.loop.restarts import Sentences
 from dvpo_ray.runs.prometheus import RESTARTS
 from dvpo_ray.runs.stopping import AT_ONCE_S, current
 from dvpo_ray.stages import Handle, Weights
-from dvpo_ray.types import Answer, BucketTargets, EngineLeftovers, GenerationRequest, ServedWeights
+from dvpo_ray.types import BucketTargets, EngineLeftovers, RolloutRequest, RowId, ServedWeights, Trajectory
 
 SENDINGS = 3
 RETRY_S = 1.0
@@ -84,7 +84,7 @@ class RolloutPool:
         self._budget = rollout.max_restarts
         self._workers = rollout.engine.tensor_parallel
         self._attempts = rollout.max_row_attempts
-        self._missed: dict[str, int] = {}
+        self._missed: dict[RowId, int] = {}
         # What engines that failed since the last version had said themselves.
         self._sentences = Sentences()
         self._starts = 0
@@ -135,12 +135,12 @@ class RolloutPool:
         with self._members:
             return {engine.node for engine in [*self._engines, *self._joining]}
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Handle]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Handle]:
         """One answer handle for each request, as they finish on any engine; ``given_up`` names those that never will."""
-        waiting = {request.row_id: request for request in requests}
+        waiting = {request.row: request for request in requests}
         with self._members:
-            for row_id in waiting:
-                self._missed.pop(row_id, None)
+            for row in waiting:
+                self._missed.pop(row, None)
         streams = self._deal(list(requests))
         while streams:
             ready = self._wait(list(streams))
@@ -156,18 +156,18 @@ class RolloutPool:
                     handle = next(stream, None)
                 if handle is not None:
                     # A failed generator hands out its exception as the last item.
-                    answer: Answer = get(handle, self._cluster.call_timeout_s, engine.name, "generating")
+                    answer: Trajectory = get(handle, self._cluster.call_timeout_s, engine.name, "generating")
             except (ActorDiedError, RowDeadlineError) as error:
                 del streams[stream]
                 self._replace(engine, error)
                 if isinstance(error, RowDeadlineError) and self._is_poison(error):
-                    del waiting[error.row_id]
+                    del waiting[error.row]
                 streams |= self._deal([waiting[row] for row in rows if row in waiting])
                 continue
             if handle is None:
                 del streams[stream]
                 continue
-            del waiting[answer.row_id]
+            del waiting[answer.row]
             self._answered = time.monotonic()
             yield handle
 
@@ -181,15 +181,15 @@ class RolloutPool:
                 return list(ready)
         return []
 
-    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+    def given_up(self, requests: Sequence[RolloutRequest]) -> list[RowId]:
         """Which of these rows were given up: they missed their deadline too often, on engines that answered others."""
-        return [request.row_id for request in requests if self._missed.get(request.row_id, 0) >= self._attempts]
+        return [request.row for request in requests if self._missed.get(request.row, 0) >= self._attempts]
 
     def _is_poison(self, error: RowDeadlineError) -> bool:
         """Count a missed deadline against its row; says whether it was the last that is allowed."""
         with self._members:
-            self._missed[error.row_id] = self._missed.get(error.row_id, 0) + 1
-            return self._missed[error.row_id] >= self._attempts
+            self._missed[error.row] = self._missed.get(error.row, 0) + 1
+            return self._missed[error.row] >= self._attempts
 
     def cancel(self) -> None:
         """Let every ``generate`` end now, with the answers it has given; they may be asked for again after the next ``sync``."""
@@ -324,7 +324,7 @@ class RolloutPool:
                 raise ActorFailedError(f"no rollout actor came back within {self._cluster.start_timeout_s} s")
             return list(self._engines)
 
-    def _deal(self, requests: Sequence[GenerationRequest]) -> dict[Any, tuple[Engine, list[str]]]:
+    def _deal(self, requests: Sequence[RolloutRequest]) -> dict[Any, tuple[Engine, list[RowId]]]:
         """Give rows to the engines in turn; returns who has which rows, by answer stream."""
         streams = {}
         with self._members:
@@ -333,7 +333,7 @@ class RolloutPool:
                 share = list(requests[i :: len(engines)])
                 if share:
                     stream = engine.actor.generate.options(num_returns="streaming").remote(share)
-                    streams[stream] = (engine, [request.row_id for request in share])
+                    streams[stream] = (engine, [request.row for request in share])
         return streams
 
     def _replace(self, engine: Engine, error: ActorFailedError) -> None:
@@ -358,7 +358,7 @@ class RolloutPool:
         if self._budget < 0:
             raise error
         self._sentences.hear(error, name, [engine.name for engine in self._engines])
-        extra = {"actor": name} | ({"row": error.row_id} if isinstance(error, RowDeadlineError) else {})
+        extra = {"actor": name} | ({"row": str(error.row)} if isinstance(error, RowDeadlineError) else {})
         logging.getLogger(__name__).warning("%s; its rows go to others, and it is started again", error, extra=extra)
         count(RESTARTS, stage="rollout")
 

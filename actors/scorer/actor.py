@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from actors.cluster.busy import BusyClock
 from actors.cluster.metrics import busy_counter, count, show, started_again
 from actors.cluster.node_facts import doubt
 from actors.cluster.watchdog import watched
-from dvpo_ray.config.rewards import RewardConfig, model_rewards
+from dvpo_ray.config.rewards import RewardSettings, model_rewards
 from dvpo_ray.config.sections import ModelSection, ScorerSection, settled
 from dvpo_ray.data import load_tokenizer, turn_end
+from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.score_cache import Entry, ScoreCache
 from dvpo_ray.models.packaged import folder_of
@@ -26,9 +28,12 @@ from dvpo_ray.models.reader_check import frozen_reader
 from dvpo_ray.models.reward_model import RewardModel
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, load_policy, parameter_hash
 from dvpo_ray.models.value_model import load_value_model, read_seal
-from dvpo_ray.rewards.answers import Rewards
+from dvpo_ray.rewards import RewardRow, Rewards, Score
 from dvpo_ray.runs.prometheus import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
-from dvpo_ray.types import Answer, Ragged, ScoredBatch
+from dvpo_ray.types import Ragged, ScoredBatch, ScorerVersion, Trajectory
+
+# The channel of what an environment gives.
+ENVIRONMENT = "environment"
 
 
 class ScorerActor:
@@ -41,7 +46,7 @@ class ScorerActor:
         model: ModelSection,
         scorer: ScorerSection,
         temperature: float,
-        rewards: Mapping[str, RewardConfig] | None = None,
+        rewards: Mapping[str, RewardSettings] | None = None,
     ) -> None:
         self._places = (model_folder, value_model)
         self._model = model
@@ -57,6 +62,7 @@ class ScorerActor:
         self._busy = BusyClock(busy_counter("scorer"))
         self._shares = model.share_prefix != "off"
         self._loaded = ""
+        self._version: ScorerVersion | None = None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def start(self) -> str:
@@ -76,50 +82,58 @@ class ScorerActor:
         return self._busy.seconds
 
     @watched
-    def parameter_hash(self) -> str:
-        """sha256 of the value model's parameters (empty without one) and of each reward model's, joined by commas, as they are
-        in memory now."""
-        self._load()
+    def parameter_hash(self, version: ScorerVersion | None = None) -> str:
+        """sha256 of the parameters of the value model (empty without one), or of a later ``version``, and of each reward model's,
+        joined by commas, as they are in memory now.
+
+        Raises:
+            ModelError: the version's folder holds another model than was announced.
+        """
+        self._load(version)
         found = self._hashes()
         show(CHECKSUM_OK, found == self._loaded)
         return found
 
     @watched
     @torch.inference_mode()
-    def score(self, *answers: Answer) -> ScoredBatch:
-        """Frozen values q_0..q_T and reference log-probs of every answer, in the order given.
+    def score(self, version: ScorerVersion | None, *answers: Trajectory) -> ScoredBatch:
+        """Frozen values q_0..q_T (of the recipe's value model, or of a later ``version``), reference log-probs and rewards of
+        every answer, in the order given.
 
         An actor that Ray started again after its process died loads and verifies its models first: nothing else is lost,
         because scoring keeps no state.
         """
-        self._load()
+        self._load(version)
         with self._busy:
             scores = self._scores(answers)
-            rewards = self._rewards_of(answers, [given for _, _, given in scores])
+            channels = self._rewards_of(answers, [given for _, _, given in scores])
         count(SCORED_ROWS, len(answers))
         count(SCORED_TOKENS, sum(answer.response_ids.size for answer in answers))
         values, ref_log_probs, _ = zip(*scores, strict=True)
         return ScoredBatch(
-            row_ids=tuple(a.row_id for a in answers),
+            rows=tuple(a.row for a in answers),
+            group_ids=np.array([a.group_id for a in answers], dtype=np.int64),
             prompt_ids=Ragged.of([a.prompt_ids for a in answers], np.int32),
             response_ids=Ragged.of([a.response_ids for a in answers], np.int32),
+            action_mask=Ragged.of([a.action_mask for a in answers], np.bool_),
             log_probs=Ragged.of([a.log_probs for a in answers], np.float32),
             versions=Ragged.of([a.versions for a in answers], np.int32),
             values=Ragged.of(values, np.float32),
             ref_log_probs=Ragged.of(ref_log_probs, np.float32),
-            rewards=Ragged.of(list(rewards), np.float32),
-            finish_reasons=tuple(a.finish_reason for a in answers),
+            end_states=tuple(a.end_state for a in answers),
+            channels=channels,
+            scorer_version=0 if version is None else version.number,
         )
 
-    def score_with_ack(self, *answers: Answer) -> tuple[ScoredBatch, bool]:
+    def score_with_ack(self, version: ScorerVersion | None, *answers: Trajectory) -> tuple[ScoredBatch, bool]:
         """``score``, and that it is done: who must know does not need to fetch the batch."""
-        return self.score(*answers), True
+        return self.score(version, *answers), True
 
     def cache_hits(self) -> int:
         """Answers whose scores were known already."""
         return self._cache.hits if self._cache else 0
 
-    def _scores(self, answers: Sequence[Answer]) -> list[Entry]:
+    def _scores(self, answers: Sequence[Trajectory]) -> list[Entry]:
         """(values, reference log-probs, scores of reward models) of every answer; each sequence is computed once."""
         assert self._cache is not None
         keys = [self._cache.key(answer) for answer in answers]
@@ -135,36 +149,88 @@ class ScorerActor:
                 self._cache.put(keys[i], scores)
         return [known[key] for key in keys]
 
-    def _rewards_of(self, answers: Sequence[Answer], given: Sequence[np.ndarray]) -> np.ndarray:
-        """Scores of each answer by the rewards of the recipe [B, number of rewards]; ``given`` are those of reward models."""
-        if self._rewards is None:
-            return np.zeros((len(answers), 0), dtype=np.float32)
-        prompts = [self._tokenizer.decode(a.prompt_ids, skip_special_tokens=True) for a in answers]
-        texts = [self._tokenizer.decode(a.response_ids, skip_special_tokens=True) for a in answers]
-        columns = dict(zip(self._reward_models, np.stack(given, axis=1), strict=True))
-        return self._rewards(prompts, texts, columns)
+    def _rewards_of(self, answers: Sequence[Trajectory], given: Sequence[np.ndarray]) -> dict[str, Ragged]:
+        """Rewards of each answer by name: those of the recipe, for which ``given`` are those of reward models, and an
+        environment's."""
+        channels = {} if self._rewards is None else self._recipe_rewards(self._rewards, answers, given)
+        if any(a.rewards is not None for a in answers):
+            rows = [np.zeros(0) if a.rewards is None else a.rewards for a in answers]
+            channels[ENVIRONMENT] = Ragged.of(rows, np.float32)
+        return channels
 
-    def _load(self) -> None:
-        """Load the models, unless they are there already; files of sealed ones are checked."""
+    def _recipe_rewards(self, rewards: Rewards, answers: Sequence[Trajectory], given: Sequence[np.ndarray]) -> dict[str, Ragged]:
+        decode = partial(self._tokenizer.decode, skip_special_tokens=True)
+        rows = [
+            RewardRow(
+                a.row,
+                decode(a.prompt_ids),
+                decode(a.response_ids),
+                a.response_ids,
+                a.action_mask,
+                a.end_state,
+                a.columns,
+                self._tokenizer,
+            )
+            for a in answers
+        ]
+        models: dict[str, Sequence[Score]] = {
+            name: [float(score) for score in scores]
+            for name, scores in zip(self._reward_models, np.stack(given, axis=1), strict=True)
+        }
+        return rewards(rows, models)
+
+    def _load(self, version: ScorerVersion | None = None) -> None:
+        """Load the models, unless they are there already; files of sealed ones are checked.
+
+        Raises:
+            ModelError: the version's folder holds another model than was announced.
+        """
+        self._load_first()
+        if version == self._version:
+            return
+        place = self._places[1] if version is None else version.folder
+        assert place is not None, "a run without a value model has no versions of it"
+        # The one before is not needed any more: two need not fit.
+        self._value = None
+        self._value = self._value_reader(place)
+        self._loaded, self._version = self._hashes(), version
+        if version is not None and parameter_hash(self._value) != version.parameters_sha256:
+            self._reference = self._value = None
+            raise ModelError(
+                f"value model {version.number} in '{version.folder}' has other parameters than were announced (sha256 "
+                f"{version.parameters_sha256[:16]}...): the folder was changed, or is not the same on all nodes"
+            )
+        self._cache = ScoreCache(self._config.cache_mib * 2**20, self._loaded)
+
+    def _value_reader(self, place: str) -> Any:
+        """A sealed value model, frozen."""
+        folder = folder_of(place)
+        read_seal(folder)
+        model = load_value_model(folder, *self._options)
+        return frozen_reader(ValueReader(model, self._shares, self._model.packed), self._device)
+
+    @property
+    def _options(self) -> tuple[Any, ...]:
+        """Number type, attention, and whether code of the model's own may run."""
+        return getattr(torch, self._config.dtype), self._model.attention, self._model.trust_remote_code
+
+    def _load_first(self) -> None:
+        """The models of the recipe."""
         if self._reference is not None:
             return
         torch.set_num_threads(self._config.cpu_threads or os.cpu_count() or 1)
-        base, value = (None if place is None else folder_of(place) for place in self._places)
-        assert base is not None
-        dtype = getattr(torch, self._config.dtype)
-        options = (dtype, self._model.attention, self._model.trust_remote_code)
-        if value is not None:
-            read_seal(value)
-            reader = ValueReader(load_value_model(value, *options), self._shares, self._model.packed)
-            self._value = frozen_reader(reader, self._device)
-        reference = PolicyReader(load_policy(base, *options), self._temperature, False, self._shares, self._model.packed)
+        base = folder_of(self._places[0])
+        if self._places[1] is not None:
+            self._value = self._value_reader(self._places[1])
+        self._version = None
+        reference = PolicyReader(load_policy(base, *self._options), self._temperature, False, self._shares, self._model.packed)
         self._reference = frozen_reader(reference, self._device)
         if self._reward_configs:
             self._tokenizer = load_tokenizer(base, self._model.trust_remote_code, self._model.chat_template_kwargs)
             end_id = turn_end(self._tokenizer, base).end_id
             self._rewards = Rewards(self._reward_configs)
             self._reward_models = {
-                name: RewardModel(name, config, self._model, dtype, self._device, end_id)
+                name: RewardModel(name, config, self._model, self._options[0], self._device, end_id)
                 for name, config in model_rewards(self._reward_configs).items()
             }
         self._loaded = self._hashes()
@@ -177,7 +243,7 @@ class ScorerActor:
         value = parameter_hash(self._value) if self._value is not None else ""
         return ",".join([value, *(model.parameter_hash() for model in self._reward_models.values())])
 
-    def _score_group(self, answers: Sequence[Answer]) -> list[Entry]:
+    def _score_group(self, answers: Sequence[Trajectory]) -> list[Entry]:
         """One forward pass of each model."""
         batch = pad_sequences([a.prompt_ids for a in answers], [a.response_ids for a in answers], self._device)
         log_probs, _ = self._reference(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets)
@@ -187,7 +253,7 @@ class ScorerActor:
             flat = self._value(batch.input_ids, batch.attention_mask, batch.with_prompt_end).cpu().numpy()
         values = Ragged(flat, batch.response_lengths + 1).rows()
         ref_log_probs = Ragged(log_probs.cpu().numpy(), batch.response_lengths).rows()
-        cut_b = np.array([answer.finish_reason == "length" for answer in answers])
+        cut_b = np.array([answer.end_state == "length" for answer in answers])
         given = [model(batch, cut_b) for model in self._reward_models.values()]
         by_answer = np.array(given, dtype=np.float32).reshape(len(given), len(answers)).T
         return list(zip(values, ref_log_probs, by_answer, strict=True))

@@ -15,12 +15,12 @@ from actors.cluster.metrics import show
 from actors.cluster.session import actor_environment, nodes_for, start_actor
 from actors.scorer.actor import ScorerActor
 from actors.scorer.scaling import Load, least_loaded, queue_age, to_remove
-from dvpo_ray.config.rewards import RewardConfig
+from dvpo_ray.config.rewards import RewardSettings
 from dvpo_ray.config.sections import ClusterSection, ModelSection, ScorerSection
 from dvpo_ray.errors import ActorFailedError
 from dvpo_ray.runs.prometheus import QUEUE_AGE, SCORERS
 from dvpo_ray.stages import Handle
-from dvpo_ray.types import ScoredBatch
+from dvpo_ray.types import ScoredBatch, ScorerVersion
 
 TICK_S = 0.25
 
@@ -35,9 +35,9 @@ class Replica:
         self.load = Load(idle_since=time.monotonic())
         self._batches: list[Handle] = []
 
-    def send(self, answers: Sequence[Handle]) -> tuple[Handle, Handle]:
+    def send(self, answers: Sequence[Handle], version: ScorerVersion | None) -> tuple[Handle, Handle]:
         """Give it a batch; returns the scored batch, and what says that it is there or why not."""
-        batch, done = self.actor.score_with_ack.options(num_returns=2).remote(*answers)
+        batch, done = self.actor.score_with_ack.options(num_returns=2).remote(version, *answers)
         self._batches.append(batch)
         self.load.sent.append(time.monotonic())
         self.load.idle_since = None
@@ -69,7 +69,7 @@ class ScorerPool:
         scorer: ScorerSection,
         temperature: float,
         cluster: ClusterSection,
-        rewards: Mapping[str, RewardConfig] | None = None,
+        rewards: Mapping[str, RewardSettings] | None = None,
     ) -> None:
         self._arguments = (model_folder, value_model, model, scorer, temperature, rewards)
         self._config = scorer
@@ -99,19 +99,20 @@ class ScorerPool:
         """Scorers that take batches now."""
         return len(self._replicas)
 
-    def score(self, answers: Iterable[Handle]) -> Iterator[Handle]:
-        """Scored-batch handles, each as soon as its ``rows_per_call`` answers are there and sent off."""
+    def score(self, answers: Iterable[Handle], version: ScorerVersion | None = None) -> Iterator[Handle]:
+        """Scored-batch handles, each as soon as its ``rows_per_call`` answers are there and sent off. Values are those of the
+        recipe's value model, or of a later ``version``."""
         waiting: list[Handle] = []
         sent: list[Handle] = []
         try:
             for answer in answers:
                 waiting.append(answer)
                 if len(waiting) == self._config.rows_per_call:
-                    sent.append(self._send(waiting))
+                    sent.append(self._send(waiting, version))
                     waiting = []
                     yield sent[-1]
             if waiting:
-                sent.append(self._send(waiting))
+                sent.append(self._send(waiting, version))
                 yield sent[-1]
         except BaseException:
             # Nobody will wait for these.
@@ -134,10 +135,10 @@ class ScorerPool:
                 self._done.pop(handle, None)
         return get(list(handles), self._cluster.call_timeout_s, "a scorer", "scoring")
 
-    def value_hash(self) -> str:
-        """Parameter hashes of the frozen value model and of reward models (``ScorerActor.parameter_hash``)."""
+    def value_hash(self, version: ScorerVersion | None = None) -> str:
+        """Parameter hashes of the frozen value model, or of a later ``version``, and of reward models."""
         with self._all() as actors:
-            calls = [actor.parameter_hash.remote() for actor in actors]
+            calls = [actor.parameter_hash.remote(version) for actor in actors]
             return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its models"))
 
     def doubts(self) -> list[str]:
@@ -187,7 +188,7 @@ class ScorerPool:
         kind = start_actor(ScorerActor, name, environment, config.gpu_share, **options)
         return Replica(kind.remote(*self._arguments), name)
 
-    def _send(self, answers: list[Handle]) -> Handle:
+    def _send(self, answers: list[Handle], version: ScorerVersion | None) -> Handle:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -195,7 +196,7 @@ class ScorerPool:
                 replica.look()
             show(QUEUE_AGE, queue_age([replica.load for replica in self._replicas], time.monotonic()))
             show(SCORERS, len(self._replicas))
-            batch, done = self._replicas[least_loaded([replica.load for replica in self._replicas])].send(answers)
+            batch, done = self._replicas[least_loaded([replica.load for replica in self._replicas])].send(answers, version)
             self._done[batch] = done
             return batch
 

@@ -98,4 +98,3 @@ def make_algorithm(settings: AlgorithmSettings) -> Algorithm:
     """The algorithm that settings choose."""
     algorithm: Algorithm = settings.build()
     return algorithm
-

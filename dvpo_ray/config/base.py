@@ -7,7 +7,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SecretStr,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from dvpo_ray.errors import ConfigError
@@ -88,7 +97,7 @@ class Choice(Section):
         return load_entry_point(self.implementation)(self, *given)
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         if "registry" not in cls.__dict__:
             return handler(source)
         return core_schema.no_info_plain_validator_function(cls._chosen)
@@ -114,6 +123,8 @@ class Choice(Section):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         if not (isinstance(kind, type) and issubclass(kind, cls)):
-            raise ValueError(f"type = '{name}' is no {cls.registry.what}: a class derived from {cls.__module__}.{cls.__name__} is")
+            raise ValueError(
+                f"type = '{name}' is no {cls.registry.what}: a class derived from {cls.__module__}.{cls.__name__} is"
+            )
         settings = kind.model_validate({key: one for key, one in value.items() if key != "type"} | dict(given))
         return settings if given else settings.model_copy(update={"type": name})

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from dvpo_ray.config.base import Choice
 from dvpo_ray.config.recipes import Recipe
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.io.secrets import CREDENTIALS
@@ -229,7 +230,9 @@ def tagged_sections(field: Any) -> list[type[BaseModel]]:
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The configuration classes that an annotation names, through unions, annotated types, and sections by name."""
+    """The configuration classes that an annotation names, through unions, choices, annotated types, and sections by name."""
+    if isinstance(annotation, type) and issubclass(annotation, Choice) and "registry" in annotation.__dict__:
+        return annotation.registry.classes()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, dict):

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dvpo_ray.config.algorithms import AlgorithmSettings, DvpoGae
-from dvpo_ray.config.kl import KlSection
-from dvpo_ray.config.targets import RewardTarget, TargetConfig, TdTarget
-from dvpo_ray.config.updates import HealthSection, OffPolicySection, PpoUpdateSection
 from dvpo_ray.config.base import FixedOnResume, ModelFolder, Section
-from dvpo_ray.config.rewards import HttpReward, RewardConfig, RewardName
+from dvpo_ray.config.environments import EnvironmentSettings
+from dvpo_ray.config.kl import KlSection
+from dvpo_ray.config.plans import PlanSettings, Shuffled
+from dvpo_ray.config.refresh import Never, RefreshSettings
+from dvpo_ray.config.rewards import HttpReward, RewardName, RewardSettings
 from dvpo_ray.config.sections import (
     CheckpointSection,
     ClusterSection,
@@ -29,6 +30,9 @@ from dvpo_ray.config.sections import (
     TrackingSection,
     TransferSection,
 )
+from dvpo_ray.config.targets import RewardTarget, TargetConfig, TdTarget
+from dvpo_ray.config.trainers import Gradient, TrainerSettings
+from dvpo_ray.config.updates import HealthSection, OffPolicySection, PpoUpdateSection
 
 SHARED_SECTIONS = ("run", "cluster", "model", "tracking")
 
@@ -148,15 +152,23 @@ class PolicyTraining(Section):
     steps: int = Field(100, ge=1, description="Training steps: each generates, scores, learns and syncs once.")
     value_model: ModelFolder | None = Field(None, description="Folder of the frozen value model (holds `gvm.json`).")
     data: FixedOnResume[DataSection] = Field(description="Prompts to train on.")
+    plan: PlanSettings = Field(default_factory=Shuffled, description="Which rows a step asks for.")
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Generation.")
+    environment: EnvironmentSettings | None = Field(
+        None, description="What replies to the policy between its turns; without this section an answer is one turn."
+    )
     scorer: ScorerSection = Field(default_factory=lambda: ScorerSection(), description="Frozen value and reference models.")
+    refresh: RefreshSettings = Field(
+        default_factory=Never, description="When another value model takes the place of the frozen one."
+    )
+    trainer: TrainerSettings = Field(default_factory=Gradient, description="How the policy learns from scored rows.")
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters and leave the model as it is; without this section all of it is trained."
     )
     advantage: AlgorithmSettings = Field(default_factory=DvpoGae, description="Advantage estimator.")
-    rewards: dict[RewardName, RewardConfig] = Field(
-        default_factory=dict, description="Rewards of whole answers beside the frozen value, each under a name of your own."
+    rewards: dict[RewardName, RewardSettings] = Field(
+        default_factory=dict, description="Rewards beside the frozen value, each under a name of your own."
     )
     ptx: PtxSection | None = Field(
         None,
@@ -269,6 +281,7 @@ class PolicyTraining(Section):
             what = "type = 'ppo' learns from rewards" if self.advantage.needs_rewards else "score = 'none' leaves the value out"
             raise ValueError(f"advantage.{what}: name at least one of policy.rewards")
         self.advantage.check(self)
+        self.plan.check(self)
         if self.streaming:
             needed = [
                 (self.advantage.online_critic is None, "an advantage.type without an online critic"),

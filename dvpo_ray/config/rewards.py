@@ -1,37 +1,63 @@
-"""Settings of rewards beside the frozen value: a union on `type`, by name."""
+"""Settings of rewards beside the frozen value, each under a name of its own; which kinds there are says `REWARDS`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StringConstraints, Tag
+from pydantic import AfterValidator, Field, StringConstraints
 
-from dvpo_ray.config.base import kind_of
-from dvpo_ray.config.base import ModelFolder, PythonFunction, Section
+from dvpo_ray.config.base import Choice, ModelFolder, PythonFunction
+from dvpo_ray.registry import Registry
 
 RewardName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 
 
-class _Reward(Section):
-    """What all rewards share."""
-
-    weight: float = Field(1.0, description="Factor of its score of an answer, which joins the reward of the last token.")
+REWARDS = Registry("reward", "function")
 
 
-class FunctionReward(_Reward):
-    """A Python function of your own, called by the scorers."""
+def _is_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return text
 
-    type: Literal["function"] = Field("function", description="Selects this kind.")
-    function: PythonFunction = Field(
-        description="`package.module:function` of (prompts, answers), two lists of texts, that returns a number for each. "
-        "Prompts are whole: all turns and the words of the chat template, as the model reads them without special tokens."
+
+class RewardSettings(Choice):
+    """Reward of answers, or of their tokens."""
+
+    registry = REWARDS
+
+    # Whether it is a model that scorers read beside the value model, in the same visit.
+    is_model: ClassVar[bool] = False
+
+    weight: float = Field(
+        1.0,
+        description="Factor of its numbers. That of a whole answer joins the reward of the last token, those of tokens theirs.",
     )
 
 
-class HttpReward(_Reward):
+class FunctionReward(RewardSettings):
+    """A Python function of your own, called by the scorers."""
+
+    implementation = "dvpo_ray.rewards.functions:FunctionChannel"
+
+    type: Literal["function"] = Field("function", description="Selects this kind.")
+    function: PythonFunction = Field(
+        description="`package.module:function` of (prompts, answers), two lists of texts, that returns a number for each, or "
+        "none where it abstains. Prompts are whole: all turns and the words of the chat template, as the model reads them "
+        "without special tokens. A function of one argument is given the rows themselves (`dvpo_ray.rewards.RewardRow`). It may "
+        "be async."
+    )
+
+
+class HttpReward(RewardSettings):
     """A service that scores answers: POST `{"prompts": [...], "answers": [...]}` gives `{"rewards": [...]}`. The texts are those
-    that functions are given."""
+    that functions are given; a `null` abstains."""
+
+    implementation = "dvpo_ray.rewards.services:HttpChannel"
 
     type: Literal["http"] = Field("http", description="Selects this kind.")
     url: str = Field(pattern=r"^https?://", description="Where answers are sent.")
@@ -49,8 +75,10 @@ class HttpReward(_Reward):
     pause_s: float = Field(20.0, gt=0, description="How long a failing service is left alone before it is tried, in seconds.")
 
 
-class ModelReward(_Reward):
+class ModelReward(RewardSettings):
     """A sealed model in the scorers: a reward model (`dvpo reward train`), or a value model that scores whole answers."""
+
+    is_model: ClassVar[bool] = True
 
     type: Literal["model"] = Field("model", description="Selects this kind.")
     folder: ModelFolder = Field(description="Folder of the sealed model (holds `gvm.json`).")
@@ -64,12 +92,24 @@ class ModelReward(_Reward):
     )
 
 
-RewardConfig = Annotated[
-    Annotated[FunctionReward, Tag("function")] | Annotated[HttpReward, Tag("http")] | Annotated[ModelReward, Tag("model")],
-    kind_of("function"),
-]
+class SpanReward(RewardSettings):
+    """Rewards of the tokens in which a regular expression is found: what breaks or keeps a rule is priced where it stands."""
+
+    implementation = "dvpo_ray.rewards.spans:SpanChannel"
+
+    type: Literal["spans"] = Field("spans", description="Selects this kind.")
+    pattern: Annotated[str, AfterValidator(_is_pattern)] = Field(
+        description="Regular expression (Python's) that is searched in each answer."
+    )
+    reward: float = Field(-1.0, description="Of each place where it is found, given to the token in which that place ends.")
 
 
-def model_rewards(rewards: Mapping[str, RewardConfig]) -> dict[str, ModelReward]:
+REWARDS.register("function", FunctionReward)
+REWARDS.register("http", HttpReward)
+REWARDS.register("model", ModelReward)
+REWARDS.register("spans", SpanReward)
+
+
+def model_rewards(rewards: Mapping[str, RewardSettings]) -> dict[str, ModelReward]:
     """Those of a recipe's rewards that are models, by name, in its order."""
     return {name: config for name, config in rewards.items() if isinstance(config, ModelReward)}

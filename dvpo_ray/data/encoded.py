@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt as token ids. ``prompt_text`` is its last turn, for people; ``prompt_key`` identifies the whole prompt.
 
-    ``group`` is what it has in common with others, such as its subject, where its row says so.
+    ``group`` is what it has in common with others, such as its subject, where its row says so. ``columns`` are what else the row
+    holds, for rewards and environments.
     """
 
     row_id: str
@@ -17,6 +20,7 @@ class EncodedPrompt:
     prompt_ids: tuple[int, ...]
     prompt_key: str
     group: str | None = field(default=None, kw_only=True)
+    columns: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
 
     @property
     def kin(self) -> str:

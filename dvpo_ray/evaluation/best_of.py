@@ -42,7 +42,7 @@ def best_of_curve(evaluation: Evaluation, counts: Sequence[int], with_value: boo
         series["value_by_value"] = value, value
     if with_value and evaluation.golds is not None:
         series["gold_by_value"] = value, gold
-    cut_share = float(np.mean([answer.finish_reason == "length" for answer in evaluation.answers]))
+    cut_share = float(np.mean([answer.end_state == "length" for answer in evaluation.answers]))
     rows = []
     for n in counts:
         row: dict[str, Any] = {"n": n, "kl_at_most": math.log(n) - (n - 1) / n}

@@ -12,19 +12,20 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from dvpo_ray.algorithms import Signals, advantages
+from dvpo_ray.algorithms import Signals, make_algorithm
 from dvpo_ray.config.algorithms import AlgorithmSettings
+from dvpo_ray.config.environments import EnvironmentSettings
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, DataError
 from dvpo_ray.io.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
-from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.maths.statistics import bootstrap_ci95, mean_ci95, share_ci95, win_indicators, win_rate
-from dvpo_ray.rewards.answers import called, checked
+from dvpo_ray.rewards.base import whole_scores
+from dvpo_ray.rewards.functions import called
 from dvpo_ray.runs.folder import keep_records
 from dvpo_ray.stages import Rollouts, Scorers, retry_lost_rows
-from dvpo_ray.types import GenerationRequest, ScoredBatch
+from dvpo_ray.types import RolloutRequest, RowId, ScoredBatch
 
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -40,7 +41,7 @@ class EvaluatedAnswer:
     answer: str
     gold: float | None
     kl: float
-    finish_reason: str
+    end_state: str
     tokens: list[str]
     values: list[float]
     advantages: list[float]
@@ -60,7 +61,7 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """Means over answers, with 95% intervals of gold and of the share that was cut, over groups of prompts."""
         tokens = sum(len(a.tokens) for a in self.answers)
-        cut = [float(a.finish_reason == "length") for a in self.answers]
+        cut = [float(a.end_state == "length") for a in self.answers]
         least, most = share_ci95(cut, self.kin)
         result = {
             "kl_per_token": sum(a.kl for a in self.answers) / tokens,
@@ -129,13 +130,21 @@ class Evaluator:
         advantage: AlgorithmSettings,
         tokenizer: Any,
         seed: int,
+        environment: EnvironmentSettings | None = None,
     ) -> None:
-        self._prompts = {p.row_id: p for p in prompts}
+        self._prompts = list(prompts)
         self._gold = None if gold is None else called("evaluation.gold", gold)
         self._advantage = advantage
         self._tokenizer = tokenizer
         self._requests = [
-            GenerationRequest(f"eval/{p.row_id}/{n}", tuple(p.prompt_ids), sampling_seed(seed, "evaluate", i, n))
+            RolloutRequest(
+                RowId(0, i, p.row_id, n, "eval"),
+                tuple(p.prompt_ids),
+                sampling_seed(seed, "evaluate", i, n),
+                group_id=i,
+                environment=environment,
+                columns=p.columns,
+            )
             for i, p in enumerate(prompts)
             for n in range(answers_per_prompt)
         ]
@@ -143,7 +152,7 @@ class Evaluator:
     @property
     def prompts(self) -> list[EncodedPrompt]:
         """The prompts it answers."""
-        return list(self._prompts.values())
+        return list(self._prompts)
 
     def known(self, path: Path, last_step: int) -> dict[int, Evaluation]:
         """The evaluations of this evaluator in a run's records, after at most ``last_step`` steps, by step.
@@ -154,7 +163,7 @@ class Evaluator:
             DataError: the prompts are not those of now; answers to different ones cannot be compared.
         """
         found = read_evaluations(path, last_step)
-        asked = [(request.row_id, self._prompt_of(request).prompt_text) for request in self._requests]
+        asked = [(str(request.row), self._prompt_of(request).prompt_text) for request in self._requests]
         for number, (step, evaluation) in enumerate(found.items(), 1):
             answered = [(answer.row_id, answer.prompt) for answer in evaluation.answers]
             # The last one only may be without its end.
@@ -174,23 +183,23 @@ class Evaluator:
         lost = rollouts.given_up(self._requests)
         if lost:
             raise ActorFailedError(f"{len(lost)} held-out prompts were not answered in time, for example {lost[0]}")
-        order = {row_id: i for i, row_id in enumerate(scored.row_ids)}
-        scored = scored.take([order[request.row_id] for request in self._requests])
+        order = {row: i for i, row in enumerate(scored.rows)}
+        scored = scored.take([order[request.row] for request in self._requests])
         prompts = [self._prompt_of(request) for request in self._requests]
         response_ids, values = scored.response_ids.rows(), scored.values.rows()
-        log_probs, ref_log_probs = scored.log_probs.rows(), scored.ref_log_probs.rows()
+        log_probs, ref_log_probs = scored.actions.log_probs.rows(), scored.actions.ref_log_probs.rows()
         texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in response_ids]
         golds = self._golds([p.prompt_text for p in prompts], texts)
         token_advantages = self._advantages(scored)
         answers = [
             EvaluatedAnswer(
-                row_id=scored.row_ids[i],
+                row_id=str(scored.rows[i]),
                 prompt_id=prompts[i].row_id,
                 prompt=prompts[i].prompt_text,
                 answer=texts[i],
                 gold=golds[i],
                 kl=float((log_probs[i] - ref_log_probs[i]).sum()),
-                finish_reason=scored.finish_reasons[i],
+                end_state=scored.end_states[i],
                 tokens=[self._tokenizer.decode([token]) for token in response_ids[i]],
                 values=[round(float(q), 4) for q in values[i]],
                 advantages=[round(float(a), 4) for a in token_advantages[i]],
@@ -200,8 +209,8 @@ class Evaluator:
         ]
         return Evaluation(step, answers)
 
-    def _prompt_of(self, request: GenerationRequest) -> EncodedPrompt:
-        return self._prompts[request.row_id.removeprefix("eval/").rpartition("/")[0]]
+    def _prompt_of(self, request: RolloutRequest) -> EncodedPrompt:
+        return self._prompts[request.row.slot]
 
     def _golds(self, prompts: Sequence[str], texts: Sequence[str]) -> Sequence[float | None]:
         """Gold of each answer, None without a gold function.
@@ -211,17 +220,22 @@ class Evaluator:
         """
         if self._gold is None:
             return [None] * len(texts)
-        return checked("evaluation.gold", self._gold(prompts, texts), len(texts))
+        return whole_scores("evaluation.gold", self._gold(prompts, texts), len(texts))
 
     def _advantages(self, scored: ScoredBatch) -> list[np.ndarray]:
-        """Advantages without KL and without whitening, as the value model alone gives them."""
-        lengths = scored.response_ids.lengths
-        q_bt, _ = to_padded(scored.values.flat, lengths + 1)
-        mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
-        k_bt = kl_rewards(mu_bt, mu_bt, 0.0)
-        signals = Signals(q_bt, k_bt, torch.zeros(len(scored)), mask_bt, torch.from_numpy(scored.groups()))
-        a_bt = advantages(self._advantage, signals)
-        return [row[: int(n)].numpy() for row, n in zip(torch.unbind(a_bt), lengths, strict=True)]
+        """Advantages without KL and without whitening, as the value model alone gives them; 0 where the policy did not write."""
+        actions = scored.actions
+        q_bt, _ = to_padded(actions.values.flat, actions.lengths + 1)
+        _, mask_bt = to_padded(actions.log_probs.flat, actions.lengths)
+        nothing_bt, nothing_b = torch.zeros_like(mask_bt), torch.zeros(len(scored))
+        signals = Signals(q_bt, nothing_bt, nothing_bt, nothing_b, mask_bt, torch.from_numpy(scored.group_ids))
+        a_bt = make_algorithm(self._advantage).advantages(signals)
+        found = []
+        for row, written in zip(torch.unbind(a_bt), scored.action_mask.rows(), strict=True):
+            numbers = np.zeros(written.size)
+            numbers[written.astype(bool)] = row[: int(written.sum())].numpy()
+            found.append(numbers)
+        return found
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.judging.kept_lines import Journal, Kept
-from dvpo_ray.types import GenerationRequest
+from dvpo_ray.types import RolloutRequest
 
 
 class SavedAnswer(Kept):
@@ -27,11 +27,11 @@ class AnswerFile(Journal[SavedAnswer]):
         super().__init__(path, SavedAnswer, "remove the file, and all is asked again")
         self._identity = identity
 
-    def key(self, request: GenerationRequest) -> str:
+    def key(self, request: RolloutRequest) -> str:
         """What a request is known by; its row's id does not matter."""
         asked = json.dumps([self._identity, list(map(int, request.prompt_ids)), request.seed], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()
 
-    def find(self, request: GenerationRequest) -> SavedAnswer | None:
+    def find(self, request: RolloutRequest) -> SavedAnswer | None:
         """The answer to a request, if it is there."""
         return self.known.get(self.key(request))

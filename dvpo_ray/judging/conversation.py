@@ -15,7 +15,7 @@ from dvpo_ray.judging.answer_file import AnswerFile, SavedAnswer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.stages import Handle, Rollouts, retry_lost_rows
-from dvpo_ray.types import Answer, GenerationRequest
+from dvpo_ray.types import RolloutRequest, RowId, Trajectory
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Interviewer:
     """
 
     def __init__(
-        self, tokenizer: Any, rollout: RolloutSection, seed: int, fetch: Callable[[Handle], Answer], file: AnswerFile
+        self, tokenizer: Any, rollout: RolloutSection, seed: int, fetch: Callable[[Handle], Trajectory], file: AnswerFile
     ) -> None:
         self._tokenizer = tokenizer
         self._rollout = rollout
@@ -82,7 +82,9 @@ class Interviewer:
         for i, one in enumerate(conversations, first):
             one.said += one.question.turns[turn]
             seed = sampling_seed(self._seed, "ask", turn, i)
-            requests.append(GenerationRequest(f"{turn}/{i}", self._encode(one.question, one.said), seed))
+            requests.append(
+                RolloutRequest(RowId(0, i, one.question.key, turn, "judge"), self._encode(one.question, one.said), seed)
+            )
         retry_lost_rows(lambda: self._get_missing(requests, rollouts))
         for request, one in zip(requests, conversations, strict=True):
             answer = self._file.find(request)
@@ -93,13 +95,13 @@ class Interviewer:
             one.tokens.append(answer.tokens)
             one.cut.append(answer.cut)
 
-    def _get_missing(self, requests: Sequence[GenerationRequest], rollouts: Rollouts) -> None:
+    def _get_missing(self, requests: Sequence[RolloutRequest], rollouts: Rollouts) -> None:
         """Ask for the answers that the file does not hold, and keep them there.
 
         Raises:
             RowsLostError: some were lost; the others are kept.
         """
-        missing = {request.row_id: request for request in requests if self._file.find(request) is None}
+        missing = {request.row: request for request in requests if self._file.find(request) is None}
         lost: RowsLostError | None = None
         # To the end, whatever is lost: engines refuse a row that is asked for while it is still under way.
         for handle in rollouts.generate(list(missing.values())) if missing else ():
@@ -108,13 +110,13 @@ class Interviewer:
             except RowsLostError as error:
                 lost = error
             else:
-                self._keep(missing[answer.row_id], answer)
+                self._keep(missing[answer.row], answer)
         if lost is not None:
             raise lost
 
-    def _keep(self, request: GenerationRequest, answer: Answer) -> None:
+    def _keep(self, request: RolloutRequest, answer: Trajectory) -> None:
         text = self._tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip()
-        cut = answer.finish_reason == "length"
+        cut = answer.end_state == "length"
         self._file.add(SavedAnswer(key=self._file.key(request), text=text, tokens=int(answer.response_ids.size), cut=cut))
 
     def _encode(self, question: Question, said: Sequence[Message], beside: int = 0) -> tuple[int, ...]:

@@ -110,15 +110,16 @@ def share_rows(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """B rows of prompt + response, right-padded to L, and where their tokens of interest stand.
+    """B rows of prompt + response, right-padded to L, and where their tokens of interest stand: all tokens of a row's response,
+    or those that the policy wrote.
 
     Attributes:
         input_ids: [B, L].
         attention_mask: [B, L], 1 on real tokens.
-        response_lengths: T_i of each row [B].
-        before_response: flat positions (into B*L) of the token before each response token, [N = sum T_i].
-        with_prompt_end: flat positions of the last prompt token and all response tokens, [N + B].
-        targets: response token ids [N].
+        response_lengths: T_i, the number of tokens of interest of each row [B].
+        before_response: flat positions (into B*L) of the token before each of them, [N = sum T_i].
+        with_prompt_end: these positions, and that of each row's very last token, [N + B].
+        targets: ids of the tokens of interest [N].
     """
 
     input_ids: Tensor
@@ -130,9 +131,13 @@ class SequenceBatch:
 
 
 def pad_sequences(
-    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], device: torch.device | str = "cpu", pad_id: int = 0
+    prompts: Sequence[np.ndarray],
+    responses: Sequence[np.ndarray],
+    device: torch.device | str = "cpu",
+    pad_id: int = 0,
+    masks: Sequence[np.ndarray] | None = None,
 ) -> SequenceBatch:
-    """Build a SequenceBatch from ragged rows.
+    """Build a SequenceBatch from ragged rows; ``masks`` say which tokens of each response are of interest, all without.
 
     Any id of the vocabulary will do for padding: it is masked, it stands to the right of all a causal model reads, and no
     position of it is asked for.
@@ -141,21 +146,23 @@ def pad_sequences(
     width = max(lengths)
     ids = np.full((len(lengths), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(lengths), width), dtype=np.int64)
-    before, with_end = [], []
+    before, with_end, targets = [], [], []
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         ids[i, : prompt.size] = prompt
         ids[i, prompt.size : lengths[i]] = response
         mask[i, : lengths[i]] = 1
         first = i * width + prompt.size - 1
-        before.append(np.arange(first, first + response.size))
-        with_end.append(np.arange(first, first + response.size + 1))
+        chosen = np.arange(response.size) if masks is None else np.flatnonzero(masks[i])
+        before.append(first + chosen)
+        with_end.append(np.append(first + chosen, first + response.size))
+        targets.append(response[chosen])
     return SequenceBatch(
         input_ids=torch.from_numpy(ids).to(device),
         attention_mask=torch.from_numpy(mask).to(device),
-        response_lengths=np.array([r.size for r in responses]),
+        response_lengths=np.array([row.size for row in before]),
         before_response=torch.from_numpy(np.concatenate(before)).to(device),
         with_prompt_end=torch.from_numpy(np.concatenate(with_end)).to(device),
-        targets=torch.from_numpy(np.concatenate(responses).astype(np.int64)).to(device),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device),
     )
 
 

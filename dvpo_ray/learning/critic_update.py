@@ -15,8 +15,8 @@ from dvpo_ray.types import Ragged, ScoredBatch
 
 @dataclass(frozen=True)
 class CriticBatch:
-    """Rows with the critic's values V(s_0)..V(s_T) before the update (T_i + 1 a row) and the lambda-returns of all states but the
-    last (T_i a row)."""
+    """Rows with the critic's values before the update, of the N_i states in which the policy wrote and the last, and the
+    lambda-returns of all but the last (N_i a row)."""
 
     scored: ScoredBatch
     returns: Ragged
@@ -24,24 +24,24 @@ class CriticBatch:
     @classmethod
     def of(cls, scored: ScoredBatch, rewards_bt: Tensor, mask_bt: Tensor, lam: float) -> CriticBatch:
         """From rows that hold the critic's values, and their tokens' rewards and mask [B, T]."""
-        lengths = scored.response_ids.lengths
-        v_bt, _ = to_padded(scored.values.flat, lengths + 1)
+        lengths = scored.actions.lengths
+        v_bt, _ = to_padded(scored.actions.values.flat, lengths + 1)
         returns_bt = ppo_gae(v_bt, rewards_bt, mask_bt, lam) + v_bt[:, :-1]
         return cls(scored, Ragged(to_flat(returns_bt, mask_bt).numpy(), lengths))
 
     def metrics(self) -> dict[str, float]:
         """How the returns lie, and the share of their variance that the values explained before the update."""
-        values = np.concatenate([row[:-1] for row in self.scored.values.rows()])
+        values = np.concatenate([row[:-1] for row in self.scored.actions.values.rows()])
         returns = self.returns.flat
         unexplained = float(np.var(returns - values) / max(float(np.var(returns)), 1e-8))
         return {"critic/returns": float(returns.mean()), "critic/explained_variance": 1.0 - unexplained}
 
 
 def critic_loss(values: Tensor, batch: CriticBatch, rows: list[int], clip_range: float) -> Tensor:
-    """Loss summed over states, a scalar; ``values`` [sum (T_i + 1)] are the critic's now, of ``rows``, with gradient."""
+    """Loss summed over states, a scalar; ``values`` [sum (N_i + 1)] are the critic's now, of ``rows``, with gradient."""
     lengths = batch.returns.lengths[rows]
     v_bt, _ = to_padded(values, lengths + 1)
-    old_bt, _ = to_padded(batch.scored.values.take(rows).flat, lengths + 1)
+    old_bt, _ = to_padded(batch.scored.actions.values.take(rows).flat, lengths + 1)
     returns_bt, active_bt = to_padded(batch.returns.take(rows).flat, lengths)
     device = v_bt.device
     # Nothing follows the last token: the value after it is never asked for, and not trained.

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.algorithms import LossTerms, Signals, advantages, policy_loss
+from dvpo_ray.algorithms import LossTerms, make_algorithm
 from dvpo_ray.config.algorithms import AlgorithmSettings
 from dvpo_ray.config.kl import KlSection
+from dvpo_ray.config.rewards import RewardSettings
 from dvpo_ray.config.updates import OffPolicySection, PpoUpdateSection
-from dvpo_ray.config.rewards import RewardConfig
 from dvpo_ray.learning.batching import to_flat, to_padded
 from dvpo_ray.learning.staleness import ages, token_weights
 from dvpo_ray.learning.token_rewards import token_rewards
@@ -32,7 +32,7 @@ NO_REWARDS = RunningMoments()
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """Scored rows with their whitened advantages and their tokens' ages (ragged, T_i per row).
+    """Scored rows with the whitened advantages and the ages of the tokens that the policy wrote (ragged, N_i per row).
 
     ``moments`` [3] are those of the advantages before whitening (``dvpo_ray.maths.masked.moments``), ``running`` those of all
     scores of whole answers so far, where they are normalised.
@@ -52,7 +52,7 @@ def prepare(
     kl: KlSection,
     beta: float,
     known: Tensor | None = None,
-    rewards: Mapping[str, RewardConfig] | None = None,
+    rewards: Mapping[str, RewardSettings] | None = None,
     running: RunningMoments = NO_REWARDS,
 ) -> tuple[PreparedBatch, dict[str, float]]:
     """Advantages and ages of rows of a step that trains weights ``version``, and metrics.
@@ -62,17 +62,17 @@ def prepare(
     recipe's, whose scores the rows hold, ``running`` the moments of scores of earlier steps (``token_rewards``).
     """
     earned = token_rewards(scored, advantage, kl, beta, rewards or {}, running)
-    lengths = scored.response_ids.lengths
-    q_bt, _ = to_padded(scored.values.flat, lengths + 1)
+    actions = scored.actions
+    lengths = actions.lengths
+    q_bt, _ = to_padded(actions.values.flat, lengths + 1)
     mask_bt = earned.mask_bt
-    groups = torch.from_numpy(scored.groups())
-    raw_bt = advantages(advantage, Signals(q_bt, earned.rewards_bt, earned.scores_b, mask_bt, groups))
+    raw_bt = make_algorithm(advantage).advantages(earned.signals(q_bt, torch.from_numpy(scored.group_ids)))
     sums = moments(raw_bt, mask_bt)
     white_bt = whiten(raw_bt, mask_bt, sums if known is None else known, advantage.whitening)
     flat = to_flat(white_bt, mask_bt).numpy()
     raw = to_flat(raw_bt, mask_bt)
-    value_rows = scored.values.rows()
-    cut = sum(reason == "length" for reason in scored.finish_reasons) / len(scored)
+    value_rows = actions.values.rows()
+    cut = sum(state == "length" for state in scored.end_states) / len(scored)
     metrics = {
         "value/mean": float(to_flat(q_bt[:, 1:], mask_bt).mean()),
         "value/last": float(np.mean([row[-1] for row in value_rows])),
@@ -90,7 +90,7 @@ def units(scored: ScoredBatch, advantage: AlgorithmSettings) -> list[list[int]]:
     """Row indices that must be in one micro-batch: the pairs whose ratio is clipped together, else every row by itself."""
     if not advantage.keeps_pairs:
         return [[row] for row in range(len(scored))]
-    partner = partners(torch.from_numpy(scored.groups())).tolist()
+    partner = partners(torch.from_numpy(scored.group_ids)).tolist()
     # A row without a partner has no advantage; beside itself its ratio is 1, and it gives no gradient.
     return [[row, other] for row, other in enumerate(partner) if row <= other]
 
@@ -123,8 +123,8 @@ class TokenBatch:
             return torch.from_numpy(ragged.take(rows).flat).float().to(device)
 
         return cls(
-            flat(prepared.scored.log_probs),
-            flat(prepared.scored.ref_log_probs),
+            flat(prepared.scored.actions.log_probs),
+            flat(prepared.scored.actions.ref_log_probs),
             flat(prepared.advantages),
             flat(prepared.ages),
             None if old is None else flat(old),
@@ -152,7 +152,7 @@ def loss(
         old = current
     weights = token_weights(old, tokens.engine_log_probs, tokens.ages, off_policy)
     terms = LossTerms(log_probs, old, tokens.advantages, tokens.lengths, ppo.clip_range, weights)
-    total, clipped = policy_loss(advantage, terms)
+    total, clipped = make_algorithm(advantage).loss(terms)
     if kl.placement == "loss":
         penalty = kl_k3_loss(log_probs, tokens.ref_log_probs)
         total = total + beta * (penalty if weights is None else penalty * (weights > 0)).sum()

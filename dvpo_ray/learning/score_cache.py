@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from dvpo_ray.types import Answer
+from dvpo_ray.types import Trajectory
 
 Entry = tuple[np.ndarray, np.ndarray, np.ndarray]
 ENTRY_BYTES = 400  # what Python and NumPy need beside the numbers
@@ -26,7 +26,7 @@ class ScoreCache:
         self._bytes = 0
         self.hits = 0
 
-    def key(self, answer: Answer) -> bytes:
+    def key(self, answer: Trajectory) -> bytes:
         """Digest of the seal and of prompt and response, and where one ends."""
         prompt, response = (np.ascontiguousarray(ids, dtype=np.int32) for ids in (answer.prompt_ids, answer.response_ids))
         digest = hashlib.sha256(f"{self._seal}:{prompt.size}:".encode())

@@ -12,30 +12,32 @@ from torch import Tensor
 from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.errors import StaleRowsError
 from dvpo_ray.maths.losses import importance_weights
-from dvpo_ray.types import Ragged, ScoredBatch
+from dvpo_ray.types import Ragged, RowOutcome, ScoredBatch, outcomes
 
 
 def ages(scored: ScoredBatch, version: int) -> Ragged:
-    """Age of every response token, ragged, in steps.
+    """Age of every token that the policy wrote, ragged, in steps.
 
     Raises:
         StaleRowsError: a token was sampled by weights newer than those trained, so the books of versions are wrong.
     """
-    found = Ragged(version - scored.versions.flat, scored.versions.lengths)
+    versions = scored.actions.versions
+    found = Ragged(version - versions.flat, versions.lengths)
     if found.flat.size and found.flat.min() < 0:
-        newest = int(scored.versions.flat.max())
+        newest = int(versions.flat.max())
         raise StaleRowsError(f"an answer holds tokens of weights {newest}, but training is at {version}")
     return found
 
 
-def keep_fresh(scored: ScoredBatch, version: int, config: OffPolicySection) -> tuple[ScoredBatch, tuple[str, ...]]:
-    """The rows to train on, and the ids of those dropped because a token of theirs is over the limit."""
+def keep_fresh(scored: ScoredBatch, version: int, config: OffPolicySection) -> tuple[ScoredBatch, tuple[RowOutcome, ...]]:
+    """The rows to train on, and what became of those dropped because a token of theirs is over the limit."""
     limit = config.max_staleness
     oldest = np.array([row.max() for row in ages(scored, version).rows()])
     if config.over_limit != "drop" or oldest.max() <= limit:
         return scored, ()
     kept = [i for i, age in enumerate(oldest) if age <= limit]
-    return scored.take(kept), tuple(scored.row_ids[i] for i in range(len(scored)) if oldest[i] > limit)
+    old = scored.take([i for i in range(len(scored)) if oldest[i] > limit])
+    return scored.take(kept), outcomes(old, dropped=True)
 
 
 def check_some_left(kept: int, dropped: int, step: int, config: OffPolicySection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from dvpo_ray.types import ScoredBatch
+from dvpo_ray.types import RowOutcome, ScoredBatch
 
 
 class OpenStep:
@@ -17,7 +17,7 @@ class OpenStep:
     def __init__(self, step: int, tokens_to_fill: int) -> None:
         self.step = step
         self.began = time.monotonic()
-        self.dropped: list[str] = []
+        self.dropped: list[RowOutcome] = []
         self.sums: dict[str, float] = {}
         self._tokens_to_fill = tokens_to_fill
         self._all: list[ScoredBatch] = []

@@ -1,4 +1,4 @@
-"""Rewards of tokens: KL to the reference at each, and scores of whole answers at the last."""
+"""What tokens earn: KL to the reference at each, rewards of single tokens, and those of whole answers."""
 
 from __future__ import annotations
 
@@ -9,27 +9,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvpo_ray.config.algorithms import AlgorithmSettings, Ppo
+from dvpo_ray.algorithms import Signals, make_algorithm
+from dvpo_ray.config.algorithms import AlgorithmSettings
 from dvpo_ray.config.kl import KlSection
-from dvpo_ray.config.rewards import RewardConfig
+from dvpo_ray.config.rewards import RewardSettings
 from dvpo_ray.learning.batching import to_padded
 from dvpo_ray.maths.losses import kl_rewards
 from dvpo_ray.maths.running import RunningMoments
-from dvpo_ray.types import ScoredBatch
-
-LEAST_STD = 1e-6
+from dvpo_ray.types import Ragged, ScoredBatch
 
 
 @dataclass(frozen=True)
 class TokenRewards:
-    """Rewards of tokens [B, T], the scores of whole answers in them [B], active tokens [B, T], metrics that describe the rewards,
-    and the moments of all scores so far."""
+    """KL rewards [B, T], weighted rewards of single tokens [B, T] and of whole answers [B], active tokens [B, T], metrics that
+    describe the rewards, and the moments of all rewards of whole answers so far."""
 
-    rewards_bt: Tensor
-    scores_b: Tensor
+    kl_bt: Tensor
+    reward_bt: Tensor
+    terminal_b: Tensor
     mask_bt: Tensor
     metrics: dict[str, float]
     moments: RunningMoments
+
+    def signals(self, q_bt: Tensor, group_b: Tensor) -> Signals:
+        """What algorithms read, with frozen values or a critic's [B, T+1]."""
+        return Signals(q_bt, self.kl_bt, self.reward_bt, self.terminal_b, self.mask_bt, group_b)
+
+    @property
+    def rewards_bt(self) -> Tensor:
+        """All rewards of each token [B, T]."""
+        return self.signals(self.mask_bt, self.terminal_b).k_bt
 
 
 def token_rewards(
@@ -37,36 +46,55 @@ def token_rewards(
     advantage: AlgorithmSettings,
     kl: KlSection,
     beta: float,
-    rewards: Mapping[str, RewardConfig],
+    rewards: Mapping[str, RewardSettings],
     moments: RunningMoments,
 ) -> TokenRewards:
-    """What each token of scored rows earns.
+    """What each token earns that the policy wrote in scored rows.
 
     The KL reward is measured under the engine's log-probs: those of the distribution that was sampled. ``rewards`` are the
-    recipe's, whose scores the rows hold; weighted, and normalised by ``moments`` of earlier rows and these where the estimator
-    asks for it, they join the reward of the last token.
+    recipe's, whose numbers the rows hold in channels; a channel that the recipe does not name (an environment's) has weight 1.
+    Those of whole answers are weighted, summed, and scaled by the algorithm with the help of ``moments`` of earlier rows.
     """
-    lengths = scored.response_ids.lengths
-    mu_bt, mask_bt = to_padded(scored.log_probs.flat, lengths)
-    ref_bt, _ = to_padded(scored.ref_log_probs.flat, lengths)
-    rewards_bt = kl_rewards(mu_bt, ref_bt, beta if kl.placement == "reward" else 0.0) * mask_bt
+    actions = scored.actions
+    mu_bt, mask_bt = to_padded(actions.log_probs.flat, actions.lengths)
+    ref_bt, _ = to_padded(actions.ref_log_probs.flat, actions.lengths)
+    kl_bt = kl_rewards(mu_bt, ref_bt, beta if kl.placement == "reward" else 0.0) * mask_bt
     log_ratio_bt = (mu_bt - ref_bt) * mask_bt
     metrics = {
         "kl/per_token": float(log_ratio_bt.sum() / mask_bt.sum()),
         "kl/per_answer": float(log_ratio_bt.sum(1).mean()),
         "kl/beta": beta,
     }
-    scores_b = torch.zeros(len(scored))
-    if rewards:
-        scores_bc = scored.rewards.flat.reshape(len(scored), -1)
-        weights_c = np.array([config.weight for config in rewards.values()], dtype=np.float32)
-        whole_b = scores_bc @ weights_c
-        metrics |= {f"reward/{name}": float(column.mean()) for name, column in zip(rewards, scores_bc.T, strict=True)}
-        if isinstance(advantage, Ppo):
-            whole_b, moments = _scaled(whole_b, advantage, moments)
-        scores_b = torch.from_numpy(whole_b)
-        rewards_bt[torch.arange(len(scored)), torch.from_numpy(lengths).long() - 1] += scores_b
-    return TokenRewards(rewards_bt, scores_b, mask_bt, metrics, moments)
+    weights = {name: rewards[name].weight if name in rewards else 1.0 for name in actions.rewards}
+    reward_bt, terminal_b = torch.zeros_like(kl_bt), torch.zeros(len(scored))
+    for name, channel in actions.rewards.items():
+        metrics |= _described(name, channel)
+        reward_bt += weights[name] * _of_tokens(channel, actions.lengths)
+    if weights:
+        whole_bc = np.stack([_of_answers(channel) for channel in actions.rewards.values()], axis=1)
+        whole_b = whole_bc @ np.array(list(weights.values()), dtype=np.float32)
+        whole_b, moments = make_algorithm(advantage).scaled(whole_b, moments)
+        terminal_b = torch.from_numpy(whole_b)
+    return TokenRewards(kl_bt, reward_bt, terminal_b, mask_bt, metrics, moments)
+
+
+def _of_answers(channel: Ragged) -> np.ndarray:
+    """The numbers of whole answers in a channel, 0 where there is none, float32 [B]."""
+    return np.array([row[0] if row.size == 1 else 0.0 for row in channel.rows()], dtype=np.float32)
+
+
+def _of_tokens(channel: Ragged, lengths: np.ndarray) -> Tensor:
+    """The numbers of single tokens in a channel, 0 where there are none [B, T]."""
+    rows = [row if row.size > 1 else np.zeros(length) for row, length in zip(channel.rows(), lengths, strict=True)]
+    return to_padded(Ragged.of(rows, np.float32).flat, lengths)[0]
+
+
+def _described(name: str, channel: Ragged) -> dict[str, float]:
+    """The mean over rows, of what their tokens were given in all, and the share of rows where the reward abstained."""
+    sums = [row.sum() for row in channel.rows() if row.size]
+    abstained = 1.0 - len(sums) / len(channel)
+    found = {f"reward/{name}": float(np.mean(sums)) if sums else 0.0}
+    return found | ({f"reward/{name}_abstained": abstained} if abstained else {})
 
 
 def running_state(moments: RunningMoments) -> dict[str, Tensor]:
@@ -80,13 +108,3 @@ def running_of(tensors: Mapping[str, Tensor]) -> RunningMoments:
         return RunningMoments()
     count, mean, squares = tensors["rewards"].tolist()
     return RunningMoments(int(count), mean, squares)
-
-
-def _scaled(scores_b: np.ndarray, settings: Ppo, moments: RunningMoments) -> tuple[np.ndarray, RunningMoments]:
-    """Scores as PPO-max takes them: less the running mean, by the running deviation, clipped; and the new moments."""
-    if settings.normalise_rewards:
-        moments = moments.with_batch(scores_b)
-        scores_b = (scores_b - moments.mean) / max(moments.std, LEAST_STD)
-    if settings.clip_rewards:
-        scores_b = scores_b.clip(-settings.clip_rewards, settings.clip_rewards)
-    return scores_b.astype(np.float32), moments

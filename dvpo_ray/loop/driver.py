@@ -1,7 +1,7 @@
 r"""The driver: rows flow one way, weights flow back once a step.
 
-prompts --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner (DeepSpeed) --> weights back to rollouts
-\______________ the feed, up to max_staleness steps ahead ________/
+plan --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner --> weights back to rollouts, outcomes to the plan
+\__________ the prefetcher, up to max_staleness steps ahead _____/
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ from dvpo_ray.loop.health import HealthMonitor
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.loop.prefetch import RolloutPrefetcher
 from dvpo_ray.loop.restarts import Restarts
+from dvpo_ray.loop.scorer_schedule import ScorerSchedule
 from dvpo_ray.maths.kl_control import next_coefficient
+from dvpo_ray.rollouts.observed import ObservedPlan
+from dvpo_ray.rollouts.refresh import ScorerRefresh
 from dvpo_ray.runs.folder import DUMPS
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Handle, Stages
-from dvpo_ray.types import ScoredBatch
+from dvpo_ray.types import ScoredBatch, StepResult
 
 # Counts of a step's updates that were withheld, and of which model.
 SKIPPED = {"loss/skipped_updates": "policy", "critic/skipped_updates": "critic"}
@@ -51,26 +54,30 @@ class Driver:
         self,
         config: PolicyTraining,
         stages: Stages,
-        ledger: Ledger,
+        plan: ObservedPlan,
         run: Run,
         checkpointer: Checkpointer,
         evaluate: Callable[[int], float | None] = lambda step: None,
         data_sha256: str = "",
         on_sync: Callable[[int], None] = lambda version: None,
+        refresh: ScorerRefresh | None = None,
     ) -> None:
         """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
         ``evaluation.every`` asks for it, unless the run is to stop, and returns their held-out score; ``data_sha256`` is the
         fingerprint of what is trained on, for checkpoints. ``on_sync`` is called with the version that all engines have just
-        taken."""
+        taken. ``plan`` says which rows steps ask for, ``refresh`` when another value model takes over."""
         self._config = config
         self._stages = stages
-        self._ledger = ledger
+        self._plan = plan
+        self._ledger = Ledger()
         self._run = run
         self._checkpointer = checkpointer
         self._evaluate = evaluate
         self._data_sha256 = data_sha256
         self._on_sync = on_sync
         self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
+        self._refresh = refresh
+        self._scorers = ScorerSchedule(config.off_policy.max_staleness)
         self._sealed = stages.scorers.value_hash()
         self._health = HealthMonitor(config.health)
         self._restarts = Restarts(stages.learner, config.learner.max_restarts, run, checkpointer)
@@ -92,11 +99,13 @@ class Driver:
             except RECOVERABLE_ERRORS as error:
                 self._restarts.restart(error)
                 checkpoint, go_back = self._checkpointer.store.newest() or checkpoint, True
+        last = self._scorers.of(self._config.steps - 1)
+        expected = self._sealed if last is None else ",".join([last.parameters_sha256, *self._sealed.split(",")[1:]])
         with self._run.stop.finishing(rest):
-            found = self._stages.scorers.value_hash()
-        if found != self._sealed:
+            found = self._stages.scorers.value_hash(last)
+        if found != expected:
             raise FrozenValueChangedError(
-                f"parameters of the frozen value or reward models changed during the run: {self._sealed} became {found}"
+                f"parameters of the frozen value or reward models changed during the run: {expected} became {found}"
             )
 
     def _train_from(self, first: int) -> None:
@@ -105,12 +114,14 @@ class Driver:
         lead = config.off_policy.max_staleness
         with (
             run.stop.finishing(run.pace.plan_of_step),
-            RolloutPrefetcher(self._stages, self._ledger, run, first, config.steps, lead, config.streaming) as feed,
+            RolloutPrefetcher(
+                self._stages, self._plan, self._scorers.of, self._ledger, run, first, config.steps, lead, config.streaming
+            ) as feed,
         ):
             for step in range(first, config.steps):
                 self._train_step(step, feed)
                 self._check_wanted(step + 1)
-                feed.trained(step + 1)
+                feed.advance(step + 1)
             self._checkpointer.finish()
 
     def _train_step(self, step: int, feed: RolloutPrefetcher) -> None:
@@ -123,8 +134,9 @@ class Driver:
         with record.span("sync"):
             served = stages.rollouts.sync(stages.learner.weights(result.version))
         self._on_sync(result.version)
-        ledger.trained_rows(result.row_ids)
-        ledger.dead_letter_rows([*result.dropped_ids, *feed.given_up(step)])
+        ledger.trained_rows(result.trained)
+        ledger.dead_letter_rows([*result.dropped, *feed.given_up(step)])
+        self._observe(step, result)
         self._kl.observe(result.metrics["kl/per_answer"])
         record.close(result, ledger.check(), served)
         withheld = [name for name in SKIPPED if result.metrics.get(name)]
@@ -141,6 +153,16 @@ class Driver:
             self._begin_checkpoint(step + 1, score)
         if leaving or run.stopping:
             checkpointer.finish()
+
+    def _observe(self, step: int, result: StepResult) -> None:
+        """Tell plan and scorer refresh what became of a step's rows."""
+        self._plan.observe(step, result.rows)
+        version = None if self._refresh is None else self._refresh.after(step, result.rows)
+        if version is not None:
+            # Loaded and verified here, before rows depend on it.
+            self._stages.scorers.value_hash(version)
+            self._scorers.announce(step, version)
+            self._run.phase(f"after step {step + 1}, value model {version.number} ('{version.folder}') takes over")
 
     def _check_wanted(self, steps: int) -> None:
         """Go no further than ``steps`` trained steps when the run is to stop.
@@ -219,7 +241,9 @@ class Driver:
             "step": step,
             "kl_coefficient": self._kl.beta,
             "ledger": self._ledger.state(),
+            "plan": self._plan.state(step),
             "value_sha256": self._sealed,
+            "scorers": self._scorers.state(),
             "data_sha256": self._data_sha256,
         } | self._run.facts()
 
@@ -236,6 +260,11 @@ class Driver:
         self._kl = KlControl(self._config.kl.control, self._config.rollout.rows_per_step)
         self._kl.beta = checkpoint.part("kl_coefficient", NonNegativeFinite) if checkpoint else self._kl.beta
         self._ledger.restore(checkpoint.part("ledger", dict) if checkpoint else Ledger.EMPTY, step)
+        self._scorers.restore(checkpoint.part("scorers", list) if checkpoint else [])
+        if checkpoint is None:
+            self._plan.restart()
+        else:
+            self._plan.restore(checkpoint.part("plan", dict), step)
         self._stages.rollouts.sync(self._stages.learner.weights(step))
         self._on_sync(step)
         self._run.go_back(checkpoint)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from dvpo_ray.errors import DataError
-from dvpo_ray.types import NAME_FIELDS, RAGGED_FIELDS, Ragged, ScoredBatch
+from dvpo_ray.types import RAGGED_FIELDS, Ragged, RowId, ScoredBatch
 
+CHANNEL = "channels."
 INFLATION = 1100  # deflate makes at most 1032 bytes of one
 
 
@@ -22,7 +23,10 @@ def write_dump(path: Path, scored: ScoredBatch, step: int, beta: float) -> Path:
     for name in RAGGED_FIELDS:
         ragged = getattr(scored, name)
         arrays |= {f"{name}.flat": ragged.flat, f"{name}.lengths": ragged.lengths}
-    arrays |= {name: np.array(getattr(scored, name)) for name in NAME_FIELDS}
+    for name, channel in scored.channels.items():
+        arrays |= {f"{CHANNEL}{name}.flat": channel.flat, f"{CHANNEL}{name}.lengths": channel.lengths}
+    arrays |= {"rows": np.array([str(row) for row in scored.rows]), "end_states": np.array(scored.end_states)}
+    arrays |= {"group_ids": scored.group_ids, "scorer_version": np.array(scored.scorer_version)}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, allow_pickle=False, **arrays)
     return path
@@ -38,7 +42,14 @@ def read_dump(path: Path) -> tuple[ScoredBatch, int, float]:
         _check_shapes(path)
         with np.load(path, allow_pickle=False) as arrays:
             fields: dict[str, Any] = {name: _ragged(arrays, name) for name in RAGGED_FIELDS}
-            fields |= {name: tuple(str(text) for text in arrays[name]) for name in NAME_FIELDS}
+            names = [name.removesuffix(".flat") for name in arrays.files if name.startswith(CHANNEL) and name.endswith(".flat")]
+            fields |= {
+                "rows": tuple(RowId.parse(str(text)) for text in arrays["rows"]),
+                "end_states": tuple(str(text) for text in arrays["end_states"]),
+                "group_ids": arrays["group_ids"],
+                "scorer_version": operator.index(arrays["scorer_version"].item()),
+                "channels": {name.removeprefix(CHANNEL): _ragged(arrays, name) for name in names},
+            }
             step, beta = operator.index(arrays["step"].item()), float(arrays["beta"].item())
             if step < 0:
                 raise ValueError(f"step is {step}")
@@ -49,7 +60,7 @@ def read_dump(path: Path) -> tuple[ScoredBatch, int, float]:
 
 def _ragged(arrays: Any, name: str) -> Ragged:
     ragged = Ragged(arrays[f"{name}.flat"], arrays[f"{name}.lengths"])
-    if ragged.flat.dtype.kind not in "iuf":
+    if ragged.flat.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {ragged.flat.dtype}, expected numbers")
     return ragged
 

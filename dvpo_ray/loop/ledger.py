@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import CheckpointError
-from dvpo_ray.maths.seeds import sampling_seed
-from dvpo_ray.types import GenerationRequest
+from dvpo_ray.types import RowId
 
 
 class LedgerState(BaseModel):
@@ -21,67 +18,46 @@ class LedgerState(BaseModel):
 
     trained: int = Field(ge=0)
     dead_lettered: int = Field(ge=0)
-    in_flight: list[Annotated[str, Field(pattern=r"^[0-9]{1,15}/")]]
+    in_flight: list[str]
 
 
 class Ledger:
-    """Counts rows: admitted = trained + dead-lettered + in flight; no row twice.
-
-    Prompts are visited in a seeded order, every prompt once per epoch; the position is a function of the step alone, so a
-    run that starts again at step n admits the same rows.
-    """
+    """Counts rows: admitted = trained + dead-lettered + in flight; no row twice."""
 
     EMPTY: ClassVar[Mapping[str, Any]] = {"trained": 0, "dead_lettered": 0, "in_flight": []}
 
-    def __init__(self, prompts: Sequence[EncodedPrompt], prompts_per_step: int, answers_per_prompt: int, seed: int) -> None:
-        self._prompts = prompts
-        self._prompts_per_step = prompts_per_step
-        self._answers_per_prompt = answers_per_prompt
-        self._seed = seed
-        self._in_flight: set[str] = set()
+    def __init__(self) -> None:
+        self._in_flight: set[RowId] = set()
         self.admitted = 0
         self.trained = 0
         self.dead_lettered = 0
 
-    def admit(self, step: int) -> list[GenerationRequest]:
-        """The requests of one step: row id ``step/prompt/answer`` and a seed of its own for each."""
-        first = step * self._prompts_per_step
-        requests = []
-        orders: dict[int, np.ndarray] = {}
-        for slot in range(first, first + self._prompts_per_step):
-            epoch, offset = divmod(slot, len(self._prompts))
-            if epoch not in orders:
-                orders[epoch] = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompts))
-            prompt = self._prompts[int(orders[epoch][offset])]
-            for answer in range(self._answers_per_prompt):
-                row_id = f"{step}/{slot}:{prompt.row_id}/{answer}"
-                seed = sampling_seed(self._seed, "train", slot, answer)
-                requests.append(GenerationRequest(row_id, tuple(prompt.prompt_ids), seed))
-        ids = {request.row_id for request in requests}
-        assert len(ids) == len(requests) and not ids & self._in_flight, "row ids are unique"
-        self._in_flight |= ids
-        self.admitted += len(requests)
-        return requests
+    def admit(self, rows: Iterable[RowId]) -> None:
+        """Take rows onto the books; a row that is on them already is a bug in the plan."""
+        ids = list(rows)
+        assert len(set(ids)) == len(ids) and not self._in_flight.intersection(ids), f"row ids are unique: {ids[:3]}"
+        self._in_flight.update(ids)
+        self.admitted += len(ids)
 
-    def trained_rows(self, row_ids: Iterable[str]) -> None:
+    def trained_rows(self, rows: Iterable[RowId]) -> None:
         """Take rows off the books as trained; a row that is not in flight is a bug in the pipeline."""
-        ids = list(row_ids)
+        ids = list(rows)
         unknown = set(ids) - self._in_flight
-        assert not unknown and len(set(ids)) == len(ids), f"rows trained twice or never admitted: {sorted(unknown)[:3]}"
+        assert not unknown and len(set(ids)) == len(ids), f"rows trained twice or never admitted: {sorted(map(str, unknown))[:3]}"
         self._in_flight -= set(ids)
         self.trained += len(ids)
 
-    def dead_letter_rows(self, row_ids: Iterable[str]) -> None:
+    def dead_letter_rows(self, rows: Iterable[RowId]) -> None:
         """Take rows off the books that were given up."""
-        ids = set(row_ids)
-        assert ids <= self._in_flight, f"rows given up that are not in flight: {sorted(ids - self._in_flight)[:3]}"
+        ids = set(rows)
+        assert ids <= self._in_flight, f"rows given up that are not in flight: {sorted(map(str, ids - self._in_flight))[:3]}"
         self._in_flight -= ids
         self.dead_lettered += len(ids)
 
     def state(self) -> dict[str, Any]:
         """The books as they are, for a checkpoint."""
         self.check()
-        return {"trained": self.trained, "dead_lettered": self.dead_lettered, "in_flight": sorted(self._in_flight)}
+        return {"trained": self.trained, "dead_lettered": self.dead_lettered, "in_flight": sorted(map(str, self._in_flight))}
 
     def restore(self, state: Mapping[str, Any], step: int) -> None:
         """Take the books over from a checkpoint of ``step`` trained steps.
@@ -96,7 +72,10 @@ class Ledger:
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
             raise CheckpointError(f"checkpoint of step {step}: state.ledger.{field}: {error.errors()[0]['msg']}") from error
-        early = [row_id for row_id in books.in_flight if int(row_id.partition("/")[0]) < step]
+        try:
+            early = [text for text in books.in_flight if RowId.parse(text).step < step]
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint of step {step}: state.ledger.in_flight: {error}") from error
         if early:
             raise CheckpointError(f"checkpoint of step {step} has rows of trained steps in flight: {early[:3]}")
         self._in_flight = set()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -12,9 +13,10 @@ from typing import Self
 
 from dvpo_ray.errors import RECOVERABLE_ERRORS
 from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.rollouts.observed import ObservedPlan
 from dvpo_ray.runs.run import Run, StepRecord
 from dvpo_ray.stages import Handle, Stages, retry_lost_rows
-from dvpo_ray.types import GenerationRequest
+from dvpo_ray.types import RolloutRequest, RowId, ScoredBatch, ScorerVersion, outcomes
 
 
 class RolloutPrefetcher:
@@ -26,9 +28,22 @@ class RolloutPrefetcher:
     When ``streaming``, a step's batches are handed on as they are sent to be scored, else when all are scored.
     """
 
-    def __init__(self, stages: Stages, ledger: Ledger, run: Run, first: int, steps: int, lead: int, streaming: bool) -> None:
-        """``first`` steps are trained already, ``steps`` will be."""
+    def __init__(
+        self,
+        stages: Stages,
+        plan: ObservedPlan,
+        scorer_of: Callable[[int], ScorerVersion | None],
+        ledger: Ledger,
+        run: Run,
+        first: int,
+        steps: int,
+        lead: int,
+        streaming: bool,
+    ) -> None:
+        """``first`` steps are trained already, ``steps`` will be; ``scorer_of`` says who scores a step."""
         self._stages = stages
+        self._plan = plan
+        self._scorer_of = scorer_of
         self._ledger = ledger
         self._run = run
         self._steps = steps
@@ -37,11 +52,11 @@ class RolloutPrefetcher:
         self._first = first
         self._begun = first
         self._under_way: dict[int, tuple[StepRecord, SimpleQueue[Handle | _End]]] = {}
-        self._given_up: dict[int, list[str]] = {}
+        self._given_up: dict[int, list[RowId]] = {}
         self._threads = ThreadPoolExecutor(lead + 1, thread_name_prefix="feed")
 
     def __enter__(self) -> Self:
-        self.trained(self._first)
+        self.advance(self._first)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -57,46 +72,68 @@ class RolloutPrefetcher:
         batches = _until_end(queue)
         return record, chain([next(batches)], batches)
 
-    def given_up(self, step: int) -> list[str]:
+    def given_up(self, step: int) -> list[RowId]:
         """Rows of a step, all of whose batches were taken, that were given up."""
         return self._given_up.pop(step)
 
-    def trained(self, steps: int) -> None:
+    def advance(self, steps: int) -> None:
         """``steps`` steps are trained and their weights served: begin all that may begin now."""
         while self._begun < min(steps + self._lead + 1, self._steps):
             step, self._begun = self._begun, self._begun + 1
-            requests = self._ledger.admit(step)
+            requests = self._plan.requests(step)
+            self._ledger.admit(request.row for request in requests)
             record = self._run.record(step, step % (self._lead + 1))
             queue: SimpleQueue[Handle | _End] = SimpleQueue()
             self._under_way[step] = record, queue
             self._threads.submit(self._collect, record, requests, queue)
 
-    def _collect(self, record: StepRecord, requests: Sequence[GenerationRequest], queue: SimpleQueue[Handle | _End]) -> None:
+    def _collect(self, record: StepRecord, requests: Sequence[RolloutRequest], queue: SimpleQueue[Handle | _End]) -> None:
         try:
-            sent = self._scored(record, requests, queue)
-            for batch in [] if self._streaming else sent:
+            streaming = self._streaming and not self._plan.plan.refills
+            given_up: list[RowId] = []
+            sent: list[Handle] = []
+            asked = list(requests)
+            for round in itertools.count():
+                sent += self._scored(record, asked, queue, streaming)
+                given_up += self._stages.rollouts.given_up(asked)
+                asked = self._refill(record.step, sent, round)
+                if not asked:
+                    break
+            for batch in [] if streaming else sent:
                 queue.put(batch)
-            self._given_up[record.step] = self._stages.rollouts.given_up(requests)
+            self._given_up[record.step] = given_up
             queue.put(_End())
         except BaseException as error:
             queue.put(_End(error))
 
+    def _refill(self, step: int, sent: Sequence[Handle], round: int) -> list[RolloutRequest]:
+        """The rows that the plan asks for beside those of a step that are scored."""
+        if not self._plan.plan.refills:
+            return []
+        scored = ScoredBatch.concat(self._stages.scorers.fetch(sent))
+        more = self._plan.refill(step, outcomes(scored), round)
+        self._ledger.admit(request.row for request in more)
+        return more
+
     def _scored(
-        self, record: StepRecord, requests: Sequence[GenerationRequest], queue: SimpleQueue[Handle | _End]
+        self, record: StepRecord, requests: Sequence[RolloutRequest], queue: SimpleQueue[Handle | _End], streaming: bool
     ) -> list[Handle]:
         """A step's batches once all are scored. Rows lost with a node are asked for again, unless some were handed on."""
 
+        version = self._scorer_of(record.step)
+
         def score() -> list[Handle]:
             sent = []
-            for batch in self._stages.scorers.score(record.stream("rollout", self._stages.rollouts.generate(requests))):
+            answers = record.stream("rollout", self._stages.rollouts.generate(requests))
+            for batch in self._stages.scorers.score(answers, version):
                 sent.append(batch)
-                if self._streaming:
+                if streaming:
                     queue.put(batch)
             with record.span("score"):
                 self._stages.scorers.wait(sent)
             return sent
 
-        return score() if self._streaming else retry_lost_rows(score)
+        return score() if streaming else retry_lost_rows(score)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def processes(policy: PolicyTraining, shape: ModelShape, attention: str, device:
         "libraries": base["engine"],
     } | ({"bucket of weights": bucket} if broadcast else {})
     critics = []
-    if policy.advantage.trains_critic:
+    if policy.advantage.online_critic is not None:
         critic = _training(policy, shape, attention, device, shape.value_parameters, adapters=False)
         critics = [ProcessMemory("critic rank", learner.ranks, critic)]
     return [

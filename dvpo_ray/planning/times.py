@@ -155,7 +155,7 @@ def stage_seconds(
     """All stages of one step, each as if it ran alone."""
     given = (policy, shape, device, efficiency, work)
     learn = learn_seconds(*given)
-    if policy.advantage.trains_critic:
+    if policy.advantage.online_critic is not None:
         learn += critic_values_seconds(*given) + critic_seconds(*given)
     return {
         "rollout": rollout_seconds(*given),

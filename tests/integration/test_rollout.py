@@ -26,7 +26,7 @@ from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, PermanentFailureError, ServedModelError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.types import Answer, GenerationRequest, Ragged, ScoredBatch
+from dvpo_ray.types import Ragged, RolloutRequest, ScoredBatch, Trajectory
 from jobs.probe import Probe
 from tests.support.decided import scorer_section
 from tests.support.engines import (
@@ -75,7 +75,7 @@ def test_a_row_that_an_engine_refuses_is_named_with_the_key_and_others_are_answe
     with pytest.raises(
         PermanentFailureError, match="(?s)row odd: rollout-0 refuses it: .*Token id 99999 is out of vocabulary.*vocab"
     ):
-        answers_of(rollouts, [GenerationRequest("odd", (5, 99999), seed=1)])
+        answers_of(rollouts, [RolloutRequest("odd", (5, 99999), seed=1)])
     assert len(answers_of(rollouts, requests(2, seed=3))) == 2
 
 
@@ -121,7 +121,7 @@ class Reading:
     def log_probs(self, prompts: list[np.ndarray], responses: list[np.ndarray], temperature: float) -> list[np.ndarray]:
         assert temperature == 1.0
         rows = zip(prompts, responses, strict=True)
-        answers = [Answer("", *row, np.zeros(row[1].size), np.zeros(row[1].size), "length") for row in rows]
+        answers = [Trajectory("", *row, np.zeros(row[1].size), np.zeros(row[1].size), "length") for row in rows]
         return log_probs_of(self._weights, self._folder, answers)
 
 
@@ -419,7 +419,7 @@ def test_scorers_come_and_go_with_the_work_and_nothing_is_lost(ray: ClusterSecti
     rows = scored_batch([6] * 40, seed=3)
     ragged = (rows.prompt_ids, rows.response_ids, rows.log_probs, rows.versions)
     columns = [part.rows() for part in ragged]
-    answers = [Answer(row_id, *(column[i] for column in columns), "stop") for i, row_id in enumerate(rows.row_ids)]
+    answers = [Trajectory(row_id, *(column[i] for column in columns), "stop") for i, row_id in enumerate(rows.row_ids)]
     refs = [ray_module.put(answer) for answer in answers]
     sizes, handles = {pool.size}, []
     try:

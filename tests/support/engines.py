@@ -23,7 +23,7 @@ from dvpo_ray.config.sections import (
 )
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.types import Adapters, Answer, BucketTargets, GenerationRequest, TensorSpec, WeightBucket
+from dvpo_ray.types import Adapters, BucketTargets, RolloutRequest, RowId, TensorSpec, Trajectory, WeightBucket
 from tests.support.decided import learner_section, scorer_section
 
 ANSWER_LENGTHS = [5, 9, 3, 12, 7, 1]
@@ -42,17 +42,19 @@ def settings(**rollout: Any) -> PolicyTraining:
     )
 
 
-def requests(count: int, prompt_tokens: int = 6, seed: int = 0) -> list[GenerationRequest]:
+def requests(count: int, prompt_tokens: int = 6, seed: int = 0) -> list[RolloutRequest]:
     rng = np.random.default_rng(seed)
     return [
-        GenerationRequest(f"r{seed}-{i}", tuple(int(t) for t in rng.integers(2, 300, prompt_tokens + i % 3)), seed=100 + i)
+        RolloutRequest(
+            RowId(0, i, f"r{seed}", 0), tuple(int(t) for t in rng.integers(2, 300, prompt_tokens + i % 3)), seed=100 + i
+        )
         for i in range(count)
     ]
 
 
-def answers_of(pool: RolloutPool, asked: list[GenerationRequest]) -> list[Answer]:
-    found = {answer.row_id: answer for answer in ray_module.get(list(pool.generate(asked)), timeout=120)}
-    return [found[request.row_id] for request in asked]
+def answers_of(pool: RolloutPool, asked: list[RolloutRequest]) -> list[Trajectory]:
+    found = {answer.row: answer for answer in ray_module.get(list(pool.generate(asked)), timeout=120)}
+    return [found[request.row] for request in asked]
 
 
 def weights_of(folder: Path, scale: float) -> dict[str, torch.Tensor]:
@@ -94,7 +96,7 @@ class Sent:
         return WeightBucket(self.version, index, self.count, specs, size, digest, self._memory.path, adapters=self._adapters)
 
 
-def log_probs_of(weights: dict[str, torch.Tensor], folder: Path, answers: list[Answer]) -> list[np.ndarray]:
+def log_probs_of(weights: dict[str, torch.Tensor], folder: Path, answers: list[Trajectory]) -> list[np.ndarray]:
     model = load_policy(folder, torch.float32, "eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -105,7 +107,7 @@ def log_probs_of(weights: dict[str, torch.Tensor], folder: Path, answers: list[A
     return np.split(flat.numpy(), np.cumsum(batch.response_lengths)[:-1])
 
 
-def gap(answers: list[Answer], expected: list[np.ndarray]) -> float:
+def gap(answers: list[Trajectory], expected: list[np.ndarray]) -> float:
     return float(np.abs(np.concatenate([a.log_probs for a in answers]) - np.concatenate(expected)).max())
 
 

@@ -10,13 +10,42 @@ import numpy as np
 
 from dvpo_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
-from dvpo_ray.loop.ledger import Ledger
+from dvpo_ray.rollouts.base import PlanContext, make_plan
+from dvpo_ray.rollouts.observed import ObservedPlan
 from dvpo_ray.runs.folder import CHECKPOINTS
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Stages, Weights
-from dvpo_ray.types import BucketTargets, GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.types import (
+    BucketTargets,
+    Ragged,
+    RolloutRequest,
+    RowId,
+    RowOutcome,
+    ScoredBatch,
+    ScorerVersion,
+    ServedWeights,
+    StepResult,
+)
+
+
+def row(name: str) -> RowId:
+    """The id of a row that only its name tells from others."""
+    return RowId(0, 0, name, 0)
+
+
+def trained(rows: Iterable[RowId], dropped: Iterable[RowId] = ()) -> tuple[RowOutcome, ...]:
+    """What a learner says of rows."""
+    of = [(row, False) for row in rows] + [(row, True) for row in dropped]
+    return tuple(RowOutcome(row, row.slot, {}, 0.0, 1, "stop", left) for row, left in of)
+
+
+def shuffled(prompts: Sequence[EncodedPrompt], policy: PolicyTraining, seed: int = 0) -> ObservedPlan:
+    """The default plan."""
+    context = PlanContext(prompts, policy, seed, lambda section: [])
+    return ObservedPlan(make_plan(context), policy.off_policy.max_staleness)
 
 
 def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> ScoredBatch:
@@ -28,15 +57,16 @@ def scored_batch(lengths: Sequence[int], seed: int = 0, prefix: str = "r") -> Sc
         return Ragged.of(rows, np.int32 if low is not None else np.float32)
 
     return ScoredBatch(
-        row_ids=tuple(f"{prefix}{i}" for i in range(len(lengths))),
+        rows=tuple(row(f"{prefix}{i}") for i in range(len(lengths))),
+        group_ids=np.arange(len(lengths)),
         prompt_ids=ragged([4 + i % 3 for i in range(len(lengths))], 2),
         response_ids=ragged(lengths, 2),
         log_probs=ragged(lengths),
         versions=Ragged.of([np.zeros(n) for n in lengths], np.int32),
         values=ragged([n + 1 for n in lengths]),
         ref_log_probs=ragged(lengths),
-        rewards=Ragged.of([np.zeros(0)] * len(lengths), np.float32),
-        finish_reasons=tuple("stop" for _ in lengths),
+        action_mask=Ragged.of([np.ones(n) for n in lengths], np.bool_),
+        end_states=tuple("stop" for _ in lengths),
     )
 
 
@@ -58,7 +88,7 @@ class IdleStages:
     def save(self, folder: str, facts: dict[str, object]) -> None:
         """Saves nothing."""
 
-    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+    def given_up(self, requests: Sequence[RolloutRequest]) -> list[RowId]:
         """None."""
         return []
 
@@ -97,34 +127,34 @@ class FakeStages(IdleStages):
         self._hashes = iter(value_hashes)
         self.rollouts = self.scorers = self.learner = self
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[str]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[RowId]:
         """Answers are just row ids."""
         self.calls.append("generate")
-        yield from (request.row_id for request in requests)
+        yield from (request.row for request in requests)
 
-    def score(self, answers: Iterable[str]) -> Iterator[list[str]]:
+    def score(self, answers: Iterable[RowId], version: ScorerVersion | None = None) -> Iterator[list[RowId]]:
         """Batches are lists of row ids."""
         rows = list(answers)
         self.calls.append("score")
         yield rows
 
-    def wait(self, handles: Sequence[list[str]]) -> None:
+    def wait(self, handles: Sequence[list[RowId]]) -> None:
         """Everything is scored at once."""
 
     def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
         """Handles are the data."""
         return list(handles)
 
-    def value_hash(self) -> str:
+    def value_hash(self, version: ScorerVersion | None = None) -> str:
         """The next hash of the list given."""
         return next(self._hashes)
 
-    def step(self, step: int, beta: float, scored: Iterable[list[str]]) -> StepResult:
+    def step(self, step: int, beta: float, scored: Iterable[list[RowId]]) -> StepResult:
         """Trains nothing; reports a KL of 12 nats an answer."""
         self.calls.append("learn")
         self.betas.append(beta)
         self.version += 1
-        rows = tuple(row for batch in scored for row in batch)
+        rows = trained(row for batch in scored for row in batch)
         return StepResult(step, self.version, rows, {"kl/per_answer": 12.0})
 
     def sync(self, weights: Weights) -> ServedWeights:
@@ -136,7 +166,7 @@ class FakeStages(IdleStages):
 def drive(
     config: PolicyTraining,
     stages: Stages,
-    ledger: Ledger,
+    plan: ObservedPlan,
     run: Run,
     checkpoint: Checkpoint | None = None,
     evaluate: Callable[[int], float | None] = lambda step: None,
@@ -145,7 +175,7 @@ def drive(
     checkpointer = Checkpointer(
         CheckpointStore(run.folder / CHECKPOINTS), stages.learner, run, config.checkpoint.every, config.steps
     )
-    Driver(config, stages, ledger, run, checkpointer, evaluate).train(checkpoint)
+    Driver(config, stages, plan, run, checkpointer, evaluate).train(checkpoint)
 
 
 def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

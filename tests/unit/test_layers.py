@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     ("dvpo_ray.io", "dvpo_ray.types", "dvpo_ray.errors", "dvpo_ray.registry", "dvpo_ray.cli"),
     ("dvpo_ray.config", "dvpo_ray.maths"),
-    ("dvpo_ray.data", "dvpo_ray.algorithms", "dvpo_ray.rewards", "dvpo_ray.stages"),
+    ("dvpo_ray.data", "dvpo_ray.algorithms", "dvpo_ray.rewards", "dvpo_ray.environments", "dvpo_ray.rollouts", "dvpo_ray.stages"),
     ("dvpo_ray.models", "dvpo_ray.learning", "dvpo_ray.planning"),
     ("dvpo_ray.evaluation", "dvpo_ray.judging", "dvpo_ray.runs"),
     ("dvpo_ray.checkpoints",),

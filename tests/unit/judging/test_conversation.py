@@ -17,7 +17,7 @@ from dvpo_ray.judging.answer_file import AnswerFile
 from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import Answer, GenerationRequest, ServedWeights
+from dvpo_ray.types import RolloutRequest, ServedWeights, Trajectory
 from jobs.answer import identity
 
 
@@ -25,22 +25,22 @@ class Counting:
     """Engines whose n-th answer is the number n, handed out in the reverse order; ``lost`` rows are given up."""
 
     def __init__(self, tokenizer: Any, lost: str = "") -> None:
-        self.asked: list[GenerationRequest] = []
+        self.asked: list[RolloutRequest] = []
         self.at_once: list[int] = []
         self._tokenizer = tokenizer
         self._lost = lost
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Answer]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Trajectory]:
         self.at_once.append(len(requests))
         for number, request in reversed(list(enumerate(requests, len(self.asked)))):
             if request.row_id != self._lost:
                 ids = np.array(self._tokenizer(f" {number}<|im_end|>")["input_ids"], dtype=np.int32)
                 empty = np.zeros(ids.size, dtype=np.float32)
                 reason = "length" if number == 3 else "stop"
-                yield Answer(request.row_id, np.array(request.prompt_ids), ids, empty, empty, reason)
+                yield Trajectory(request.row_id, np.array(request.prompt_ids), ids, empty, empty, reason)
         self.asked += requests
 
-    def given_up(self, requests: Sequence[GenerationRequest]) -> list[str]:
+    def given_up(self, requests: Sequence[RolloutRequest]) -> list[str]:
         return [self._lost]
 
     def cancel(self) -> None:
@@ -61,7 +61,7 @@ def file(tmp_path: Path) -> Iterator[AnswerFile]:
 
 
 def interviewer(
-    tokenizer: Any, file: AnswerFile, fetch: Callable[[Answer], Answer] = lambda answer: answer, **engine: int
+    tokenizer: Any, file: AnswerFile, fetch: Callable[[Trajectory], Trajectory] = lambda answer: answer, **engine: int
 ) -> Interviewer:
     sizes = {"max_model_len": 256, "max_num_seqs": 2} | engine
     return Interviewer(tokenizer, RolloutSection(max_new_tokens=16, engine=EngineSection(**sizes)), 7, fetch, file)
@@ -103,7 +103,7 @@ def test_answers_lost_with_a_node_are_made_again(tokenizer: Any, file: AnswerFil
     """Of the first two fetched, the first is lost; then both are, until they were asked for three times."""
     lost = [True]
 
-    def fetch(answer: Answer) -> Answer:
+    def fetch(answer: Trajectory) -> Trajectory:
         if lost and lost.pop(0):
             raise RowsLostError("a rollout actor: what it gave is lost")
         return answer
@@ -127,7 +127,7 @@ def test_what_a_killed_command_was_given_is_not_asked_again(tokenizer: Any, tmp_
     with AnswerFile(tmp_path / "other.kept", "policy") as file:
         expected = interviewer(tokenizer, file).ask(QUESTIONS, uncut, lambda done: None)
 
-    def fetch(answer: Answer) -> Answer:
+    def fetch(answer: Trajectory) -> Trajectory:
         if len(file.known) == 3:
             raise KeyboardInterrupt
         return answer

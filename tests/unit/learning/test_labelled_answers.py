@@ -12,9 +12,9 @@ from torch import Tensor
 
 from actors.learner.value import ValueLearnerRank
 from dvpo_ray.config import ValueRecipe
-from dvpo_ray.config.targets import BtTarget, McTarget, TargetConfig, TdTarget
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ModelSection
+from dvpo_ray.config.targets import BtTarget, McTarget, TargetConfig, TdTarget
 from dvpo_ray.data import EncodedAnswer, EncodedPair
 from dvpo_ray.learning import value_update
 from dvpo_ray.learning.pairs import Unit, labelled, unit

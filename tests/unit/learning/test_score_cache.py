@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from dvpo_ray.learning.score_cache import ENTRY_BYTES, Entry, ScoreCache
-from dvpo_ray.types import Answer
+from dvpo_ray.types import Trajectory
 
 
-def answer(prompt: list[int], response: list[int]) -> Answer:
+def answer(prompt: list[int], response: list[int]) -> Trajectory:
     ids = np.array(response, dtype=np.int32)
-    return Answer(
+    return Trajectory(
         "r", np.array(prompt, dtype=np.int32), ids, np.zeros(ids.size, np.float32), np.zeros(ids.size, np.int32), "stop"
     )
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.config.loading import build
+from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.errors import ConfigError, StaleRowsError
 from dvpo_ray.learning.staleness import ages, check_some_left, keep_fresh, staleness_metrics, token_weights
 from dvpo_ray.types import Ragged, ScoredBatch

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.config.loading import build
+from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError
 from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import Answer, GenerationRequest, Ragged, ScoredBatch, ServedWeights, StepResult
+from dvpo_ray.types import Ragged, RolloutRequest, ScoredBatch, ServedWeights, StepResult, Trajectory
 from tests.support.fakes import IdleStages, drive
 
 STEPS = 8
@@ -39,7 +39,7 @@ class InterleavedStages(IdleStages):
         self._missed_syncs = missed_syncs
         self._fail_at = fail_at
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Answer]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Trajectory]:
         """Answers in random order; with ``missed_syncs`` one of them comes from an engine that lags behind."""
         step = int(requests[0].row_id.split("/")[0])
         with self._turn:
@@ -54,9 +54,9 @@ class InterleavedStages(IdleStages):
                     lag = self._random.randint(0, 3) if self._missed_syncs and request is order[0] else 0
                     tokens.append(max(0, self.served - lag))
             ids = np.array([1, 2, 3], dtype=np.int32)
-            yield Answer(request.row_id, ids[:1], ids, np.zeros(3, np.float32), np.array(tokens, np.int32), "stop")
+            yield Trajectory(request.row_id, ids[:1], ids, np.zeros(3, np.float32), np.array(tokens, np.int32), "stop")
 
-    def score(self, answers: Iterable[Answer]) -> Iterator[ScoredBatch]:
+    def score(self, answers: Iterable[Trajectory]) -> Iterator[ScoredBatch]:
         """One batch an answer, with values of 0."""
         for answer in answers:
             three, four = Ragged.of([[0.0] * 3], np.float32), Ragged.of([[0.0] * 4], np.float32)
@@ -155,7 +155,7 @@ def test_generation_runs_ahead_while_the_learner_works(tmp_path: Path) -> None:
     ahead = threading.Event()
     generate, step = stages.generate, stages.step
 
-    def announce(requests: Sequence[GenerationRequest]) -> Iterator[Answer]:
+    def announce(requests: Sequence[RolloutRequest]) -> Iterator[Trajectory]:
         yield from generate(requests)
         if requests[0].row_id.startswith("2/"):
             ahead.set()
@@ -177,7 +177,7 @@ def test_streaming_hands_batches_on_while_others_are_generated(tmp_path: Path, s
     generate, step = stages.generate, stages.step
     overlapped = []
 
-    def hold_the_last(requests: Sequence[GenerationRequest]) -> Iterator[Answer]:
+    def hold_the_last(requests: Sequence[RolloutRequest]) -> Iterator[Trajectory]:
         answers = list(generate(requests))
         yield from answers[:-1]
         overlapped.append(learning.wait(timeout=10) if streaming else learning.is_set())

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dvpo_ray.config import PolicyRecipe
-from dvpo_ray.config.updates import HealthSection
 from dvpo_ray.config.loading import build
+from dvpo_ray.config.updates import HealthSection
 from dvpo_ray.errors import DataError, UnhealthyRunError
 from dvpo_ray.loop.dumps import read_dump, write_dump
 from dvpo_ray.loop.health import HealthMonitor, alarms

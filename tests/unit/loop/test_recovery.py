@@ -34,7 +34,7 @@ from dvpo_ray.runs.folder import CHECKPOINTS, DEAD_LETTERS, check_same_run, lock
 from dvpo_ray.runs.run import Event, Run
 from dvpo_ray.runs.stopping import heeding
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import EngineLeftovers, GenerationRequest, ServedWeights, StepResult
+from dvpo_ray.types import EngineLeftovers, RolloutRequest, ServedWeights, StepResult
 from tests.support.fakes import FakeStages, drive
 
 STEPS = 9
@@ -187,7 +187,7 @@ class RowsFail(ChainStages):
 
     asked = 0
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[str]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[str]:
         self.asked += 1
         if self.asked == 5:
             raise PermanentFailureError("row 7: rollout-0 refuses it")

@@ -14,7 +14,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from actors.rollout.actor import LOOK_S, RolloutActor
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorDiedError, RowDeadlineError
-from dvpo_ray.types import GenerationRequest
+from dvpo_ray.types import RolloutRequest
 
 
 class InstantLoop(asyncio.SelectorEventLoop):
@@ -62,7 +62,7 @@ def actor_of(monkeypatch: pytest.MonkeyPatch, engine: Any, row_timeout_s: float)
 
 def rows_of(actor: RolloutActor, count: int) -> list[str]:
     async def ask() -> list[str]:
-        requests = [GenerationRequest(f"r{i}", (1,), seed=i) for i in range(count)]
+        requests = [RolloutRequest(f"r{i}", (1,), seed=i) for i in range(count)]
         return [answer.row async for answer in actor.generate(requests)]  # type: ignore[attr-defined]
 
     with asyncio.Runner(loop_factory=InstantLoop) as runner:
@@ -92,7 +92,7 @@ def test_a_row_that_a_dead_engine_forgot_is_not_waited_for(monkeypatch: pytest.M
         engine.errored = True
 
     async def ask() -> None:
-        requests = [GenerationRequest(f"r{i}", (1,), seed=i) for i in range(4)]
+        requests = [RolloutRequest(f"r{i}", (1,), seed=i) for i in range(4)]
         dying = asyncio.create_task(die())
         with pytest.raises(ActorDiedError, match="the engine's processes died"):
             [answer async for answer in actor.generate(requests)]  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.loop.ledger import Ledger
-from dvpo_ray.types import Answer, EngineLeftovers, GenerationRequest, Ragged, ScoredBatch
+from dvpo_ray.types import EngineLeftovers, Ragged, RolloutRequest, ScoredBatch, Trajectory
 from tests.support.fakes import scored_batch
 
 
@@ -26,10 +26,10 @@ def test_bad_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="add up to 3, flat has"):
         Ragged(np.zeros(2), np.array([3]))
     with pytest.raises(ValueError, match="at least one token"):
-        GenerationRequest("r", (), 0)
+        RolloutRequest("r", (), 0)
     one = np.zeros(1)
     with pytest.raises(ValueError, match="T >= 1"):
-        Answer("r", one, np.zeros(0), np.zeros(0), np.zeros(0), "stop")
+        Trajectory("r", one, np.zeros(0), np.zeros(0), np.zeros(0), "stop")
     good = scored_batch([3, 2])
     with pytest.raises(ValueError, match="do not fit"):
         ScoredBatch(**(vars(good) | {"values": good.log_probs}))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from actors.scorer.actor import ScorerActor
-from dvpo_ray.config.rewards import FunctionReward, ModelReward, RewardConfig
+from dvpo_ray.config.rewards import FunctionReward, ModelReward, RewardSettings
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import template_hash, tokenizer_hash
 from dvpo_ray.errors import ModelError
@@ -62,7 +62,7 @@ def value_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tok
     return sealed_as("td", tmp_path_factory.mktemp("value"), tiny_model, tokenizer, seed=1)
 
 
-def scorer_of(base: Path, rewards: dict[str, RewardConfig], value: Path | None = None) -> ScorerActor:
+def scorer_of(base: Path, rewards: dict[str, RewardSettings], value: Path | None = None) -> ScorerActor:
     folder = None if value is None else str(value)
     return ScorerActor(str(base), folder, SECTION, scorer_section(), 1.0, rewards)
 
@@ -84,7 +84,7 @@ def token_values(folder: Path, responses: list[np.ndarray] = RESPONSES) -> list[
 def test_models_score_whole_answers_in_the_columns_of_the_recipe(
     tiny_model: Path, reward_folder: Path, value_folder: Path
 ) -> None:
-    rewards: dict[str, RewardConfig] = {
+    rewards: dict[str, RewardSettings] = {
         "taste": ModelReward(folder=str(reward_folder)),
         "length": FunctionReward(function="tests.support.fakes:answer_lengths"),
         "gvm": ModelReward(folder=str(value_folder), score="mean"),
@@ -100,7 +100,7 @@ def test_models_score_whole_answers_in_the_columns_of_the_recipe(
 def test_an_answer_cut_at_the_limit_is_scored_where_reward_models_are_trained(
     tiny_model: Path, reward_folder: Path, value_folder: Path, tokenizer: Any
 ) -> None:
-    rewards: dict[str, RewardConfig] = {
+    rewards: dict[str, RewardSettings] = {
         "taste": ModelReward(folder=str(reward_folder)),
         "as_it_is": ModelReward(folder=str(reward_folder), end_cut_answers=False),
         "gvm": ModelReward(folder=str(value_folder)),

@@ -1,0 +1,1 @@
+"""Which rows a step asks for: rollout plans, and what they may learn from."""
