@@ -20,11 +20,10 @@ from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
-from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import RolloutRequest, ServedWeights, StepResult
-from tests.support.fakes import IdleStages
+from dvpo_ray.types import RolloutRequest, RowId, ScorerVersion, ServedWeights, StepResult
+from tests.support.fakes import IdleStages, shuffled, trained
 
 ROLLOUTS, SCORERS, RANKS = 256, 64, 64
 ROWS_PER_CALL = 16
@@ -45,7 +44,7 @@ class Seconds:
 class Batch:
     """Rows on a scorer until a moment (``time.monotonic``)."""
 
-    rows: list[str]
+    rows: list[RowId]
     done: float
 
 
@@ -58,17 +57,17 @@ class SimulatedStages(IdleStages):
         self._never = threading.Event()
         self._free = [0.0] * SCORERS
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[str]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[RowId]:
         """One answer of each engine at a time, until all are there."""
         began, waves = time.monotonic(), -(-len(requests) // ROLLOUTS)
         for wave in range(waves):
             self._until(began + self._seconds.rollout * (wave + 1) / waves)
             for request in requests[wave * ROLLOUTS : (wave + 1) * ROLLOUTS]:
-                yield request.row_id
+                yield request.row
 
-    def score(self, answers: Iterable[str]) -> Iterator[Batch]:
+    def score(self, answers: Iterable[RowId], version: ScorerVersion | None = None) -> Iterator[Batch]:
         """Batches, each for ``seconds.score`` on the scorer that is free first."""
-        rows: list[str] = []
+        rows: list[RowId] = []
         for answer in answers:
             rows.append(answer)
             if len(rows) == ROWS_PER_CALL:
@@ -85,13 +84,13 @@ class SimulatedStages(IdleStages):
         """Not needed here."""
         raise NotImplementedError
 
-    def value_hash(self) -> str:
+    def value_hash(self, version: ScorerVersion | None = None) -> str:
         """Always the same."""
         return "sealed"
 
     def step(self, step: int, beta: float, scored: Iterable[Batch]) -> StepResult:
         """Learns for the time given."""
-        rows = tuple(row for batch in scored for row in batch.rows)
+        rows = trained(row for batch in scored for row in batch.rows)
         self._until(time.monotonic() + self._seconds.learn)
         metrics = {"kl/per_answer": 0.0} | {f"metric/{i}": float(i) for i in range(40)}
         return StepResult(step, step + 1, rows, metrics)
@@ -101,7 +100,7 @@ class SimulatedStages(IdleStages):
         self._until(time.monotonic() + self._seconds.sync)
         return ServedWeights(weights.version, "payload", "checksum", 0.0, 0)
 
-    def _send(self, rows: list[str]) -> Batch:
+    def _send(self, rows: list[RowId]) -> Batch:
         scorer = min(range(SCORERS), key=lambda i: self._free[i])
         self._free[scorer] = max(self._free[scorer], time.monotonic()) + self._seconds.score
         return Batch(rows, self._free[scorer])
@@ -132,7 +131,7 @@ def drive(seconds: Seconds, rows: int, steps: int, staleness: int) -> tuple[floa
         wall, cpu = time.monotonic(), time.process_time()
         stages = SimulatedStages(seconds)
         checkpointer = Checkpointer(CheckpointStore(run.folder / "checkpoints"), stages, run, every=0, steps=recipe.policy.steps)
-        Driver(recipe.policy, stages, Ledger(prompts, rows, 1, 0), run, checkpointer).train()
+        Driver(recipe.policy, stages, shuffled(prompts, recipe.policy), run, checkpointer).train()
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
         run.close()
         assert (Path(folder) / "r" / "metrics.jsonl").read_text().count("\n") == steps

@@ -32,7 +32,7 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection, settled
 from dvpo_ray.data import DeadLetters, load_prompts
 from dvpo_ray.models.packaged import resolve_model
-from dvpo_ray.types import Ragged, RolloutRequest, ScoredBatch, Trajectory
+from dvpo_ray.types import Ragged, RolloutRequest, RowId, ScoredBatch, Trajectory
 
 ROUNDS, WARM_UP = 10, 2
 # Tokens of the demo's held-out answers before training: 32 quantiles of 126.
@@ -51,7 +51,7 @@ def requests() -> list[RolloutRequest]:
     source = str(ROOT / "dvpo_ray" / "demo" / "data" / "train_prompts.jsonl.gz")
     with DeadLetters(None) as letters:
         prompts, _ = load_prompts(source, tokenizer, max_prompt_tokens=64, dead_letters=letters, limit=32)
-    return [RolloutRequest(f"r{i}", tuple(p.prompt_ids), seed=i) for i, p in enumerate(prompts)]
+    return [RolloutRequest(RowId(0, i, p.row_id, 0), tuple(p.prompt_ids), seed=i) for i, p in enumerate(prompts)]
 
 
 def scored_rows() -> ScoredBatch:
@@ -67,15 +67,16 @@ def scored_rows() -> ScoredBatch:
         return Ragged.of([random.normal(size=n + extra) for n in lengths], np.float32)
 
     return ScoredBatch(
-        row_ids=tuple(request.row_id for request in asked),
+        rows=tuple(request.row for request in asked),
+        group_ids=np.arange(len(asked)),
         prompt_ids=Ragged.of([request.prompt_ids for request in asked], np.int32),
         response_ids=Ragged.of([random.integers(5, 40_000, n) for n in lengths], np.int32),
         log_probs=floats(),
         versions=Ragged.of([np.zeros(n) for n in lengths], np.int32),
         values=floats(1),
         ref_log_probs=floats(),
-        rewards=Ragged.of([np.zeros(0)] * len(lengths), np.float32),
-        finish_reasons=tuple("stop" for _ in asked),
+        action_mask=Ragged.of([np.ones(n) for n in lengths], np.bool_),
+        end_states=tuple("stop" for _ in asked),
     )
 
 
@@ -103,7 +104,7 @@ def bare_rollout(policy: PolicyTraining) -> Iterator[Work]:
     async def answer(engine: Any, request: RolloutRequest, number: int) -> int:
         prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
         parameters = sampling_params(policy.rollout, request.seed)
-        outputs = [output async for output in engine.generate(prompt, parameters, f"{request.row_id}-{number}")]
+        outputs = [output async for output in engine.generate(prompt, parameters, f"{request.row}-{number}")]
         return len(outputs[-1].outputs[0].token_ids)
 
     async def answers(engine: Any, number: int) -> int:
@@ -221,10 +222,7 @@ def served_learn(policy: PolicyTraining) -> Iterator[Work]:
 def answers_of(scored: ScoredBatch) -> list[Trajectory]:
     """The answers of scored rows."""
     columns = [part.rows() for part in (scored.prompt_ids, scored.response_ids, scored.log_probs, scored.versions)]
-    return [
-        Trajectory(row_id, *(column[i] for column in columns), scored.finish_reasons[i])
-        for i, row_id in enumerate(scored.row_ids)
-    ]
+    return [Trajectory(row, *(column[i] for column in columns), scored.end_states[i]) for i, row in enumerate(scored.rows)]
 
 
 BARE = {"rollout": bare_rollout, "score": bare_score, "learn": bare_learn}

@@ -24,7 +24,7 @@ from dvpo_ray.data.messages import Message
 from dvpo_ray.demo.gold import vader_compound
 from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.maths.statistics import mean_ci95, share_ci95
-from dvpo_ray.types import RolloutRequest, Trajectory
+from dvpo_ray.types import RolloutRequest, RowId, Trajectory
 from jobs.models import base_model
 
 SECTION = "prompt_alone"
@@ -48,7 +48,7 @@ def asked(prompt: str, suffix: tuple[str, str]) -> str:
     return prompt.removesuffix(".") + within + "." + behind
 
 
-def answered(requests: Sequence[RolloutRequest], dtype: str) -> dict[str, Trajectory]:
+def answered(requests: Sequence[RolloutRequest], dtype: str) -> dict[RowId, Trajectory]:
     """The answers of the demo's model, by row."""
     recipe = demo_recipe()
     rollout = recipe.policy.rollout
@@ -59,10 +59,10 @@ def answered(requests: Sequence[RolloutRequest], dtype: str) -> dict[str, Trajec
         pool = RolloutPool(folder, recipe.model, rollout, recipe.cluster, RUN_SEED)
         try:
             pool.wait_ready()
-            found = {answer.row_id: answer for answer in map(fetch, pool.generate(requests))}
+            found = {answer.row: answer for answer in map(fetch, pool.generate(requests))}
         finally:
             pool.stop()
-    missing = [request.row_id for request in requests if request.row_id not in found]
+    missing = [request.row for request in requests if request.row not in found]
     if missing:
         raise SystemExit(f"{len(missing)} prompts were not answered, for example {missing[0]}")
     return found
@@ -83,7 +83,7 @@ def measure(names: Sequence[str], limit: int, dtype: str) -> dict[str, dict[str,
     prompts = held_out(tokenizer, limit)
     requests = [
         RolloutRequest(
-            f"{name}/{i}",
+            RowId(0, i, name, 0, "eval"),
             tuple(encode_prompt(tokenizer, (Message("user", asked(prompt.prompt_text, SUFFIXES[name])),))),
             sampling_seed(RUN_SEED, "evaluate", i, 0),
         )
@@ -93,10 +93,10 @@ def measure(names: Sequence[str], limit: int, dtype: str) -> dict[str, dict[str,
     answers = answered(requests, dtype)
     found = {}
     for name in names:
-        own = [answers[f"{name}/{i}"] for i in range(len(prompts))]
+        own = [answers[RowId(0, i, name, 0, "eval")] for i in range(len(prompts))]
         texts = [tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip() for answer in own]
         gold = vader_compound([prompt.prompt_text for prompt in prompts], texts)
-        cut, kin = [float(answer.finish_reason == "length") for answer in own], [prompt.kin for prompt in prompts]
+        cut, kin = [float(answer.end_state == "length") for answer in own], [prompt.kin for prompt in prompts]
         found[name] = {
             "prompts": len(prompts),
             "gold": statistics.mean(gold),

@@ -69,7 +69,7 @@ class Driver:
         self._config = config
         self._stages = stages
         self._plan = plan
-        self._ledger = Ledger()
+        self.ledger = Ledger()
         self._run = run
         self._checkpointer = checkpointer
         self._evaluate = evaluate
@@ -115,7 +115,7 @@ class Driver:
         with (
             run.stop.finishing(run.pace.plan_of_step),
             RolloutPrefetcher(
-                self._stages, self._plan, self._scorers.of, self._ledger, run, first, config.steps, lead, config.streaming
+                self._stages, self._plan, self._scorers.of, self.ledger, run, first, config.steps, lead, config.streaming
             ) as feed,
         ):
             for step in range(first, config.steps):
@@ -125,7 +125,7 @@ class Driver:
             self._checkpointer.finish()
 
     def _train_step(self, step: int, feed: RolloutPrefetcher) -> None:
-        stages, ledger, run, checkpointer = self._stages, self._ledger, self._run, self._checkpointer
+        stages, ledger, run, checkpointer = self._stages, self.ledger, self._run, self._checkpointer
         with self._keeping(step):
             record, scored = feed.take(step)
         consumed: list[Handle] = []
@@ -240,7 +240,7 @@ class Driver:
         return {
             "step": step,
             "kl_coefficient": self._kl.beta,
-            "ledger": self._ledger.state(),
+            "ledger": self.ledger.state(),
             "plan": self._plan.state(step),
             "value_sha256": self._sealed,
             "scorers": self._scorers.state(),
@@ -259,7 +259,7 @@ class Driver:
             self._stages.learner.load_checkpoint(str(checkpoint.folder.resolve()))
         self._kl = KlControl(self._config.kl.control, self._config.rollout.rows_per_step)
         self._kl.beta = checkpoint.part("kl_coefficient", NonNegativeFinite) if checkpoint else self._kl.beta
-        self._ledger.restore(checkpoint.part("ledger", dict) if checkpoint else Ledger.EMPTY, step)
+        self.ledger.restore(checkpoint.part("ledger", dict) if checkpoint else Ledger.EMPTY, step)
         self._scorers.restore(checkpoint.part("scorers", list) if checkpoint else [])
         if checkpoint is None:
             self._plan.restart()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
+from weakref import finalize
 
 import numpy as np
 
@@ -76,6 +77,9 @@ class Rewards:
         self._channels: dict[str, RewardChannel] = {
             name: settings.build(name) for name, settings in configs.items() if not settings.is_model
         }
+        # One event loop for all calls: what an async reward opens in one, such as connections, serves the next.
+        self._loop = asyncio.Runner()
+        finalize(self, self._loop.close)
 
     def __call__(
         self, rows: Sequence[RewardRow], given: Mapping[str, Sequence[Score]] = MappingProxyType({})
@@ -85,7 +89,7 @@ class Rewards:
         Raises:
             RewardError: one failed, or gave something other than finite numbers or None for each row.
         """
-        return asyncio.run(self._asked(rows, given))
+        return self._loop.run(self._asked(rows, given))
 
     async def _asked(self, rows: Sequence[RewardRow], given: Mapping[str, Sequence[Score]]) -> dict[str, Ragged]:
         found = await asyncio.gather(*(channel(rows) for channel in self._channels.values()))
@@ -122,7 +126,8 @@ def whole_scores(what: str, scores: Any, count: int) -> list[float]:
     Raises:
         RewardError: they are not as many finite numbers; ``what`` gave them.
     """
-    return _finite(what, _as_many(what, scores, count), f"an answer of {count}")
+    found = _as_many(what, scores, count)
+    return [_finite(what, [score], f"answer {i} of {count}")[0] for i, score in enumerate(found)]
 
 
 def _as_many(what: str, scores: Any, count: int) -> list[Any]:
@@ -139,7 +144,7 @@ def _finite(what: str, scores: Any, whose: str) -> list[float]:
     try:
         found = [float(score) for score in scores]
     except (TypeError, ValueError) as error:
-        raise RewardError(f"{what} returned no list of numbers: {str(scores)[:200]}") from error
+        raise RewardError(f"{what} returned no number for {whose}: {str(scores)[:200]}") from error
     bad = [score for score in found if not math.isfinite(score)]
     if bad:
         raise RewardError(f"{what} returned {bad[0]} for {whose}; it must be finite")

@@ -33,7 +33,7 @@ from dvpo_ray.judging.endpoint import JudgeSettings
 from dvpo_ray.judging.files import read_answers
 from dvpo_ray.judging.formats import Question, format_named
 from dvpo_ray.judging.judge import Consent, compare_answers
-from dvpo_ray.types import Answer
+from dvpo_ray.types import Trajectory
 from jobs.answer import answer_questions
 from jobs.evaluate import best_of, evaluate_policy
 from tests.support.engines import MODEL, settings
@@ -47,9 +47,9 @@ TURNS = [["Name a sea.", "And another?"], ["Say yes.", "Say no."], ["Why?", "Why
 def test_the_second_turn_is_asked_after_the_first_answer(
     ray: ClusterSection, tiny_model: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    seen: list[Answer] = []
+    seen: list[Trajectory] = []
 
-    def fetch(handle: Any) -> Answer:
+    def fetch(handle: Any) -> Trajectory:
         seen.append(get(handle, 60, "an engine", "answering"))
         return seen[-1]
 
@@ -65,7 +65,7 @@ def test_the_second_turn_is_asked_after_the_first_answer(
         found, again = (ask(tmp_path / name) for name in ("once", "twice"))
     finally:
         pool.stop()
-    prompts = {answer.row_id: answer.prompt_ids.tolist() for answer in seen}
+    prompts = {str(answer.row): answer.prompt_ids.tolist() for answer in seen}
     for i, (one, turns) in enumerate(zip(found, TURNS, strict=True)):
         said = [{"role": "user", "content": turns[0]}, {"role": "assistant", "content": one.answers[0]}]
         said.append({"role": "user", "content": turns[1]})

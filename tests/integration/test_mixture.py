@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.types import Answer
+from dvpo_ray.types import Trajectory
 from scripts.tiny_families import save
 from tests.support.engines import MODEL, Sent, answers_of, gap, log_probs_of, requests, settings, weights_of
 
@@ -33,7 +33,7 @@ def test_a_mixture_is_served_as_it_is_sent(family: str, ray: ClusterSection, tmp
         pool.stop()
 
 
-def gap_to(stored: dict[str, torch.Tensor], folder: Path, answers: list[Answer]) -> float:
+def gap_to(stored: dict[str, torch.Tensor], folder: Path, answers: list[Trajectory]) -> float:
     """Between the answers' log-probs and those of a model folder with these tensors."""
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     return gap(answers, log_probs_of(weights_of(folder, 1.0), folder, answers))

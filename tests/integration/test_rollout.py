@@ -26,7 +26,7 @@ from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, DamagedWeightsError, PermanentFailureError, ServedModelError, WeightSyncError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.token_reader import PolicyReader, load_policy
-from dvpo_ray.types import Ragged, RolloutRequest, ScoredBatch, Trajectory
+from dvpo_ray.types import Ragged, RolloutRequest, RowId, ScoredBatch, Trajectory
 from jobs.probe import Probe
 from tests.support.decided import scorer_section
 from tests.support.engines import (
@@ -105,7 +105,7 @@ def test_sync_a_b_a_versions_checksums_and_no_stale_prefix_cache(rollouts: Rollo
     assert Sent(0, a, SMALL).count > 10
     for sent in (Sent(1, a), Sent(2, b, SMALL), Sent(3, a), Sent(4, tied, SMALL)):
         checksums.append(rollouts.sync(sent).checksum)
-        answers = answers_of(rollouts, [replace(r, row_id=f"{sent.version}/{r.row_id}") for r in asked])
+        answers = answers_of(rollouts, [replace(r, row=replace(r.row, step=sent.version)) for r in asked])
         assert {int(v) for answer in answers for v in answer.versions} == {sent.version}
         weights = {1: a, 2: b, 3: a, 4: tied}[sent.version]
         assert gap(answers, log_probs_of(weights, tiny_model, answers)) <= 1e-3
@@ -121,7 +121,7 @@ class Reading:
     def log_probs(self, prompts: list[np.ndarray], responses: list[np.ndarray], temperature: float) -> list[np.ndarray]:
         assert temperature == 1.0
         rows = zip(prompts, responses, strict=True)
-        answers = [Trajectory("", *row, np.zeros(row[1].size), np.zeros(row[1].size), "length") for row in rows]
+        answers = [Trajectory(RowId(0, 0, "", 0), *row, np.zeros(row[1].size), np.zeros(row[1].size), "length") for row in rows]
         return log_probs_of(self._weights, self._folder, answers)
 
 
@@ -208,7 +208,7 @@ def test_answers_under_way_go_on_with_the_new_weights(rollouts: RolloutPool, tin
     handles += list(stream)
     answers = ray_module.get(handles, timeout=120)
     rollouts.sync(Sent(32, weights[30]))
-    assert sorted(answer.row_id for answer in answers) == sorted(request.row_id for request in asked)
+    assert sorted(answer.row for answer in answers) == sorted(request.row for request in asked)
     spanning = [answer for answer in answers if set(answer.versions.tolist()) == {30, 31}]
     assert spanning, "no answer was under way during the update"
     for version, tensors in weights.items():
@@ -350,7 +350,7 @@ def test_rows_that_stream_in_take_the_same_step(ray: ClusterSection, tiny_model:
         # 12, 18, 7 and 30 tokens: the first three fill a micro-batch of every rank when the last comes.
         result = gang.step(0, 0.1, (ray_module.put(scored.take(rows)) for rows in ([4], [2, 0], [5], [1, 3])))
         expected = reference_step(tiny_model, config, scored)
-        assert sorted(result.row_ids) == sorted(scored.row_ids)
+        assert sorted(result.trained) == sorted(scored.rows)
         assert result.metrics["optimizer/grad_norm"] == pytest.approx(expected[1], rel=1e-3)
         assert_same_weights(gang, expected[0])
     finally:
@@ -396,8 +396,8 @@ def test_a_scorer_without_value_model_gives_reference_log_probs(
         handles = list(pool.score(rollouts.generate(asked)))
         batches = pool.fetch(handles)
         assert [len(batch) for batch in batches] == [4, 4, 2]
-        rows = [row for batch in batches for row in batch.row_ids]
-        assert sorted(rows) == sorted(r.row_id for r in asked)
+        rows = [row for batch in batches for row in batch.rows]
+        assert sorted(rows) == sorted(r.row for r in asked)
         for batch in batches:
             assert np.abs(batch.log_probs.flat - batch.ref_log_probs.flat).max() <= 1e-3
     finally:
@@ -405,11 +405,7 @@ def test_a_scorer_without_value_model_gives_reference_log_probs(
 
 
 def scores_by_row(batches: list[ScoredBatch]) -> dict[str, np.ndarray]:
-    return {
-        row_id: log_probs
-        for batch in batches
-        for row_id, log_probs in zip(batch.row_ids, batch.ref_log_probs.rows(), strict=True)
-    }
+    return {row: log_probs for batch in batches for row, log_probs in zip(batch.rows, batch.ref_log_probs.rows(), strict=True)}
 
 
 def test_scorers_come_and_go_with_the_work_and_nothing_is_lost(ray: ClusterSection, tiny_model: Path) -> None:
@@ -419,7 +415,7 @@ def test_scorers_come_and_go_with_the_work_and_nothing_is_lost(ray: ClusterSecti
     rows = scored_batch([6] * 40, seed=3)
     ragged = (rows.prompt_ids, rows.response_ids, rows.log_probs, rows.versions)
     columns = [part.rows() for part in ragged]
-    answers = [Trajectory(row_id, *(column[i] for column in columns), "stop") for i, row_id in enumerate(rows.row_ids)]
+    answers = [Trajectory(row, *(column[i] for column in columns), "stop") for i, row in enumerate(rows.rows)]
     refs = [ray_module.put(answer) for answer in answers]
     sizes, handles = {pool.size}, []
     try:
@@ -432,7 +428,7 @@ def test_scorers_come_and_go_with_the_work_and_nothing_is_lost(ray: ClusterSecti
         before = handles
         handles = list(pool.score(refs))
         found, again = scores_by_row(pool.fetch(before)), scores_by_row(pool.fetch(handles))
-        assert set(found) == set(again) == set(rows.row_ids)
+        assert set(found) == set(again) == set(rows.rows)
         assert all(np.allclose(found[row], again[row], atol=1e-5) for row in found)
         assert pool.cache_hits() > 0, "a sequence that comes to a scorer again is not computed again"
         waiting = threading.Event()

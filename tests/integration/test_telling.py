@@ -18,11 +18,10 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.rewards import FunctionReward
 from dvpo_ray.config.sections import ClusterSection
-from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, DataError, LearnerLostError, PermanentFailureError, RewardError
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
-from dvpo_ray.types import Answer, StepResult
+from dvpo_ray.types import RowId, StepResult, Trajectory
 from tests.support.decided import scorer_section
 from tests.support.engines import MODEL
 from tests.support.failing import FailingActor, FailingAsyncActor, FailingRank
@@ -140,7 +139,7 @@ def test_a_learner_is_started_again_only_where_that_may_help(
     gang = FailingGang("no model", MODEL, config.policy, ray, 0)
     gang.wait_ready()
     run = Run(config, 3)
-    ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(4)], 2, 1, 0)
+    ledger = Ledger()
     try:
         with pytest.raises(ActorFailedError) as raised:
             drive(config.policy, GangStages(gang, how), ledger, run)
@@ -160,7 +159,9 @@ def scorers(folder: Path, cluster: ClusterSection, **rewards: FunctionReward) ->
 def answer(token: int) -> Any:
     one = np.ones(1, dtype=np.float32)
     ids = np.array([token], dtype=np.int32)
-    return ray_module.put(Answer("r0", np.array([3, 4], dtype=np.int32), ids, -one, np.zeros(1, dtype=np.int32), "stop"))
+    return ray_module.put(
+        Trajectory(RowId(0, 0, "r0", 0), np.array([3, 4], dtype=np.int32), ids, -one, np.zeros(1, dtype=np.int32), "stop")
+    )
 
 
 def test_a_token_that_the_model_has_not_is_scored_once(ray: ClusterSection, tiny_model: Path) -> None:

@@ -13,6 +13,7 @@ from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
+from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.rollouts.base import PlanContext, make_plan
 from dvpo_ray.rollouts.observed import ObservedPlan
 from dvpo_ray.runs.folder import CHECKPOINTS
@@ -40,6 +41,11 @@ def trained(rows: Iterable[RowId], dropped: Iterable[RowId] = ()) -> tuple[RowOu
     """What a learner says of rows."""
     of = [(row, False) for row in rows] + [(row, True) for row in dropped]
     return tuple(RowOutcome(row, row.slot, {}, 0.0, 1, "stop", left) for row, left in of)
+
+
+def numbered(count: int) -> list[EncodedPrompt]:
+    """Prompts that only their number tells apart."""
+    return [EncodedPrompt(f"p{i}", f"p{i}", (1, i), f"p{i}") for i in range(count)]
 
 
 def shuffled(prompts: Sequence[EncodedPrompt], policy: PolicyTraining, seed: int = 0) -> ObservedPlan:
@@ -170,12 +176,14 @@ def drive(
     run: Run,
     checkpoint: Checkpoint | None = None,
     evaluate: Callable[[int], float | None] = lambda step: None,
-) -> None:
-    """The real driver, checkpointing into the run's folder."""
+) -> Ledger:
+    """The real driver, checkpointing into the run's folder; returns its books."""
     checkpointer = Checkpointer(
         CheckpointStore(run.folder / CHECKPOINTS), stages.learner, run, config.checkpoint.every, config.steps
     )
-    Driver(config, stages, plan, run, checkpointer, evaluate).train(checkpoint)
+    driver = Driver(config, stages, plan, run, checkpointer, evaluate)
+    driver.train(checkpoint)
+    return driver.ledger
 
 
 def early_letters(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -19,14 +19,13 @@ from dvpo_ray.checkpoints.replicator import MOST_WAITING, CheckpointReplicator
 from dvpo_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.sections import CheckpointSection
-from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import CheckpointError, ConfigError
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
-from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.folder import run_folder
 from dvpo_ray.runs.run import Event, Run
 from jobs.session import copier_of, copying, find_checkpoint, prepare_copies, resumes_in_place, store_of
+from tests.support.fakes import numbered, shuffled
 from tests.unit.loop.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
 
 
@@ -241,11 +240,11 @@ def live(config: PolicyRecipe, stages: ChainStages, evaluate: Callable[[int], fl
     found = find_checkpoint(config, store, copier)
     prepare_copies(config, found, copier)
     run = Run(config, STEPS, events.append, in_place=resumes_in_place(config, found))
-    ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
+    plan = shuffled(numbered(6), config.policy)
     try:
         with copying(copier, run):
             checkpointer = Checkpointer(store, stages, run, config.policy.checkpoint.every, STEPS, copier)
-            Driver(config.policy, stages, ledger, run, checkpointer, evaluate).train(found)  # type: ignore[arg-type]
+            Driver(config.policy, stages, plan, run, checkpointer, evaluate).train(found)  # type: ignore[arg-type]
     finally:
         run.close()
     return events

@@ -17,7 +17,7 @@ from dvpo_ray.config.sections import CheckpointSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import DataError, RewardError, RowsLostError
 from dvpo_ray.evaluation.held_out import EvaluatedAnswer, Evaluation, Evaluator, compare, read_evaluations
-from dvpo_ray.types import ScoredBatch
+from dvpo_ray.types import RowId, ScoredBatch, ScorerVersion
 from jobs.held_out import figures, kept_by
 from tests.support.fakes import FakeStages, scored_batch
 
@@ -36,11 +36,11 @@ class LosingStages(FakeStages):
         super().__init__()
         self.losses = losses
 
-    def score(self, answers: Iterable[str]) -> Any:
+    def score(self, answers: Iterable[RowId], version: ScorerVersion | None = None) -> Any:
         """One batch of random rows under the names asked for."""
         names = list(answers)
         self.calls.append("score")
-        yield replace(scored_batch([3] * len(names)), row_ids=tuple(reversed(names)))
+        yield replace(scored_batch([3] * len(names)), rows=tuple(reversed(names)))
 
     def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
         found = list(handles)

@@ -122,7 +122,7 @@ def test_a_forged_state_is_refused_when_it_is_used(state: Any, tmp_path: Path) -
         try:
             part = checkpoint.part(name, kind)
             if name == "ledger":
-                Ledger([], 1, 1, 0).restore(part, 7)
+                Ledger().restore(part, 7)
         except CheckpointError as error:
             assert f"state.{name}" in str(error) or "trained steps in flight" in str(error)
 

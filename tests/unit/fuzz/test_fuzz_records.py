@@ -44,7 +44,7 @@ def read_or_refuse(content: bytes) -> None:
         except DataError as error:
             assert str(path) in str(error)
         else:
-            assert step >= 0 and len(rows.response_ids.rows()) == len(rows) == len(rows.finish_reasons)
+            assert step >= 0 and len(rows.response_ids.rows()) == len(rows) == len(rows.end_states)
 
 
 ARRAYS = st.sampled_from(
@@ -90,13 +90,13 @@ def test_a_forged_shape_takes_no_memory(shape: str, tmp_path: Path) -> None:
 
 
 ANSWER = {
-    "row_id": "eval/a/0",
+    "row_id": "eval/0:a/0",
     "prompt_id": "a",
     "prompt": "p",
     "answer": "x",
     "gold": 0.5,
     "kl": 0.1,
-    "finish_reason": "stop",
+    "end_state": "stop",
     "tokens": ["x"],
     "values": [0.0, 0.5],
     "advantages": [0.1],

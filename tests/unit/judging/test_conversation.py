@@ -17,14 +17,14 @@ from dvpo_ray.judging.answer_file import AnswerFile
 from dvpo_ray.judging.conversation import Interviewer
 from dvpo_ray.judging.formats import Question
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import RolloutRequest, ServedWeights, Trajectory
+from dvpo_ray.types import RolloutRequest, RowId, ServedWeights, Trajectory
 from jobs.answer import identity
 
 
 class Counting:
     """Engines whose n-th answer is the number n, handed out in the reverse order; ``lost`` rows are given up."""
 
-    def __init__(self, tokenizer: Any, lost: str = "") -> None:
+    def __init__(self, tokenizer: Any, lost: tuple[int, int] | None = None) -> None:
         self.asked: list[RolloutRequest] = []
         self.at_once: list[int] = []
         self._tokenizer = tokenizer
@@ -33,15 +33,15 @@ class Counting:
     def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Trajectory]:
         self.at_once.append(len(requests))
         for number, request in reversed(list(enumerate(requests, len(self.asked)))):
-            if request.row_id != self._lost:
+            if (request.row.answer, request.row.slot) != self._lost:
                 ids = np.array(self._tokenizer(f" {number}<|im_end|>")["input_ids"], dtype=np.int32)
                 empty = np.zeros(ids.size, dtype=np.float32)
                 reason = "length" if number == 3 else "stop"
-                yield Trajectory(request.row_id, np.array(request.prompt_ids), ids, empty, empty, reason)
+                yield Trajectory(request.row, np.array(request.prompt_ids), ids, empty, empty, reason)
         self.asked += requests
 
-    def given_up(self, requests: Sequence[RolloutRequest]) -> list[str]:
-        return [self._lost]
+    def given_up(self, requests: Sequence[RolloutRequest]) -> list[RowId]:
+        return [request.row for request in requests if (request.row.answer, request.row.slot) == self._lost]
 
     def cancel(self) -> None:
         raise NotImplementedError
@@ -149,7 +149,7 @@ def test_what_a_killed_command_was_given_is_not_asked_again(tokenizer: Any, tmp_
 
 def test_a_question_that_was_given_up_is_named(tokenizer: Any, file: AnswerFile) -> None:
     with pytest.raises(ActorFailedError, match="question 'c', turn 2: not answered in time"):
-        interviewer(tokenizer, file).ask(QUESTIONS, Counting(tokenizer, lost="1/1"), lambda done: None)
+        interviewer(tokenizer, file).ask(QUESTIONS, Counting(tokenizer, lost=(1, 1)), lambda done: None)
 
 
 def test_other_models_and_other_sampling_have_answers_of_their_own(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ ONE = {"x": FunctionReward(function="a:b")}
 
 
 def with_scores(scored: ScoredBatch, scores: list[float]) -> ScoredBatch:
-    return replace(scored, rewards=Ragged.of([[score] for score in scores], np.float32))
+    return replace(scored, channels={"x": Ragged.of([[score] for score in scores], np.float32)})
 
 
 def test_rewards_are_normalised_over_the_whole_run_and_clipped() -> None:
@@ -77,8 +77,7 @@ def test_preset_max_fills_in_what_is_not_set() -> None:
 
 
 def test_pairs_stay_together_only_where_their_ratio_is_one() -> None:
-    prompts = Ragged.of([np.array([7, 8])] * 2 + [np.array([9])] * 3, np.int32)
-    scored = replace(scored_batch([1, 2, 3, 4, 5]), prompt_ids=prompts)
+    scored = replace(scored_batch([1, 2, 3, 4, 5]), group_ids=np.array([7, 7, 9, 9, 9]))
     assert units(scored, P3o()) == [[0], [1], [2], [3], [4]]
     assert units(scored, P3o(clip="joint")) == [[0, 1], [2, 3], [4, 4]]
 

@@ -6,12 +6,13 @@ import numpy as np
 
 from dvpo_ray.learning.score_cache import ENTRY_BYTES, Entry, ScoreCache
 from dvpo_ray.types import Trajectory
+from tests.support.fakes import row
 
 
 def answer(prompt: list[int], response: list[int]) -> Trajectory:
     ids = np.array(response, dtype=np.int32)
     return Trajectory(
-        "r", np.array(prompt, dtype=np.int32), ids, np.zeros(ids.size, np.float32), np.zeros(ids.size, np.int32), "stop"
+        row("r"), np.array(prompt, dtype=np.int32), ids, np.zeros(ids.size, np.float32), np.zeros(ids.size, np.int32), "stop"
     )
 
 

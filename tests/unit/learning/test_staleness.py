@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,12 +38,17 @@ def test_ages_by_hand() -> None:
         ages(scored, 4)
 
 
+def names(rows: Any) -> list[str]:
+    return [row.prompt for row in rows]
+
+
 def test_rows_over_the_limit_are_dropped_whole_and_named() -> None:
     scored = versioned([[4, 5], [3, 5], [5, 5]])
     kept, dropped = keep_fresh(scored, 5, OffPolicySection(max_staleness=1))
-    assert (kept.row_ids, dropped) == (("r0", "r2"), ("r1",))
+    assert (names(kept.rows), names(one.row for one in dropped)) == (["r0", "r2"], ["r1"])
+    assert all(one.dropped for one in dropped)
     kept, dropped = keep_fresh(scored, 5, OffPolicySection(max_staleness=1, over_limit="mask"))
-    assert (kept.row_ids, dropped) == (("r0", "r1", "r2"), ())
+    assert (names(kept.rows), dropped) == (["r0", "r1", "r2"], ())
     kept, dropped = keep_fresh(scored, 9, OffPolicySection())
     with pytest.raises(StaleRowsError, match=r"all 3 answers of step 9 .* raise off_policy\.max_staleness"):
         check_some_left(len(kept), len(dropped), 9, OffPolicySection())
@@ -82,7 +88,7 @@ def test_nothing_older_than_the_limit_is_trained_uncorrected(
     config = OffPolicySection(max_staleness=limit, over_limit=over_limit, correction=correction)
     scored = versioned(versions)
     kept, dropped = keep_fresh(scored, 6, config)
-    assert sorted(kept.row_ids + dropped) == sorted(scored.row_ids)
+    assert sorted([*kept.rows, *(one.row for one in dropped)]) == sorted(scored.rows)
     age = torch.from_numpy(ages(kept, 6).flat)
     # The trained weights find every token twice as likely as the sampling ones did: corrected tokens weigh 2.
     weights = token_weights(torch.full(age.shape, np.log(2.0)), torch.zeros(age.shape), age, config)

@@ -23,14 +23,14 @@ def test_every_row_is_given_out_once_and_some_are_held_back(sizes: list[list[int
         if ready is not None:
             tokens = ready.prompt_ids.lengths.sum() + ready.response_ids.lengths.sum()
             assert tokens >= full, "less than a micro-batch was given out"
-            given_out += ready.row_ids
+            given_out += ready.rows
         held += len(lengths)
     rest = opened.rest()
     if held == 0:
         assert rest is None and not given_out
         return
     assert rest is not None and len(rest) > 0
-    assert sorted([*given_out, *rest.row_ids]) == sorted(opened.rows().row_ids)
+    assert sorted([*given_out, *rest.rows]) == sorted(opened.rows().rows)
     assert len(opened.rows()) == held
 
 

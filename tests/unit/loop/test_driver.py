@@ -9,11 +9,9 @@ import pytest
 
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
-from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError, ConfigError, FrozenValueChangedError
-from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
-from tests.support.fakes import FakeStages, drive
+from tests.support.fakes import FakeStages, drive, numbered, shuffled
 
 
 def recipe(tmp_path: Path, **policy: object) -> PolicyRecipe:
@@ -27,8 +25,7 @@ def recipe(tmp_path: Path, **policy: object) -> PolicyRecipe:
 
 def run_driver(config: PolicyRecipe, stages: FakeStages) -> list[dict[str, float]]:
     run = Run(config, config.policy.steps)
-    ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
-    drive(config.policy, stages, ledger, run)
+    drive(config.policy, stages, shuffled(numbered(6), config.policy), run)
     run.close()
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 

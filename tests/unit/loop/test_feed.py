@@ -13,14 +13,13 @@ import pytest
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.updates import OffPolicySection
-from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import ActorFailedError
 from dvpo_ray.learning.staleness import keep_fresh, staleness_metrics
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import Ragged, RolloutRequest, ScoredBatch, ServedWeights, StepResult, Trajectory
-from tests.support.fakes import IdleStages, drive
+from dvpo_ray.types import Ragged, RolloutRequest, ScoredBatch, ScorerVersion, ServedWeights, StepResult, Trajectory, outcomes
+from tests.support.fakes import IdleStages, drive, numbered, shuffled
 
 STEPS = 8
 
@@ -41,7 +40,7 @@ class InterleavedStages(IdleStages):
 
     def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Trajectory]:
         """Answers in random order; with ``missed_syncs`` one of them comes from an engine that lags behind."""
-        step = int(requests[0].row_id.split("/")[0])
+        step = requests[0].row.step
         with self._turn:
             self.begun.append(step)
             order = self._random.sample(list(requests), len(requests))
@@ -54,17 +53,17 @@ class InterleavedStages(IdleStages):
                     lag = self._random.randint(0, 3) if self._missed_syncs and request is order[0] else 0
                     tokens.append(max(0, self.served - lag))
             ids = np.array([1, 2, 3], dtype=np.int32)
-            yield Trajectory(request.row_id, ids[:1], ids, np.zeros(3, np.float32), np.array(tokens, np.int32), "stop")
+            yield Trajectory(request.row, ids[:1], ids, np.zeros(3, np.float32), np.array(tokens, np.int32), "stop")
 
-    def score(self, answers: Iterable[Trajectory]) -> Iterator[ScoredBatch]:
+    def score(self, answers: Iterable[Trajectory], version: ScorerVersion | None = None) -> Iterator[ScoredBatch]:
         """One batch an answer, with values of 0."""
         for answer in answers:
             three, four = Ragged.of([[0.0] * 3], np.float32), Ragged.of([[0.0] * 4], np.float32)
             prompt, ids = Ragged.of([answer.prompt_ids], np.int32), Ragged.of([answer.response_ids], np.int32)
             versions = Ragged.of([answer.versions], np.int32)
-            yield ScoredBatch(
-                (answer.row_id,), prompt, ids, three, versions, four, three, Ragged.of([np.zeros(0)], np.float32), ("stop",)
-            )
+            mask = Ragged.of([answer.action_mask], np.bool_)
+            group = np.array([answer.group_id])
+            yield ScoredBatch((answer.row,), group, prompt, ids, mask, three, versions, four, three, ("stop",))
 
     def wait(self, handles: Sequence[ScoredBatch]) -> None:
         """Everything is scored at once."""
@@ -73,7 +72,7 @@ class InterleavedStages(IdleStages):
         """Handles are the data."""
         return list(handles)
 
-    def value_hash(self) -> str:
+    def value_hash(self, version: ScorerVersion | None = None) -> str:
         """Always the same."""
         return "sealed"
 
@@ -82,7 +81,7 @@ class InterleavedStages(IdleStages):
         kept, dropped = keep_fresh(ScoredBatch.concat(list(scored)), step, self.config)
         self.trained.append(kept)
         metrics = {"kl/per_answer": 0.0} | staleness_metrics(kept, step, len(dropped))
-        return StepResult(step, step + 1, kept.row_ids, metrics, dropped)
+        return StepResult(step, step + 1, (*outcomes(kept), *dropped), metrics)
 
     def sync(self, weights: Weights) -> ServedWeights:
         """Serves the new version from now on."""
@@ -105,13 +104,11 @@ def run_driver(tmp_path: Path, stages: InterleavedStages, **policy: object) -> L
         | policy,
     }
     config = build(PolicyRecipe, tree)
-    ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
     run = Run(config, STEPS)
     try:
-        drive(config.policy, stages, ledger, run)
+        return drive(config.policy, stages, shuffled(numbered(6), config.policy), run)
     finally:
         run.close()
-    return ledger
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 4])
@@ -157,7 +154,7 @@ def test_generation_runs_ahead_while_the_learner_works(tmp_path: Path) -> None:
 
     def announce(requests: Sequence[RolloutRequest]) -> Iterator[Trajectory]:
         yield from generate(requests)
-        if requests[0].row_id.startswith("2/"):
+        if requests[0].row.step == 2:
             ahead.set()
 
     def learn(number: int, beta: float, scored: Iterable[ScoredBatch]) -> StepResult:

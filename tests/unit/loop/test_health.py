@@ -52,7 +52,7 @@ def test_a_run_ends_when_the_same_alarm_stays_and_only_then() -> None:
 def test_a_dump_is_read_back_and_anything_else_refused(tmp_path: Path) -> None:
     scored = scored_batch([3, 5], seed=1)
     found, step, beta = read_dump(write_dump(tmp_path / "d" / "x.npz", scored, 6, 0.1))
-    assert (step, beta, found.row_ids, found.finish_reasons) == (6, 0.1, scored.row_ids, scored.finish_reasons)
+    assert (step, beta, found.rows, found.end_states) == (6, 0.1, scored.rows, scored.end_states)
     assert np.array_equal(found.values.flat, scored.values.flat)
     (tmp_path / "bad.npz").write_bytes(b"PK nothing")
     for path in (tmp_path / "bad.npz", tmp_path / "none.npz"):
@@ -76,6 +76,6 @@ def test_replay_names_the_row_that_is_not_finite(tiny_model: Path, tmp_path: Pat
         },
     }
     found = replay(dump, build(PolicyRecipe, tree))
-    assert [row["row"] for row in found["bad"]] == ["r1"]
+    assert [row["row"] for row in found["bad"]] == ["0/0:r1/0"]
     assert found["bad"][0]["not_finite"] == "ref_log_probs, advantages, loss, gradient"
-    assert all(np.isfinite(row["gradient_norm"]) for row in found["all"] if row["row"] != "r1")
+    assert all(np.isfinite(row["gradient_norm"]) for row in found["all"] if row["row"] != "0/0:r1/0")

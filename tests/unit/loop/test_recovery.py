@@ -19,7 +19,6 @@ from actors.rollout.pool import read_traces
 from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
-from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -34,8 +33,8 @@ from dvpo_ray.runs.folder import CHECKPOINTS, DEAD_LETTERS, check_same_run, lock
 from dvpo_ray.runs.run import Event, Run
 from dvpo_ray.runs.stopping import heeding
 from dvpo_ray.stages import Weights
-from dvpo_ray.types import EngineLeftovers, RolloutRequest, ServedWeights, StepResult
-from tests.support.fakes import FakeStages, drive
+from dvpo_ray.types import EngineLeftovers, RolloutRequest, RowId, ServedWeights, StepResult
+from tests.support.fakes import FakeStages, drive, numbered, shuffled, trained
 
 STEPS = 9
 
@@ -63,12 +62,12 @@ class ChainStages(FakeStages):
         if event == "driver":
             raise DriverKilled
 
-    def step(self, step: int, beta: float, scored: Iterable[list[str]]) -> StepResult:
+    def step(self, step: int, beta: float, scored: Iterable[list[RowId]]) -> StepResult:
         rows = sorted(row for batch in scored for row in batch)
         self._fail("before a step")
         self.chain = hashlib.sha256(f"{self.chain}{step}{rows}".encode()).hexdigest()
         self._fail("after a step")
-        return StepResult(step, step + 1, tuple(rows), {"kl/per_answer": 1.0, "chain": float(int(self.chain[:6], 16))})
+        return StepResult(step, step + 1, trained(rows), {"kl/per_answer": 1.0, "chain": float(int(self.chain[:6], 16))})
 
     def sync(self, weights: Weights) -> ServedWeights:
         self._fail("while syncing")
@@ -123,12 +122,10 @@ def run_once(
             run.stopping = True
 
     run = Run(config, STEPS, listen, in_place=checkpoint is not None)
-    ledger = Ledger([EncodedPrompt(f"p{i}", "", (1, i), f"p{i}") for i in range(6)], 4, 1, 0)
     try:
-        drive(config.policy, stages, ledger, run, checkpoint, evaluate)
+        return drive(config.policy, stages, shuffled(numbered(6), config.policy), run, checkpoint, evaluate)
     finally:
         run.close()
-    return ledger
 
 
 def steps_and_chain(config: PolicyRecipe) -> list[tuple[int, float]]:

@@ -15,6 +15,7 @@ from actors.rollout.actor import LOOK_S, RolloutActor
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorDiedError, RowDeadlineError
 from dvpo_ray.types import RolloutRequest
+from tests.support.fakes import row
 
 
 class InstantLoop(asyncio.SelectorEventLoop):
@@ -51,9 +52,9 @@ class OneAtATime:
 def actor_of(monkeypatch: pytest.MonkeyPatch, engine: Any, row_timeout_s: float) -> RolloutActor:
     answer = SimpleNamespace(response_ids=SimpleNamespace(size=1))
     monkeypatch.setattr(
-        "actors.rollout.actor._to_answer", lambda request, output: SimpleNamespace(**vars(answer), row=request.row_id)
+        "actors.rollout.actor._to_trajectory", lambda request, output: SimpleNamespace(**vars(answer), row=request.row)
     )
-    monkeypatch.setattr("actors.rollout.actor.sampling_params", lambda config, seed, stop_ids: None)
+    monkeypatch.setattr("actors.rollout.actor.sampling_params", lambda config, seed, stop_ids, max_tokens: None)
     config = RolloutSection(row_timeout_s=row_timeout_s)
     actor = RolloutActor("none", config, 0)
     actor._engine, actor._fence = engine, None
@@ -62,8 +63,8 @@ def actor_of(monkeypatch: pytest.MonkeyPatch, engine: Any, row_timeout_s: float)
 
 def rows_of(actor: RolloutActor, count: int) -> list[str]:
     async def ask() -> list[str]:
-        requests = [RolloutRequest(f"r{i}", (1,), seed=i) for i in range(count)]
-        return [answer.row async for answer in actor.generate(requests)]  # type: ignore[attr-defined]
+        requests = [RolloutRequest(row(f"r{i}"), (1,), seed=i) for i in range(count)]
+        return [answer.row.prompt async for answer in actor.generate(requests)]  # type: ignore[attr-defined]
 
     with asyncio.Runner(loop_factory=InstantLoop) as runner:
         return runner.run(ask())
@@ -78,9 +79,9 @@ def test_rows_that_wait_their_turn_are_not_late(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("answers", [0, 5])
 def test_an_engine_that_finishes_nothing_is_late(monkeypatch: pytest.MonkeyPatch, answers: int) -> None:
     actor = actor_of(monkeypatch, OneAtATime(seconds=7.0, answers=answers), row_timeout_s=8.0)
-    with pytest.raises(RowDeadlineError, match=r"row r\d+: no complete answer within 8\.0 s") as caught:
+    with pytest.raises(RowDeadlineError, match=r"row 0/0:r\d+/0: no complete answer within 8\.0 s") as caught:
         rows_of(actor, 30)
-    assert int(caught.value.row_id[1:]) >= answers
+    assert int(caught.value.row.prompt[1:]) >= answers
 
 
 def test_a_row_that_a_dead_engine_forgot_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +93,7 @@ def test_a_row_that_a_dead_engine_forgot_is_not_waited_for(monkeypatch: pytest.M
         engine.errored = True
 
     async def ask() -> None:
-        requests = [RolloutRequest(f"r{i}", (1,), seed=i) for i in range(4)]
+        requests = [RolloutRequest(row(f"r{i}"), (1,), seed=i) for i in range(4)]
         dying = asyncio.create_task(die())
         with pytest.raises(ActorDiedError, match="the engine's processes died"):
             [answer async for answer in actor.generate(requests)]  # type: ignore[attr-defined]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.config import PolicyRecipe
+from dvpo_ray.config.loading import build
 from dvpo_ray.loop.ledger import Ledger
-from dvpo_ray.types import EngineLeftovers, Ragged, RolloutRequest, ScoredBatch, Trajectory
-from tests.support.fakes import scored_batch
+from dvpo_ray.rollouts.observed import ObservedPlan
+from dvpo_ray.types import EngineLeftovers, Ragged, RolloutRequest, Trajectory
+from tests.support.fakes import numbered, row, scored_batch, shuffled
 
 
 @given(rows=st.lists(st.lists(st.integers(-9, 9), max_size=5), min_size=1, max_size=8), data=st.data())
@@ -26,33 +30,36 @@ def test_bad_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="add up to 3, flat has"):
         Ragged(np.zeros(2), np.array([3]))
     with pytest.raises(ValueError, match="at least one token"):
-        RolloutRequest("r", (), 0)
+        RolloutRequest(row("r"), (), 0)
     one = np.zeros(1)
     with pytest.raises(ValueError, match="T >= 1"):
-        Trajectory("r", one, np.zeros(0), np.zeros(0), np.zeros(0), "stop")
+        Trajectory(row("r"), one, np.zeros(0), np.zeros(0), np.zeros(0), "stop")
     good = scored_batch([3, 2])
     with pytest.raises(ValueError, match="do not fit"):
-        ScoredBatch(**(vars(good) | {"values": good.log_probs}))
+        replace(good, values=good.log_probs)
 
 
-def prompts(count: int) -> list[EncodedPrompt]:
-    return [EncodedPrompt(f"p{i}", f"p{i}", (1, i), f"p{i}") for i in range(count)]
+def plan_of(count: int, per_step: int, answers: int, seed: int) -> ObservedPlan:
+    rollout = {"prompts_per_step": per_step, "answers_per_prompt": answers}
+    recipe = build(PolicyRecipe, {"policy": {"value_model": "g", "data": {"source": "x"}, "rollout": rollout}})
+    return shuffled(numbered(count), recipe.policy, seed)
 
 
 @given(count=st.integers(1, 20), per_step=st.integers(1, 9), answers=st.integers(1, 3), seed=st.integers(0, 99))
 def test_every_prompt_once_per_epoch_and_reproducible(count: int, per_step: int, answers: int, seed: int) -> None:
-    ledger, again = (Ledger(prompts(count), per_step, answers, seed) for _ in range(2))
-    steps = [ledger.admit(step) for step in range(2 * count)]
-    assert again.admit(3 % (2 * count)) == steps[3 % (2 * count)]
+    plan, again = (plan_of(count, per_step, answers, seed) for _ in range(2))
+    steps = [plan.requests(step) for step in range(2 * count)]
+    assert again.requests(3 % (2 * count)) == steps[3 % (2 * count)]
     rows = [request for step in steps for request in step]
-    assert len({r.row_id for r in rows}) == len(rows)
+    assert len({r.row for r in rows}) == len(rows)
     epoch = [r.prompt_ids for r in rows[::answers]][:count]
-    assert sorted(epoch) == sorted(p.prompt_ids for p in prompts(count))
+    assert sorted(epoch) == sorted(p.prompt_ids for p in numbered(count))
+    assert all(len({r.group_id for r in rows if r.row.slot == slot}) == 1 for slot in {r.row.slot for r in rows})
 
 
 def test_books_balance_and_no_row_trains_twice() -> None:
-    ledger = Ledger(prompts(4), 2, 1, 0)
-    ids = [r.row_id for r in ledger.admit(0)]
+    ledger, ids = Ledger(), [row("a"), row("b")]
+    ledger.admit(ids)
     ledger.trained_rows(ids[:1])
     assert ledger.check() == {"ledger/admitted": 2, "ledger/trained": 1, "ledger/dead_lettered": 0, "ledger/in_flight": 1}
     with pytest.raises(AssertionError, match="trained twice or never admitted"):

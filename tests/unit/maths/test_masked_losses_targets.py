@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dvpo_ray.algorithms import LossTerms, policy_loss
+from dvpo_ray.algorithms import LossTerms, make_algorithm
 from dvpo_ray.config.algorithms import P3o
 from dvpo_ray.maths.kl_control import next_coefficient
 from dvpo_ray.maths.losses import (
@@ -173,7 +173,7 @@ def test_p3o_holds_the_log_ratio_of_a_whole_answer() -> None:
     """Ten tokens of 30 nats are 300: e^300 is no float32. The second answer's ratio is 1."""
     log_probs = torch.cat([torch.full((10,), 30.0), torch.zeros(2)]).requires_grad_(True)
     advantages = torch.cat([torch.full((10,), -1.0), torch.ones(2)])
-    total, _ = policy_loss(P3o(), LossTerms(log_probs, torch.zeros(12), advantages, torch.tensor([10, 2]), 0.2))
+    total, _ = make_algorithm(P3o()).loss(LossTerms(log_probs, torch.zeros(12), advantages, torch.tensor([10, 2]), 0.2))
     assert float(total.detach()) == pytest.approx(4.851652e8 - 1, rel=1e-6)
     total.backward()
     assert log_probs.grad is not None and log_probs.grad.tolist() == [0.0] * 10 + [-1.0] * 2

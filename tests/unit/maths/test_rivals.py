@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dvpo_ray.algorithms import LossTerms, Signals, advantages, policy_loss
+from dvpo_ray.algorithms import LossTerms, Signals, make_algorithm
 from dvpo_ray.config.algorithms import Grpo, P3o, Ppo
 from dvpo_ray.maths.advantages import partners, ppo_gae
 from dvpo_ray.maths.losses import clipped_value_loss, sequence_sums
@@ -74,17 +74,18 @@ def test_sequence_sums() -> None:
 def signals(rewards_b: list[float], groups: list[int]) -> Signals:
     """One token an answer, with its reward."""
     scores_b = torch.tensor(rewards_b, dtype=torch.float64)
-    k_bt = scores_b[:, None].clone()
-    return Signals(torch.zeros(len(groups), 2).double(), k_bt, scores_b, torch.ones_like(k_bt), torch.tensor(groups))
+    nothing_bt = torch.zeros_like(scores_b[:, None])
+    mask_bt, group_b = torch.ones_like(nothing_bt), torch.tensor(groups)
+    return Signals(torch.zeros(len(groups), 2).double(), nothing_bt, nothing_bt, scores_b, mask_bt, group_b)
 
 
 def test_grpo_does_not_divide_kl_by_the_spread_of_scores() -> None:
     """Two tokens an answer: scores 1, 3 and 2, 2, with a KL reward at the first token; the group of equal scores keeps its KL."""
     scores_b = torch.tensor([1.0, 3.0, 2.0, 2.0])
     kl_b = torch.tensor([0.03, 0.01, -0.004, 0.002])
-    k_bt = torch.stack([kl_b, scores_b], dim=1)
-    given = Signals(torch.zeros(4, 3), k_bt, scores_b, torch.ones(4, 2), torch.tensor([0, 0, 1, 1]))
-    found = advantages(Grpo(score="none"), given)
+    kl_bt = torch.stack([kl_b, torch.zeros(4)], dim=1)
+    given = Signals(torch.zeros(4, 3), kl_bt, torch.zeros(4, 2), scores_b, torch.ones(4, 2), torch.tensor([0, 0, 1, 1]))
+    found = make_algorithm(Grpo(score="none")).advantages(given)
     assert torch.equal(found[:, 0], found[:, 1])
     assert found[:, 0].tolist() == pytest.approx([-1.0 + 0.01, 1.0 - 0.01, -0.003, 0.003], abs=1e-6)
 
@@ -94,7 +95,7 @@ def bandit_gradient(logits: Tensor, arms: Tensor, advantage: Tensor, settings: P
     theta = logits.clone().requires_grad_(True)
     log_probs = theta.log_softmax(0)[arms]
     lengths = torch.ones(len(arms), dtype=torch.int64)
-    total, _ = policy_loss(settings, LossTerms(log_probs, log_probs.detach(), advantage, lengths, 0.2))
+    total, _ = make_algorithm(settings).loss(LossTerms(log_probs, log_probs.detach(), advantage, lengths, 0.2))
     (total / len(arms)).backward()
     assert theta.grad is not None
     return theta.grad
@@ -112,7 +113,7 @@ def test_p3o_on_a_bandit_is_the_policy_gradient(clip: str) -> None:
     chances = logits.softmax(0)
     exact = -chances * (reward - (chances * reward).sum())
     assert float((found - exact).norm() / exact.norm()) < 0.02
-    small = advantages(P3o(score="none"), signals([4.0, 1.0, 0.0, 2.5], [0, 0, 1, 1]))
+    small = make_algorithm(P3o(score="none")).advantages(signals([4.0, 1.0, 0.0, 2.5], [0, 0, 1, 1]))
     assert small[:, 0].tolist() == [3.0, -3.0, -2.5, 2.5]
 
 
@@ -126,12 +127,12 @@ def test_p3o_is_blind_to_what_all_answers_of_a_prompt_gain(clip: str, shift: lis
     shifted = [reward + shift[group] for reward, group in zip(rewards, groups, strict=True)]
     settings = P3o(clip=clip, score="none")  # type: ignore[arg-type]
     updates = [
-        bandit_gradient(logits, arms, advantages(settings, signals(given, groups))[:, 0], settings)
+        bandit_gradient(logits, arms, make_algorithm(settings).advantages(signals(given, groups))[:, 0], settings)
         for given in (rewards, shifted)
     ]
     assert torch.allclose(*updates, atol=1e-6)
     if max(map(abs, shift)) > 1:
-        ppo = [advantages(Ppo(), signals(given, groups)) for given in (rewards, shifted)]
+        ppo = [make_algorithm(Ppo()).advantages(signals(given, groups)) for given in (rewards, shifted)]
         assert float((ppo[0] - ppo[1]).abs().max()) > 1e-3
 
 
@@ -140,13 +141,13 @@ def test_clipping_ends_the_gradient_of_answers_that_moved_enough() -> None:
     old = torch.zeros(4)
     log_probs = torch.tensor([0.2, 0.2, 0.0, 0.0], requires_grad=True)
     terms = LossTerms(log_probs, old, torch.tensor([1.0, 1.0, -1.0, -1.0]), lengths, 0.2)
-    total, clipped = policy_loss(P3o(clip="separate"), terms)
+    total, clipped = make_algorithm(P3o(clip="separate")).loss(terms)
     total.backward()
     # exp(0.4) is over 1.2: the first answer's term is held there; the second's ratio is 1.
     assert total.item() == pytest.approx(-1.2 + 1.0)
     assert clipped.tolist() == [True, True, False, False]
     assert log_probs.grad is not None and log_probs.grad.tolist() == [0, 0, 1, 1]
-    total, clipped = policy_loss(P3o(clip="joint"), terms)
+    total, clipped = make_algorithm(P3o(clip="joint")).loss(terms)
     assert total.item() == pytest.approx(-1.2) and clipped.all()
-    total, clipped = policy_loss(P3o(clip="joint", length_normalised=True), terms)
+    total, clipped = make_algorithm(P3o(clip="joint", length_normalised=True)).loss(terms)
     assert total.item() == pytest.approx(-1.2) and clipped.all(), "exp(0.2 - 0) is over 1.2 as well"

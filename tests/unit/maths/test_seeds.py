@@ -8,11 +8,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.algorithms import DvpoGae
+from dvpo_ray.config.loading import build
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.evaluation.held_out import Evaluator
-from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.maths.seeds import sampling_seed
+from tests.support.fakes import shuffled
 
 places = st.tuples(
     st.integers(0, 2**31 - 1), st.sampled_from(["train", "evaluate", "ask"]), st.integers(0, 9999), st.integers(0, 9999)
@@ -53,9 +55,11 @@ def test_neighbours_stay_apart_beyond_101_answers() -> None:
 
 def test_training_evaluation_and_other_runs_have_seeds_of_their_own() -> None:
     """Run seeds 0 and 101 * k apart, and steps one after the other, over 64 prompts of four answers each."""
+    rollout = {"prompts_per_step": 8, "answers_per_prompt": 4}
+    recipe = build(PolicyRecipe, {"policy": {"value_model": "g", "data": {"source": "x"}, "rollout": rollout}})
     found: list[int] = []
     for seed in (0, 1, 101):
-        ledger = Ledger(prompts(16), 8, 4, seed)
-        found += [request_seed for step in range(8) for request_seed in seeds_of(ledger.admit(step))]
+        plan = shuffled(prompts(16), recipe.policy, seed)
+        found += [request_seed for step in range(8) for request_seed in seeds_of(plan.requests(step))]
         found += seeds_of(evaluator(64, 4, seed)._requests)
     assert len(set(found)) == len(found) == 3 * (8 * 32 + 256)

@@ -20,8 +20,9 @@ from dvpo_ray.models import token_reader
 from dvpo_ray.models.folder import check_model_folder, write_manifest, written_atomically
 from dvpo_ray.models.token_reader import PolicyReader, ValueReader, freeze, load_policy, parameter_hash
 from dvpo_ray.models.value_model import check_fits, load_value_model, new_value_model, read_seal, seal
-from dvpo_ray.types import Answer
+from dvpo_ray.types import Trajectory
 from tests.support.decided import scorer_section
+from tests.support.fakes import row
 
 
 @pytest.fixture(scope="module")
@@ -259,12 +260,12 @@ def test_packing_follows_the_kernel_unless_the_recipe_says(attention: Any, packi
 
 def test_a_scorer_gives_the_same_scores_packed(tiny_model: Path) -> None:
     answers = [
-        Answer(f"r{i}", p, r, np.zeros(r.size, np.float32), np.zeros(r.size, np.int32), "stop")
+        Trajectory(row(f"r{i}"), p, r, np.zeros(r.size, np.float32), np.zeros(r.size, np.int32), "stop")
         for i, (p, r) in enumerate(zip(*sequences(0), strict=True))
     ]
     found = []
     for packing in ("off", "on"):
         scorer = ScorerActor(str(tiny_model), None, ModelSection(attention="sdpa", packing=packing), scorer_section(), 1.0)
-        found.append(scorer.score(*answers).ref_log_probs.flat)
+        found.append(scorer.score(None, *answers).ref_log_probs.flat)
         assert scorer._reference.packed is (packing == "on")
     assert found[0] == pytest.approx(found[1], abs=1e-5)

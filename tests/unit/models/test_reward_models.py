@@ -21,9 +21,10 @@ from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.token_reader import ValueReader, freeze
 from dvpo_ray.models.value_model import ValueModel, load_value_model, new_value_model, seal
-from dvpo_ray.types import Answer, ScoredBatch
+from dvpo_ray.types import ScoredBatch, Trajectory
 from jobs.models import base_model, verified_rewards, verified_value_model
 from tests.support.decided import scorer_section
+from tests.support.fakes import row
 
 PROMPTS = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
 RESPONSES = [np.array([9, 10], np.int32), np.array([11, 12, 13], np.int32)]
@@ -69,8 +70,15 @@ def scorer_of(base: Path, rewards: dict[str, RewardSettings], value: Path | None
 
 def scored(scorer: ScorerActor, finished: tuple[str, str] = ("stop", "stop")) -> ScoredBatch:
     rows = enumerate(zip(PROMPTS, RESPONSES, finished, strict=True))
-    answers = [Answer(f"r{i}", p, r, np.zeros(r.size, np.float32), np.zeros(r.size, np.int32), how) for i, (p, r, how) in rows]
-    return scorer.score(*answers)
+    answers = [
+        Trajectory(row(f"r{i}"), p, r, np.zeros(r.size, np.float32), np.zeros(r.size, np.int32), how) for i, (p, r, how) in rows
+    ]
+    return scorer.score(None, *answers)
+
+
+def columns(scored: ScoredBatch) -> np.ndarray:
+    """Scores [B, rewards], in the order of the recipe."""
+    return np.stack([channel.flat for channel in scored.channels.values()], axis=1)
 
 
 def token_values(folder: Path, responses: list[np.ndarray] = RESPONSES) -> list[np.ndarray]:
@@ -90,10 +98,10 @@ def test_models_score_whole_answers_in_the_columns_of_the_recipe(
         "gvm": ModelReward(folder=str(value_folder), score="mean"),
     }
     scorer = scorer_of(tiny_model, rewards)
-    found = scored(scorer).rewards.flat.reshape(2, 3)
+    found = columns(scored(scorer))
     assert found[:, 0] == pytest.approx([q[-1] for q in token_values(reward_folder)], abs=1e-4)
     assert found[:, 2] == pytest.approx([q.mean() for q in token_values(value_folder)], abs=1e-4)
-    assert np.array_equal(scored(scorer).rewards.flat.reshape(2, 3), found), "from the cache"
+    assert np.array_equal(columns(scored(scorer)), found), "from the cache"
     assert scorer.cache_hits() == 2
 
 
@@ -105,7 +113,7 @@ def test_an_answer_cut_at_the_limit_is_scored_where_reward_models_are_trained(
         "as_it_is": ModelReward(folder=str(reward_folder), end_cut_answers=False),
         "gvm": ModelReward(folder=str(value_folder)),
     }
-    found = scored(scorer_of(tiny_model, rewards), ("length", "stop")).rewards.flat.reshape(2, 3)
+    found = columns(scored(scorer_of(tiny_model, rewards), ("length", "stop")))
     ended = [np.array([9, tokenizer.eos_token_id], np.int32), RESPONSES[1]]
     assert found[:, 0] == pytest.approx([q[-1] for q in token_values(reward_folder, ended)], abs=1e-4)
     assert found[:, 1] == pytest.approx([q[-1] for q in token_values(reward_folder)], abs=1e-4)
@@ -120,7 +128,9 @@ def test_a_cut_answer_ends_as_the_template_ends_turns(
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|im_start|>"}))
-    found = scored(scorer_of(folder, {"taste": ModelReward(folder=str(reward_folder))}), ("length", "stop")).rewards.flat
+    found = (
+        scored(scorer_of(folder, {"taste": ModelReward(folder=str(reward_folder))}), ("length", "stop")).channels["taste"].flat
+    )
     end, other = (np.array([9, tokenizer.convert_tokens_to_ids(one)], np.int32) for one in ("<|im_end|>", "<|im_start|>"))
     assert found[0] == pytest.approx(token_values(reward_folder, [end, RESPONSES[1]])[0][-1], abs=1e-4)
     assert abs(found[0] - token_values(reward_folder, [other, RESPONSES[1]])[0][-1]) > 1e-3, "else the test could not fail"

@@ -109,7 +109,7 @@ def test_best_of_n_by_what_there_is() -> None:
 def test_the_best_of_n_is_over_groups_and_says_how_many_answers_were_cut() -> None:
     """Two prompts of one subject: there is one group to resample, and the interval is a point; of two subjects it is not."""
     found = evaluation({"p": [0.0, 1.0], "q": [0.0, 3.0]}, {"p": [0.1, 0.2], "q": [0.9, 0.8]})
-    answers = [replace(answer, group="sea", finish_reason="length") for answer in found.answers]
+    answers = [replace(answer, group="sea", end_state="length") for answer in found.answers]
     row = best_of_curve(Evaluation(0, [*answers[:3], found.answers[3]]), [2], with_value=False)[0]
     assert row["gold_by_gold_ci95"] == (1.0, 3.0) and row["cut_share"] == 0.75
     assert best_of_curve(Evaluation(0, answers), [2], with_value=False)[0]["gold_by_gold_ci95"] == (2.0, 2.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -18,13 +20,16 @@ import torch
 
 from dvpo_ray.config.algorithms import DvpoGae, Grpo
 from dvpo_ray.config.kl import KlSection
-from dvpo_ray.config.rewards import FunctionReward, HttpReward
+from dvpo_ray.config.rewards import FunctionReward, HttpReward, SpanReward
 from dvpo_ray.errors import ConfigError, RewardError
 from dvpo_ray.io import http
 from dvpo_ray.learning.policy_update import prepare
-from dvpo_ray.rewards.answers import RemoteReward, Rewards
+from dvpo_ray.learning.token_rewards import token_rewards
+from dvpo_ray.maths.running import RunningMoments
+from dvpo_ray.rewards import RewardRow, Rewards
+from dvpo_ray.rewards.services import RemoteReward
 from dvpo_ray.types import Ragged, ScoredBatch
-from tests.support.fakes import scored_batch
+from tests.support.fakes import row, scored_batch
 from tests.support.services import Reply, Service, dripping, serving
 
 
@@ -140,7 +145,7 @@ def test_a_service_that_keeps_failing_is_left_alone_and_at_last_given_up(service
         ((200, {}, '{"scores": [1]}'), "sent no JSON with 'rewards'"),
         ((200, {}, "[1, 2, 3]"), "sent no JSON with 'rewards'"),
         ((200, {}, '{"rewards": [1, 2]}'), "returned 2 numbers for 3 answers"),
-        ((200, {}, '{"rewards": [1, 2, null]}'), "returned no list of numbers"),
+        ((200, {}, '{"rewards": [1, 2, "x"]}'), "returned no number for answer 2 of 3: \\['x'\\]"),
         ((200, {}, '{"rewards": [1, 2, NaN]}'), "returned nan for answer 2 of 3"),
         ((200, {}, '{"rewards": 7}'), "returned no list of numbers"),
     ],
@@ -156,12 +161,49 @@ def test_several_rewards_are_columns_in_the_order_of_the_recipe(service: Service
     both = Rewards(
         {"taste": HttpReward(url=service.address), "letters": FunctionReward(function="tests.support.fakes:early_letters")}
     )
-    assert np.array_equal(both(PROMPTS, ["ab", "z"]), np.array([[2, 1], [1, -1]], dtype=np.float32))
-    assert Rewards({})(PROMPTS, ANSWERS).shape == (3, 0)
+    found = both(rows_of(["ab", "z"]))
+    assert {name: channel.flat.tolist() for name, channel in found.items()} == {"taste": [2, 1], "letters": [1, -1]}
+    assert list(found) == ["taste", "letters"] and Rewards({})(rows_of(ANSWERS)) == {}
 
 
-def with_rewards(scored: ScoredBatch, scores: list[list[float]]) -> ScoredBatch:
-    return ScoredBatch(**(vars(scored) | {"rewards": Ragged.of([np.array(row) for row in scores], np.float32)}))
+async def short_and_long(rows: list[RewardRow]) -> list[float | list[float] | None]:
+    """Abstains from an answer of one letter, gives one of two a number, and each token of others one."""
+    await asyncio.sleep(0)
+    return [[None, 7.0, [1.0, 2.0, 3.0]][len(row.answer) - 1] for row in rows]
+
+
+def test_a_function_may_be_async_see_rows_abstain_and_price_tokens(service: Service) -> None:
+    service.reply = lambda body: (200, {}, '{"rewards": [null, 2, null]}')
+    function = "tests.unit.rewards.test_rewards:short_and_long"
+    found = Rewards({"mixed": FunctionReward(function=function), "taste": HttpReward(url=service.address)})(rows_of(ANSWERS))
+    assert [row.tolist() for row in found["mixed"].rows()] == [[], [7.0], [1.0, 2.0, 3.0]]
+    assert [row.tolist() for row in found["taste"].rows()] == [[], [2.0], []]
+    scored = replace(scored_batch([3, 3, 3]), channels=dict(found))
+    configs = {"mixed": FunctionReward(function=function, weight=2.0), "taste": HttpReward(url="http://x")}
+    earned = token_rewards(scored, DvpoGae(), KlSection(), 0.0, configs, RunningMoments())
+    assert earned.rewards_bt.tolist() == [[0, 0, 0], [0, 0, 16], [2, 4, 6]]
+    assert earned.terminal_b.tolist() == [0, 16, 0]
+    assert earned.metrics["reward/mixed_abstained"] == pytest.approx(1 / 3)
+    assert earned.metrics["reward/taste"] == 2.0 and earned.metrics["reward/taste_abstained"] == pytest.approx(2 / 3)
+
+
+def test_spans_are_priced_where_they_end(tokenizer: Any) -> None:
+    text = "well, damn it, damn"
+    ids = np.array(tokenizer(text)["input_ids"])
+    given = RewardRow(row("r"), "p", text, ids, ids >= 0, tokenizer=tokenizer)
+    found = Rewards({"mild": SpanReward(pattern="damn|x*", reward=-0.5)})([given])["mild"].flat
+    ends = [len(tokenizer(text[:end])["input_ids"]) - 1 for end in (10, 19)]
+    assert found.sum() == -1.0 and set(np.flatnonzero(found)) == set(ends)
+
+
+def rows_of(answers: list[str]) -> list[RewardRow]:
+    ids = np.arange(3)
+    return [RewardRow(row(text), prompt, text, ids, ids >= 0) for prompt, text in zip(PROMPTS, answers, strict=False)]
+
+
+def with_rewards(scored: ScoredBatch, scores: list[list[float]], names: str) -> ScoredBatch:
+    columns = zip(names, zip(*scores, strict=True), strict=True)
+    return replace(scored, channels={name: Ragged.of([[one] for one in column], np.float32) for name, column in columns})
 
 
 def test_weighted_rewards_join_the_last_token() -> None:
@@ -169,7 +211,7 @@ def test_weighted_rewards_join_the_last_token() -> None:
     scored, settings = scored_batch([3, 1]), DvpoGae(lam=0.0, whitening="none")
     configs = {name: FunctionReward(function="a:b", weight=weight) for name, weight in (("x", 2.0), ("y", -1.0))}
     plain, _ = prepare(scored, 0, settings, KlSection(), 0.1)
-    found, metrics = prepare(with_rewards(scored, [[1.0, 0.5], [0.25, 3.0]]), 0, settings, KlSection(), 0.1, None, configs)
+    found, metrics = prepare(with_rewards(scored, [[1.0, 0.5], [0.25, 3.0]], "xy"), 0, settings, KlSection(), 0.1, None, configs)
     assert found.advantages.flat - plain.advantages.flat == pytest.approx([0, 0, 1.5, -2.5], abs=1e-6)
     assert metrics["reward/x"] == pytest.approx(0.625) and metrics["reward/y"] == pytest.approx(1.75)
 
@@ -177,8 +219,7 @@ def test_weighted_rewards_join_the_last_token() -> None:
 def test_rewards_alone_can_train(service: Service) -> None:
     """GRPO without the value: two answers of one prompt, rewards 1 and 3, no KL: -1 and 1."""
     scored = scored_batch([2, 2])
-    prompts = Ragged.of([np.array([5, 6])] * 2, np.int32)
-    scored = with_rewards(ScoredBatch(**(vars(scored) | {"prompt_ids": prompts})), [[1.0], [3.0]])
+    scored = with_rewards(replace(scored, group_ids=np.zeros(2, dtype=np.int64)), [[1.0], [3.0]], "x")
     configs = {"x": FunctionReward(function="a:b")}
     found, _ = prepare(scored, 0, Grpo(score="none"), KlSection(), 0.0, None, configs)
     assert torch.allclose(torch.from_numpy(found.advantages.flat).float(), torch.tensor([-1.0, -1.0, 1.0, 1.0]))
@@ -187,7 +228,7 @@ def test_rewards_alone_can_train(service: Service) -> None:
 def test_a_function_that_fails_is_named_with_its_place() -> None:
     rewards = Rewards({"taste": FunctionReward(function="tests.support.failing:reward")})
     with pytest.raises(RewardError) as raised:
-        rewards(PROMPTS, ANSWERS)
+        rewards(rows_of(ANSWERS))
     told = str(raised.value)
     assert told.startswith(
         "reward 'taste': tests.support.failing:reward failed on 3 answers: HoldsLock: no opinion on 3 answers\n  at "
