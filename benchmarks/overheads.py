@@ -28,6 +28,7 @@ from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
 from benchmarks.common import ROOT, demo_recipe, table, write_section
 from benchmarks.step_time import value_model
+from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, ModelSection, settled
 from dvpo_ray.data import DeadLetters, load_prompts
@@ -152,14 +153,15 @@ def bare_learn(policy: PolicyTraining) -> Iterator[Work]:
     """A DeepSpeed loop on the same micro-batches: forward, a policy-gradient loss, backward, optimizer step."""
     import torch
 
-    from actors.learner.deepspeed.engine import TrainingEngine, join_process_group
+    from actors.learner.collectives import join_process_group
+    from actors.learner.deepspeed.engine import DeepSpeedBackend
     from dvpo_ray.learning.batching import micro_batches, pad_sequences
     from dvpo_ray.models.token_reader import PolicyReader, load_policy
 
     join_process_group(0, 1, "127.0.0.1", int(os.environ["BENCHMARK_PORT"]), 0)
     scored = scored_rows()
     model = load_policy(resolve_model(MODEL), torch.bfloat16, "eager")
-    engine = TrainingEngine(PolicyReader(model), policy.learner, 100).engine
+    engine = DeepSpeedBackend(DeepSpeedSettings(), PolicyReader(model), policy.learner, 100).engine
     lengths = [int(n) for n in scored.prompt_ids.lengths + scored.response_ids.lengths]
     groups = micro_batches(lengths, settled(policy.learner.token_budget), settled(policy.learner.max_padding))
     batches = [pad_sequences(scored.prompt_ids.take(g).rows(), scored.response_ids.take(g).rows()) for g in groups]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.common import RUNS, demo_recipe, table, write_section
+from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.updates import OffPolicySection
 from dvpo_ray.models.packaged import resolve_model
 from dvpo_ray.planning.calibration import calibrated, measured
@@ -112,12 +113,12 @@ def paper_row(shape: ModelShape, stage: int, online_critic_too: bool, setting: P
     policy = with_split(demo, Split(gpus, gpus, gpus, gpus)).model_copy(
         update={"ppo": demo.ppo.model_copy(update={"inner_epochs": setting.epochs})}
     )
-    learner = policy.learner.model_copy(update={"zero_stage": stage, "gradient_checkpointing": True})
+    learner = policy.learner.model_copy(update={"backend": DeepSpeedSettings(zero_stage=stage), "gradient_checkpointing": True})
     policy = policy.model_copy(update={"learner": learner})
     work = Workload(setting.rows, setting.prompt, setting.answer)
     critic = online_critic(policy, shape, device, efficiency, work)
     tokens = setting.micro_batch * (setting.prompt + setting.answer)
-    memory = sum(trained_bytes(shape.parameters, stage, gpus, "bfloat16").values()) + 2 * 2 * shape.parameters
+    memory = sum(trained_bytes(shape.parameters, learner).values()) + 2 * 2 * shape.parameters
     memory += activation_bytes(shape, tokens, tokens / 2, "sdpa", checkpointing=True) + head_bytes(shape)
     engine = policy.rollout.engine
     decode = decode_step(shape, device, efficiency, engine, setting.rows / gpus, setting.prompt + setting.answer / 2)
@@ -162,7 +163,7 @@ def scaling() -> str:
             policy = policy.model_copy(
                 update={
                     "rollout": rollout.model_copy(update={"actors": 4 * factor}),
-                    "learner": policy.learner.model_copy(update={"zero_stage": 3}),
+                    "learner": policy.learner.model_copy(update={"backend": DeepSpeedSettings(zero_stage=3)}),
                     "scorer": policy.scorer.model_copy(update={"rows_per_call": 8}),
                 }
             )

@@ -382,8 +382,8 @@ class TensorSpec:
 
     @classmethod
     def of(cls, name: str, tensor: Any) -> TensorSpec:
-        """That of a torch tensor; of a parameter sharded by ZeRO-3 the whole one's."""
-        return cls(name, str(tensor.dtype).removeprefix("torch."), tuple(getattr(tensor, "ds_shape", tensor.shape)))
+        """That of a torch tensor."""
+        return cls(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checks of one family that train it: real learner ranks, with DeepSpeed's engine, in this process.
+"""Checks of one family that train it: real learner ranks, with DeepSpeed, in this process.
 
 As ``scripts.reading_checks``: each takes a model folder and an empty one.
 """
@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from actors.learner.deepspeed.state import SEPARATOR, pieces
 from actors.learner.dpo import DpoLearnerRank
+from actors.learner.pieces import SEPARATOR
 from actors.learner.rank import Rank, free_port
 from actors.learner.value import ValueLearnerRank
 from dvpo_ray.config.dpo import DpoTraining
@@ -101,8 +101,7 @@ def reference(rank: DpoLearnerRank) -> np.ndarray:
 
 def state_of(rank: Rank) -> dict[str, Tensor]:
     """Copies of what the optimizer holds, by ``KEY|PARAMETER``."""
-    found = pieces(rank.engine.weights(), rank.engine.engine.optimizer)
-    return {name.rpartition(SEPARATOR)[0]: tensor.detach().clone() for name, tensor in found}
+    return {name.rpartition(SEPARATOR)[0]: tensor.detach().clone() for name, tensor in rank.backend.pieces()}
 
 
 def dpo(base: Path, room: Path) -> str:
@@ -112,7 +111,7 @@ def dpo(base: Path, room: Path) -> str:
         steps = [rank.step(pairs(), given) for _ in range(STEPS)]
         check_learns([one["loss/dpo"] for one in steps], steps, math.log(2))
         rank.save(str(room / "policy"), {})
-        assert parameter_hash(policy_of(room / "policy")) == parameter_hash(rank.engine.engine.module.model)
+        assert parameter_hash(policy_of(room / "policy")) == parameter_hash(rank.backend.model)
     return YES
 
 
@@ -148,7 +147,8 @@ def lora(base: Path, room: Path) -> str:
 def check_for_engines(rank: DpoLearnerRank, base: Path, merged: Path) -> None:
     """What an engine makes of the adapters is what the merged folder holds."""
     stored = load_file(merged / "model.safetensors")
-    adapters = {name: weight.detach() for name, weight in rank.engine.weights().items()}
+    with rank.backend.whole(list(rank.backend.shapes())) as weights:
+        adapters = {name: weight.detach() for name, weight in weights.items()}
     loaded = dict(merged_tensors(base, adapters, LORA.scale, [], torch.float32))
     before = load_file(base / "model.safetensors")
     idle = [name for name, weight in adapters.items() if ".lora_B." in name and not weight.any()]
@@ -195,7 +195,7 @@ def checkpointing(base: Path, room: Path) -> str:
     found = []
     for again in (False, True):
         with dpo_rank(base, gradient_checkpointing=again) as rank:
-            calls = count_calls(rank.engine.engine.module.model)
+            calls = count_calls(rank.backend.model)
             rank.step(pairs(), reference(rank))
             found.append((sum(calls), state_of(rank)))
     (plain, expected), (more, gradients) = found
@@ -226,7 +226,7 @@ def value_learner(base: Path, room: Path) -> str:
         rank.save(str(room))
         seal_with_facts(room, base)
         read_seal(room)
-        trained = rank.engine.engine.module.model
+        trained = rank.backend.model
         assert parameter_hash(load_value_model(room, torch.float32, "eager")) == parameter_hash(trained)
         assert all(np.isfinite(values).all() for values in rank.values(answers).values())
     return YES

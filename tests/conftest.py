@@ -62,7 +62,7 @@ def process_group() -> Iterator[None]:
     """A process group of this process alone, for all tests that train in it: DeepSpeed keeps the first one."""
     import torch.distributed as dist
 
-    from actors.learner.deepspeed.engine import join_process_group
+    from actors.learner.collectives import join_process_group
     from actors.learner.rank import free_port
 
     join_process_group(0, 1, "127.0.0.1", free_port(), 1)

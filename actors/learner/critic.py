@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from actors.cluster.watchdog import watched
-from actors.learner.deepspeed.engine import TrainingEngine, all_reduce
+from actors.learner.collectives import all_reduce
 from actors.learner.device_sums import DeviceSums
 from actors.learner.rank import Rank
+from actors.learner.saving import save_pretrained
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.learning.batching import SequenceBatch, share_rows
@@ -28,7 +29,7 @@ from dvpo_ray.types import Ragged, ScoredBatch
 
 
 class CriticRank(Rank):
-    """One DeepSpeed rank that trains the critic of ``ppo``."""
+    """One learner rank that trains the critic of ``ppo``."""
 
     role = "critic"
     rate_key = "policy.advantage.critic.learning_rate"
@@ -59,7 +60,7 @@ class CriticRank(Rank):
             model = load_value_model(sealed, self.dtype, section.attention, section.trust_remote_code)
         reader = ValueReader(model.eval(), share_prefix=self.share_prefix, packed=section.packed)
         ppo = self.policy.ppo
-        self.engine = TrainingEngine(reader, self.config, self.policy.steps * ppo.inner_epochs * ppo.mini_batches)
+        self.wrap(reader, self.policy.steps * ppo.inner_epochs * ppo.mini_batches)
         return pid
 
     @watched
@@ -118,7 +119,7 @@ class CriticRank(Rank):
     @watched
     def save(self, folder: str) -> None:
         """Write the critic as a value model, without a seal: it was trained on what one policy wrote."""
-        self.engine.save_pretrained(Path(folder), self.folder, self.model_section.trust_remote_code)
+        save_pretrained(self.backend, Path(folder), self.folder, self.model_section.trust_remote_code)
 
     def stop(self) -> None:
         """Leave the gang."""
@@ -135,10 +136,10 @@ class CriticRank(Rank):
             values = self._read(self.pad(*scored.sequences(chosen)))
             loss = critic_loss(values, batch, chosen, self.settings.clip_range)
             loss = loss if group else loss * 0.0
-            self.engine.backward(loss / states, last=number == len(groups) - 1)
+            self.backend.backward(loss / states, last=number == len(groups) - 1)
             summed.add({"loss": loss})
         return summed.read()["loss"]
 
     def _read(self, batch: SequenceBatch) -> Tensor:
         """The values of every row's states of interest and its last, one after another."""
-        return self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
+        return self.backend(batch.input_ids, batch.attention_mask, batch.with_prompt_end)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actors.cluster.watchdog import watched
-from actors.learner.deepspeed.engine import all_reduce
+from actors.learner.collectives import all_reduce
 from actors.learner.device_sums import DeviceSums
 from actors.learner.policy_rank import PolicyRank
 from dvpo_ray.config.dpo import DpoTraining
@@ -21,7 +21,7 @@ from dvpo_ray.models.lora import set_dropout
 
 
 class DpoLearnerRank(PolicyRank):
-    """One DeepSpeed rank that trains the policy on pairs of answers (chosen, rejected). It holds no reference model."""
+    """One learner rank that trains the policy on pairs of answers (chosen, rejected). It holds no reference model."""
 
     def __init__(
         self, rank: int, world: int, model_folder: str, model: ModelSection, dpo: DpoTraining, seed: int, total_steps: int
@@ -65,12 +65,12 @@ class DpoLearnerRank(PolicyRank):
 
     def _backward(self, pairs: Sequence[Pair], reference: np.ndarray) -> dict[str, float]:
         """Add the gradients of this rank's share; returns its sums over pairs."""
-        model = self.engine.engine.module.model
+        model = self.backend.model
         groups, sums = self.plan_pairs(pairs), DeviceSums(["loss/dpo"])
         set_dropout(model, True)
         for number, group in enumerate(groups):
             total, parts = self._micro_loss(pairs, reference, group)
-            self.engine.backward(total / len(pairs), last=number == len(groups) - 1)
+            self.backend.backward(total / len(pairs), last=number == len(groups) - 1)
             sums.add(parts)
         set_dropout(model, False)
         return sums.read()

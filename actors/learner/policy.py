@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from actors.cluster.watchdog import watched
-from actors.learner.deepspeed.engine import all_reduce
+from actors.learner.collectives import all_reduce
 from actors.learner.device_sums import DeviceSums
 from actors.learner.policy_rank import PolicyRank
 from dvpo_ray.config.recipes import PolicyTraining
@@ -36,7 +36,7 @@ from dvpo_ray.types import Ragged, RowOutcome, ScoredBatch, StepResult, outcomes
 
 
 class PolicyLearnerRank(PolicyRank):
-    """One DeepSpeed rank that trains the policy. It holds no value model, no reference and no reward."""
+    """One learner rank that trains the policy. It holds no value model, no reference and no reward."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class PolicyLearnerRank(PolicyRank):
 
         ``completed`` is the number in the run of the optimizer step whose last rows these are, None while more will come.
         """
-        model = self.engine.engine.module.model
+        model = self.backend.model
         with self.busy:
             set_dropout(model, True)
             # Before the policy's: sharded optimizers reduce gradients in a step's last pass.
@@ -176,7 +176,7 @@ class PolicyLearnerRank(PolicyRank):
             batch = self.pad([prompts[i] for i in rows], [responses[i] for i in rows])
             # The model's own distribution, whatever temperature its answers are sampled at.
             share = -self.read_policy(batch, temperature=1.0)[0].sum() * (1.0 if group else 0.0) / tokens
-            self.engine.backward(ptx.coefficient * share, last=False)
+            self.backend.backward(ptx.coefficient * share, last=False)
             mean.add({"loss/ptx": share})
         return mean.read()
 
@@ -195,7 +195,7 @@ class PolicyLearnerRank(PolicyRank):
             t0 = time.monotonic()
             total, parts = self._micro_loss(prepared, group, old, beta)
             t1 = time.monotonic()
-            self.engine.backward(total / normaliser, last=last and number == len(groups) - 1)
+            self.backend.backward(total / normaliser, last=last and number == len(groups) - 1)
             seconds["seconds/forward"] += t1 - t0
             seconds["seconds/backward"] += time.monotonic() - t1
             sums.add(parts)
@@ -226,7 +226,7 @@ class PolicyLearnerRank(PolicyRank):
         began = time.monotonic()
         with self.busy:
             if waits:
-                self.engine.discard()
+                self.backend.discard()
                 metrics |= {"optimizer/grad_norm": 0.0, "optimizer/learning_rate": 0.0}
             else:
                 metrics |= self.apply_update(finite=math.isfinite(metrics["loss/policy"] + metrics.get("loss/ptx", 0.0)))

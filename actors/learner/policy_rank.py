@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from actors.cluster.watchdog import watched
-from actors.learner.deepspeed.engine import TrainingEngine
 from actors.learner.rank import Rank
+from actors.learner.saving import save_pretrained
 from actors.weights.broadcast import Sender
 from actors.weights.buckets import SharedBuffer, layout, plan_buckets, write_bucket
 from dvpo_ray.config.sections import (
@@ -35,7 +35,7 @@ from dvpo_ray.types import Adapters, BucketTargets, TensorSpec, WeightBucket
 
 
 class PolicyRank(Rank):
-    """One DeepSpeed rank that holds a policy. ``version`` is the number of steps it was trained."""
+    """One learner rank that holds a policy. ``version`` is the number of steps it was trained."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class PolicyRank(Rank):
             self.base_sha256 = weights_sha256(folder)
             self._adapters = Adapters(self.lora.scale, self.base_sha256)
         reader = PolicyReader(model, temperature, with_entropy, share_prefix=self.share_prefix, packed=section.packed)
-        self.engine = TrainingEngine(reader, self.config, updates)
+        self.wrap(reader, updates)
         # Gradient checkpointing has put the whole model into training mode.
         set_dropout(model, False)
-        self._names = StoredNames(model, self.engine.weights(), adapters=self.lora is not None)
+        self._names = StoredNames(model, self.backend.shapes(), adapters=self.lora is not None)
         self._buckets = plan_buckets(self._names.specs, self._bucket_bytes)
         return pid
 
@@ -93,9 +93,8 @@ class PolicyRank(Rank):
         """
         if held != self.version:
             raise WeightSyncError(f"weights of step {held} were asked for, the learner has gone on to {self.version}")
-        specs, weights = self._buckets[index], self.engine.weights()
-        sources = {name: weights[name] for name in self._names.sources(specs)}
-        with self.engine.whole(list(sources.values())):
+        specs = self._buckets[index]
+        with self.backend.whole(self._names.sources(specs)) as sources:
             if self.rank != 0:
                 return None, True
             size = layout(specs)[1]
@@ -134,7 +133,7 @@ class PolicyRank(Rank):
         """Write the policy as an ordinary Hugging Face folder with a manifest, and adapters beside it."""
         target, trust = Path(folder), self.model_section.trust_remote_code
         adapters = None if self.lora is None else target.with_name(ADAPTERS)
-        self.engine.save_pretrained(target, self.folder, trust, facts, adapters)
+        save_pretrained(self.backend, target, self.folder, trust, facts, adapters)
 
     def stop(self) -> None:
         """Leave the gang and give shared memory back."""
@@ -172,4 +171,4 @@ class PolicyRank(Rank):
 
     def read_policy(self, batch: SequenceBatch, temperature: float | None = None) -> tuple[Tensor, Tensor]:
         """Log-probs of the response tokens, and entropies [N], at ``temperature`` or else that of the rollouts."""
-        return self.engine.engine(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets, temperature)
+        return self.backend(batch.input_ids, batch.attention_mask, batch.before_response, batch.targets, temperature)

@@ -14,25 +14,17 @@ import psutil
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from actors.cluster.busy import BusyClock
 from actors.cluster.metrics import busy_counter
 from actors.cluster.node_facts import doubt
 from actors.cluster.nodes import this_node
 from actors.cluster.watchdog import watched
-from actors.learner.deepspeed.engine import TrainingEngine, all_reduce, join_process_group
-from actors.learner.deepspeed.state import (
-    FACTS,
-    LEARNER,
-    SEPARATOR,
-    StateWriter,
-    file_name,
-    load_pieces,
-    pieces,
-    reading,
-    updates_done,
-)
+from actors.learner.backend import TrainingBackend, make_backend
+from actors.learner.collectives import all_reduce, join_process_group
+from actors.learner.pieces import LEARNER, SEPARATOR, file_name, reader_of, reading
+from actors.learner.state_writer import StateWriter
 from dvpo_ray.config.sections import LearnerSection, ModelSection, settled
 from dvpo_ray.errors import CheckpointError, NonFiniteUpdateError
 from dvpo_ray.learning.batching import SequenceBatch, micro_batches, pad_sequences, share_rows
@@ -42,6 +34,8 @@ from dvpo_ray.types import Ragged
 
 GROWTH_ALLOWED = 1.1
 STEPS_BETWEEN_TRIMS = 4
+# Numbers in the header of a rank's file in a checkpoint.
+FACTS = ("adam_steps", "schedule_steps", "skipped", "world")
 
 
 def free_port(address: str = "127.0.0.1") -> int:
@@ -75,7 +69,7 @@ class Rank:
         self.writer = StateWriter()
         self._lean_bytes = 0
         self._steps_kept = 0
-        self.engine: TrainingEngine
+        self.backend: TrainingBackend
 
     @property
     def folder(self) -> Path:
@@ -107,6 +101,10 @@ class Rank:
         torch.manual_seed(self.seed)
         return os.getpid()
 
+    def wrap(self, reader: nn.Module, updates: int) -> None:
+        """Give the reader of the model to the training backend, for so many optimizer steps."""
+        self.backend = make_backend(self.config.backend, reader, self.config, updates)
+
     @property
     def share_prefix(self) -> bool:
         """Whether a micro-batch's common beginning may be read once, in a pass of its own.
@@ -114,7 +112,7 @@ class Rank:
         Sharded ranks must make the same passes: they gather weights and reduce gradients in them, and one rank's micro-batch
         may have a common beginning where another's has none.
         """
-        return self.model_section.share_prefix != "off" and (self.world == 1 or self.config.zero_stage == 0)
+        return self.model_section.share_prefix != "off" and (self.world == 1 or not self.config.backend.same_passes)
 
     def busy_seconds(self) -> float:
         """Time since the start in which this rank trained, in seconds."""
@@ -123,12 +121,10 @@ class Rank:
     @watched
     def begin_checkpoint(self, folder: str, more: dict[str, Tensor] | None = None) -> None:
         """Start writing what this rank knows into a checkpoint's folder; the next optimizer step waits until it is written."""
-        owns = self.rank == 0 or self.config.zero_stage > 0
-        tensors = dict(pieces(self.engine.weights(), self.engine.engine.optimizer)) if owns else {}
-        tensors |= {"rng": torch.get_rng_state()} | (more or {})
+        tensors = dict(self.backend.pieces()) | {"rng": torch.get_rng_state()} | (more or {})
         facts = {
-            "adam_steps": str(updates_done(self.engine.engine.optimizer)),
-            "schedule_steps": str(self.engine.steps),
+            "adam_steps": str(self.backend.updates_done()),
+            "schedule_steps": str(self.backend.steps),
             "skipped": str(self.skipped),
             "world": str(self.world),
             "base_sha256": self.base_sha256,
@@ -162,8 +158,8 @@ class Rank:
                 f"'{self.model_folder}' with {self.base_sha256[:16] or 'no adapters'}: name the model they were trained on, "
                 "or start anew"
             )
-        load_pieces(Path(folder), self.role, self.engine.weights(), self.engine.engine.optimizer, facts["adam_steps"])
-        self.engine.steps, self.skipped = facts["schedule_steps"], facts["skipped"]
+        self.backend.load_pieces(reader_of(Path(folder), self.role, self.backend.shapes()), facts["adam_steps"])
+        self.backend.steps, self.skipped = facts["schedule_steps"], facts["skipped"]
         if facts["world"] == self.world:
             with reading(folder), safe_open(Path(folder) / file_name(self.rank, self.role), framework="pt", device="cpu") as file:
                 torch.set_rng_state(file.get_tensor("rng"))
@@ -182,12 +178,12 @@ class Rank:
         """
         self.writer.wait()
         if finite:
-            norm, rate = self.engine.apply()
+            norm, rate = self.backend.apply()
             if math.isfinite(norm):
                 self.skipped = 0
                 return {"optimizer/grad_norm": norm, "optimizer/learning_rate": rate}
         else:
-            self.engine.discard()
+            self.backend.discard()
         self.skipped += 1
         self._skipped_now += 1
         if self.skipped > self.config.max_skipped_updates:

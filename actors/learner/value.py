@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from actors.cluster.watchdog import watched
-from actors.learner.deepspeed.engine import TrainingEngine, all_reduce
+from actors.learner.collectives import all_reduce
 from actors.learner.device_sums import DeviceSums
 from actors.learner.rank import Rank
+from actors.learner.saving import save_pretrained
 from dvpo_ray.config.recipes import ValueTraining
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.config.targets import TargetConfig
@@ -25,7 +26,7 @@ from dvpo_ray.models.value_model import new_value_model
 
 
 class ValueLearnerRank(Rank):
-    """One DeepSpeed rank that trains the value model on pairs of answers (chosen, rejected) and on answers in none."""
+    """One learner rank that trains the value model on pairs of answers (chosen, rejected) and on answers in none."""
 
     def __init__(
         self, rank: int, world: int, model_folder: str, model: ModelSection, value: ValueTraining, seed: int, total_steps: int
@@ -40,7 +41,7 @@ class ValueLearnerRank(Rank):
         section = self.model_section
         model = new_value_model(self.folder, section.attention, self.dtype, section.trust_remote_code)
         reader = ValueReader(model.eval(), share_prefix=self.share_prefix, packed=section.packed)
-        self.engine = TrainingEngine(reader, self.config, self.total_steps * self.value.inner_epochs)
+        self.wrap(reader, self.total_steps * self.value.inner_epochs)
         return pid
 
     @watched
@@ -54,7 +55,7 @@ class ValueLearnerRank(Rank):
             sums = DeviceSums(["loss/value", "value/mean"])
             for number, group in enumerate(batches):
                 total, goals[number], values = self._loss(group, goals[number], target)
-                self.engine.backward(total / answers, last=number == len(batches) - 1)
+                self.backend.backward(total / answers, last=number == len(batches) - 1)
                 if group:
                     sums.add({"loss/value": total})
                     sums.add({"value/mean": values.mean()}, times=sum(map(len, group)))
@@ -76,7 +77,7 @@ class ValueLearnerRank(Rank):
     @watched
     def save(self, folder: str) -> None:
         """Write the value model's folder, to be sealed."""
-        self.engine.save_pretrained(Path(folder), self.folder, self.model_section.trust_remote_code)
+        save_pretrained(self.backend, Path(folder), self.folder, self.model_section.trust_remote_code)
 
     def stop(self) -> None:
         """Leave the gang."""
@@ -99,4 +100,4 @@ class ValueLearnerRank(Rank):
         return total, goals, values.detach()
 
     def _values(self, batch: SequenceBatch) -> Tensor:
-        return self.engine.engine(batch.input_ids, batch.attention_mask, batch.with_prompt_end)
+        return self.backend(batch.input_ids, batch.attention_mask, batch.with_prompt_end)

@@ -215,9 +215,11 @@ def _nearest(kind: type[BaseModel], path: Sequence[str]) -> str:
     known = [name for name, _ in walk_fields(kind)]
     parent = dotted.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == parent]
-    matches = difflib.get_close_matches(dotted, siblings, n=1, cutoff=0.6)
+    leaf = path[-1]
+    # The same name further in: a setting that has moved into a section of its own.
+    matches = [name for name in known if name.startswith(f"{parent}.") and name.rpartition(".")[2] == leaf]
+    matches = matches or difflib.get_close_matches(dotted, siblings, n=1, cutoff=0.6)
     if not matches:
-        leaf = path[-1]
         matches = [name for name in known if name.rpartition(".")[2] == leaf] or difflib.get_close_matches(dotted, known, n=1)
     if matches:
         return f"; did you mean '{matches[0]}'?"

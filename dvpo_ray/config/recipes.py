@@ -57,7 +57,7 @@ class PairTraining(Section):
     checkpoint: CheckpointSection = Field(
         default_factory=lambda: CheckpointSection(every=100), description="Checkpoints, to go on after a failure."
     )
-    learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
+    learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="Learner.")
 
     @property
     def longest_row(self) -> int:
@@ -162,7 +162,7 @@ class PolicyTraining(Section):
         default_factory=Never, description="When another value model takes the place of the frozen one."
     )
     trainer: TrainerSettings = Field(default_factory=Gradient, description="How the policy learns from scored rows.")
-    learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="DeepSpeed learner.")
+    learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="Learner.")
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters and leave the model as it is; without this section all of it is trained."
     )

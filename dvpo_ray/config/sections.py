@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from dvpo_ray.config.backends import BackendSettings, DeepSpeedSettings
 from dvpo_ray.config.base import (
     DataSource,
     FixedOnResume,
@@ -361,10 +362,12 @@ class ScorerSection(Section):
 
 
 class LearnerSection(Section):
-    """Distributed optimisation with DeepSpeed."""
+    """Distributed optimisation."""
 
     ranks: int = Field(1, ge=1, description="Learner processes.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
+    backend: BackendSettings = Field(
+        default_factory=DeepSpeedSettings, description="What runs passes and steps, and shares the state of training among ranks."
+    )
     dtype: Dtype = Field("auto", description=f"Compute type; master weights and optimizer state are always float32. {AUTO_DTYPE}")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after warm-up.")
@@ -395,6 +398,11 @@ class LearnerSection(Section):
     max_skipped_updates: int = Field(
         3, ge=0, description="Updates in a row that may be withheld for NaN or Inf before the run stops."
     )
+
+    @model_validator(mode="after")
+    def _validate_backend(self) -> Self:
+        self.backend.check(self)
+        return self
 
 
 class LoraSection(Section):

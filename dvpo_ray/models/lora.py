@@ -74,9 +74,8 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, transposed: bool 
 
 
 @torch.no_grad()
-def merged_state(model: Any) -> dict[str, Tensor]:
-    """The state of an ordinary model, adapters merged; of a model without adapters, its own."""
-    state = model.state_dict()
+def merged_state(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of an ordinary model, adapters merged, from the whole ``state`` of ``model``; without adapters, that state."""
     found = {name.replace(BASE, "."): tensor for name, tensor in state.items() if ".lora_" not in name}
     for name, layer in model.named_modules():
         if f"{name}{A}" in state:
@@ -86,12 +85,13 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     return found
 
 
-def save_adapters(model: Any, folder: Path, base: str, revision: str | None = None) -> None:
-    """Write adapters and their settings as peft reads them; ``base``: their model, a folder or a name on the Hub."""
+def save_adapters(model: Any, state: Mapping[str, Tensor], folder: Path, base: str, revision: str | None = None) -> None:
+    """Write adapters and their settings as peft reads them; ``state`` is that of ``model``, whole, ``base`` their model, a folder
+    or a name on the Hub."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, adapter_name=ONLY, save_embedding_layers=False)
-    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    kept = get_peft_model_state_dict(model, state_dict=dict(state), adapter_name=ONLY, save_embedding_layers=False)
+    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     replace(model.peft_config[ONLY], inference_mode=True, base_model_name_or_path=base, revision=revision).save_pretrained(folder)
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dvpo_ray.types import TensorSpec
@@ -24,14 +23,14 @@ class StoredNames:
     """
 
     def __init__(self, model: Any, parameters: Mapping[str, Tensor], adapters: bool = False) -> None:
-        """``parameters`` of the model by their names in memory; shards of ZeRO-3 need not be whole. ``adapters`` have no other
-        names."""
+        """``parameters`` of the model by their names in memory, of their whole shapes (``meta`` tensors will do). ``adapters``
+        have no other names."""
         self._model = model
         self._converted = bool(_conversions(model)) and not adapters
         self._sources: dict[str, tuple[str, ...]] = {}
         self.specs: list[TensorSpec] = []
         for names in _groups(model, parameters) if self._converted else [(name,) for name in parameters]:
-            wholes = {name: _shape_of(parameters[name]) for name in names}
+            wholes = {name: parameters[name].detach().to("meta") for name in names}
             for name, tensor in self.stored(wholes).items():
                 self._sources[name] = names
                 self.specs.append(TensorSpec.of(name, tensor))
@@ -46,11 +45,6 @@ class StoredNames:
 
         given = {name: parameter.detach() for name, parameter in parameters.items()}
         return dict(revert_weight_conversion(self._model, given)) if self._converted else given
-
-
-def _shape_of(parameter: Tensor) -> Tensor:
-    """A tensor of a whole parameter's shape and type, without its numbers."""
-    return torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")
 
 
 def _conversions(model: Any) -> list[Any]:

@@ -29,9 +29,8 @@ def online_critic(
     with its critic, whose values before the update it needs.
     """
     body = shape.forward_flops(work.tokens, work.context)
-    learner = policy.learner
     return OnlineCritic(
         scoring=body / policy.scorer.actors / (device.speed(policy.scorer.dtype) * efficiency.forward),
         learning=critic_seconds(policy, shape, device, efficiency, work),
-        memory=sum(trained_bytes(shape.value_parameters, learner.zero_stage, learner.ranks, learner.dtype).values()),
+        memory=sum(trained_bytes(shape.value_parameters, policy.learner).values()),
     )

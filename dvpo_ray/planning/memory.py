@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.rewards import model_rewards
-from dvpo_ray.config.sections import settled
+from dvpo_ray.config.sections import LearnerSection, settled
 from dvpo_ray.planning.devices import Device
 from dvpo_ray.planning.shapes import ModelShape
 
@@ -41,21 +41,23 @@ def element_size(dtype: str) -> int:
     return {"bfloat16": 2, "float32": 4}[dtype]
 
 
-def trained_bytes(parameters: float, stage: int, ranks: int, dtype: str, frozen: float = 0) -> dict[str, float]:
+def trained_bytes(parameters: float, learner: LearnerSection, frozen: float = 0) -> dict[str, float]:
     """Model state of mixed-precision Adam on one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3).
 
     Weights in the compute type, one float32 sum of gradients (a bfloat16 gradient is added to it and dropped, parameter by
-    parameter), two moments, and with bfloat16 the master weights. ZeRO 1 shards what the optimizer holds, 2 the gradients too, 3
-    the weights too. Where DeepSpeed flattens the sharded gradients for the step, that copy counts with the optimizer: at ZeRO 3,
-    and in float32 at ZeRO 1 and 2. Parameters that are ``frozen`` besides have weights only.
+    parameter), two moments, and with bfloat16 the master weights. The training backend says which of them ranks share, and which
+    gradients a step copies; the copy counts with the optimizer. Parameters that are ``frozen`` besides have weights only.
     """
-    size = element_size(dtype)
-    shards = {kind: ranks if stage >= needed else 1 for kind, needed in (("optimizer", 1), ("gradients", 2), ("weights", 3))}
-    flattened = 4 if stage == 3 or (stage > 0 and size == 4) else 0
+    size, backend = element_size(learner.dtype), learner.backend
+    weights, gradients, optimizer = (
+        learner.ranks if sharded else 1
+        for sharded in (backend.shards_weights, backend.shards_gradients, backend.shards_optimizer)
+    )
+    masters = 4 if size == 2 else 0
     return {
-        "weights": (parameters + frozen) * size / shards["weights"],
-        "gradients": parameters * 4 / shards["gradients"],
-        "optimizer": parameters * ((12 if size == 2 else 8) + flattened) / shards["optimizer"],
+        "weights": (parameters + frozen) * size / weights,
+        "gradients": parameters * 4 / gradients,
+        "optimizer": parameters * (masters + 8 + backend.copied_gradient_bytes(learner.dtype)) / optimizer,
     }
 
 
@@ -82,7 +84,7 @@ def _training(
     """What a rank needs to train so many parameters, the whole model's or those of adapters beside it; without logits."""
     learner = policy.learner
     longest = max(policy.data.max_prompt_tokens + policy.rollout.max_new_tokens, policy.ptx.data.longest_row if policy.ptx else 0)
-    parts = trained_bytes(trained, learner.zero_stage, learner.ranks, learner.dtype, shape.parameters if adapters else 0)
+    parts = trained_bytes(trained, learner, shape.parameters if adapters else 0)
     kept = activation_bytes(shape, settled(learner.token_budget), longest, attention, learner.gradient_checkpointing)
     parts["activations"] = kept * (element_size(learner.dtype) / 2)
     parts["libraries"] = CPU_BASE["learner"] if device.is_cpu else GPU_BASE

@@ -202,7 +202,8 @@ def _remedy(process: str, part: str, policy: PolicyTraining) -> str:
         return "lower learner.token_budget or set learner.gradient_checkpointing = true"
     if process in ("learner rank", "critic rank"):
         less = "" if policy.lora or process == "critic rank" else ", or train adapters alone with the section policy.lora"
-        return f"raise learner.zero_stage (now {policy.learner.zero_stage}) and learner.ranks (now {policy.learner.ranks}){less}"
+        shared = policy.learner.backend.remedy()
+        return f"{shared and f'{shared} and '}raise learner.ranks (now {policy.learner.ranks}){less}"
     if process == "engine worker":
         return "raise rollout.engine.gpu_memory_utilization or tensor_parallel, or lower rollout.engine.max_num_seqs"
     return "take devices with more memory, or a smaller model"

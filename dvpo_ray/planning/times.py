@@ -104,7 +104,7 @@ def learn_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, eff
     if updates > 1 and policy.ppo.old_log_probs == "learner":
         flops += shape.forward_flops(work.tokens, work.context, work.rows * work.answer)
     ranks = policy.learner.ranks
-    sharded = ranks if policy.learner.zero_stage else 1
+    sharded = ranks if policy.learner.backend.shards_optimizer else 1
     optimizer = updates * 32 * shape.trained_parameters(policy.lora) / sharded / (device.bandwidth * efficiency.bandwidth)
     return flops / ranks / (device.speed(policy.learner.dtype) * efficiency.training) + optimizer
 
@@ -127,7 +127,7 @@ def critic_seconds(policy: PolicyTraining, shape: ModelShape, device: Device, ef
     body = shape.forward_flops(work.tokens, work.context)
     learner, ppo = policy.learner, policy.ppo
     updates = ppo.inner_epochs * ppo.mini_batches
-    sharded = learner.ranks if learner.zero_stage else 1
+    sharded = learner.ranks if learner.backend.shards_optimizer else 1
     optimizer = updates * 32 * shape.value_parameters / sharded / (device.bandwidth * efficiency.bandwidth)
     recomputed = 1 if learner.gradient_checkpointing else 0
     return (

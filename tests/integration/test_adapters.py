@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from actors.learner.policy_gang import PolicyLearner
 from actors.rollout.pool import RolloutPool
+from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LoraSection
 from dvpo_ray.errors import ActorFailedError, CheckpointError, ModelError, WeightSyncError
@@ -112,7 +113,9 @@ def test_adapters_alone_are_trained_and_travel(
     ranks: int,
 ) -> None:
     """Three steps: the base stays bit for bit, engines serve what the learner saves, and sharding makes no difference."""
-    config = with_lora(LoraSection(rank=RANK, alpha=8), ranks=ranks, zero_stage=stage, token_budget=256)
+    config = with_lora(
+        LoraSection(rank=RANK, alpha=8), ranks=ranks, backend=DeepSpeedSettings(zero_stage=stage), token_budget=256
+    )
     gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
     try:
@@ -137,7 +140,13 @@ def test_a_checkpoint_holds_adapters_alone_and_is_gone_on_with_bit_for_bit(
     ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int, dtype: str
 ) -> None:
     """With dropout, whose random numbers a checkpoint keeps."""
-    config = with_lora(LoraSection(rank=RANK, dropout=0.1), ranks=ranks, zero_stage=stage, dtype=dtype, token_budget=256)
+    config = with_lora(
+        LoraSection(rank=RANK, dropout=0.1),
+        ranks=ranks,
+        backend=DeepSpeedSettings(zero_stage=stage),
+        dtype=dtype,
+        token_budget=256,
+    )
     gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
     try:

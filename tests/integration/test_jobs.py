@@ -59,7 +59,7 @@ def test_value_pretraining_ranks_held_out_pairs_and_seals(value: dict[str, Any])
 
 @pytest.mark.parametrize("target", [{"type": "mc"}, {"type": "bt", "lam": 1.0}])
 def test_every_target_learns_on_two_ranks(tiny_model: Path, pairs: Path, tmp_path: Path, target: dict[str, Any]) -> None:
-    learner = {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512, "ranks": 2, "zero_stage": 2}
+    learner = {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512, "ranks": 2, "backend": {"zero_stage": 2}}
     result = pretrain_value(value_recipe(tiny_model, pairs, tmp_path, target=target, learner=learner))
     assert result["gvm_pair_accuracy_mean"] >= 0.9
 
@@ -75,7 +75,7 @@ def labelled(answers: int, pairs: int) -> list[dict[str, Any]]:
 
 def test_answers_in_no_pair_train_a_value_model_beside_pairs(tiny_model: Path, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "kto.jsonl", labelled(60, 30))
-    learner = {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512, "ranks": 2, "zero_stage": 2}
+    learner = {"learning_rate": 3e-3, "dtype": "float32", "token_budget": 512, "ranks": 2, "backend": {"zero_stage": 2}}
     told: list[Event] = []
     recipe = value_recipe(tiny_model, source, tmp_path, target={"type": "bt", "lam": 1.0}, learner=learner)
     result = pretrain_value(recipe, told.append)
@@ -158,7 +158,7 @@ def test_inner_epochs_mini_batches_ranks_and_adaptive_kl(policy_recipe: MakePoli
         tmp_path,
         "inner",
         steps=2,
-        learner={"dtype": "float32", "learning_rate": 1e-3, "token_budget": 512, "ranks": 2, "zero_stage": 1},
+        learner={"dtype": "float32", "learning_rate": 1e-3, "token_budget": 512, "ranks": 2, "backend": {"zero_stage": 1}},
         ppo={"inner_epochs": 2, "mini_batches": 2},
         kl={"placement": "loss", "control": {"type": "adaptive", "coefficient": 0.1, "target": 1.0, "horizon": 100}},
     )

@@ -146,7 +146,7 @@ def test_sharding_makes_no_difference_to_dpo(
     ray: ClusterSection, tiny_model: Path, tmp_path: Path, two_steps: dict[str, torch.Tensor], stage: int, ranks: int
 ) -> None:
     """Two steps, the second of fewer pairs than ranks, whose other rank takes part with nothing to learn from."""
-    learner = {"dtype": "float32", "learning_rate": 1e-3, "token_budget": 256, "ranks": ranks, "zero_stage": stage}
+    learner = {"dtype": "float32", "learning_rate": 1e-3, "token_budget": 256, "ranks": ranks, "backend": {"zero_stage": stage}}
     recipe = dpo_recipe(tiny_model, tmp_path / "none", tmp_path, "x", average_log_probs=True, beta=5.0, learner=learner)
     dpo = decided(recipe).dpo
     rng = np.random.default_rng(0)

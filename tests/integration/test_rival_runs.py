@@ -144,7 +144,7 @@ def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
     value: dict[str, Any], policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path: Path
 ) -> None:
     """It starts from a value model; every answer earns 1, so that is the value of every state."""
-    learner = {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512, "ranks": 2, "zero_stage": 2}
+    learner = {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 512, "ranks": 2, "backend": {"zero_stage": 2}}
     critic = CRITIC | {"initial": value["value_model"], "warmup_steps": 0}
     changed = {
         "learner": learner,
@@ -164,7 +164,14 @@ def test_a_critic_on_two_sharded_ranks_learns_what_every_answer_earns(
 def test_p3o_improves_what_the_frozen_value_sees_on_two_ranks(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
     """Five pairs on two ranks, two to a micro-batch: one rank has a micro-batch more, and the other stands in."""
     rollout = ROLLOUT | {"prompts_per_step": 5, "answers_per_prompt": 2}
-    learner = {"dtype": "float32", "learning_rate": 5e-3, "token_budget": 152, "ranks": 2, "zero_stage": 2, "max_padding": 1.0}
+    learner = {
+        "dtype": "float32",
+        "learning_rate": 5e-3,
+        "token_budget": 152,
+        "ranks": 2,
+        "backend": {"zero_stage": 2},
+        "max_padding": 1.0,
+    }
     advantage = {"type": "p3o", "clip": "joint"}
     train_policy(policy_recipe(tmp_path, "p3o", advantage=advantage, rollout=rollout, learner=learner, evaluation=None))
     steps = steps_of(tmp_path / "p3o")

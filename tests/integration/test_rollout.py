@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from actors.learner.policy_gang import PolicyLearner
 from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
+from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
     ClusterSection,
@@ -251,7 +252,9 @@ def test_learner_ranks_and_zero_stages_take_the_same_step_and_go_on_from_the_sam
     """One step on the same rows gives the same weights, loss and gradient norm however it is sharded. Its checkpoint holds the
     same numbers, and the second step of a gang that loaded another's checkpoint is that of the gang that made it."""
     config = settings()
-    learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 256})
+    learner = config.learner.model_copy(
+        update={"ranks": ranks, "backend": DeepSpeedSettings(zero_stage=stage), "token_budget": 256}
+    )
     config = config.model_copy(update={"learner": learner})
     gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
@@ -319,7 +322,7 @@ def test_sharded_ranks_agree_when_only_one_has_rows_with_a_common_beginning(
 ) -> None:
     """One rank gets two rows that begin alike, the other a single row: both must make the same passes."""
     config = settings()
-    learner = config.learner.model_copy(update={"ranks": 2, "zero_stage": stage, "token_budget": 256})
+    learner = config.learner.model_copy(update={"ranks": 2, "backend": DeepSpeedSettings(zero_stage=stage), "token_budget": 256})
     config = config.model_copy(update={"learner": learner})
     scored = scored_batch([20, 6, 7], seed=2)
     begun = [np.concatenate([np.arange(2, 14, dtype=np.int32), row]) for row in scored.prompt_ids.rows()]
@@ -339,7 +342,9 @@ def test_sharded_ranks_agree_when_only_one_has_rows_with_a_common_beginning(
 def test_rows_that_stream_in_take_the_same_step(ray: ClusterSection, tiny_model: Path, stage: int, ranks: int) -> None:
     """Gradients added up while batches come, in any order, give the weights of all rows at once."""
     config = settings()
-    learner = config.learner.model_copy(update={"ranks": ranks, "zero_stage": stage, "token_budget": 24 if ranks == 1 else 18})
+    learner = config.learner.model_copy(
+        update={"ranks": ranks, "backend": DeepSpeedSettings(zero_stage=stage), "token_budget": 24 if ranks == 1 else 18}
+    )
     ppo = config.ppo.model_copy(update={"loss_normaliser": "limit"})
     advantage = config.advantage.model_copy(update={"whitening": "none"})
     config = config.model_copy(update={"learner": learner, "ppo": ppo, "advantage": advantage, "streaming": True})

@@ -125,10 +125,10 @@ def weights_in(gang: WeightSource) -> dict[str, torch.Tensor]:
 
 def base_digest(rank: Any) -> str:
     """sha256 of a learner rank's frozen parameters, computed in its process; all ranks take part."""
-    frozen = {name: p for name, p in rank.engine.engine.module.named_parameters() if not p.requires_grad}
+    frozen = [name for name, p in rank.backend.model.named_parameters() if not p.requires_grad]
     assert frozen
     digest = hashlib.sha256()
-    with rank.engine.whole(list(frozen.values())):
-        for name, parameter in frozen.items():
+    with rank.backend.whole(frozen) as parameters:
+        for name, parameter in parameters.items():
             digest.update(name.encode() + parameter.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

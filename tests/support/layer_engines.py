@@ -1,4 +1,4 @@
-"""Real DeepSpeed engines around a small layer, and what plain torch makes of the same micro-batches."""
+"""Real training backends around a small layer, and what plain torch makes of the same micro-batches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actors.learner.deepspeed.engine import TrainingEngine, join_process_group
-from actors.learner.deepspeed.state import SEPARATOR, file_name, pieces
+from actors.learner.backend import TrainingBackend, make_backend
+from actors.learner.collectives import join_process_group
+from actors.learner.pieces import LEARNER, SEPARATOR, file_name, reader_of
+from dvpo_ray.config.backends import BackendSettings, DeepSpeedSettings, FsdpSettings
 from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.io.safetensors_writer import write_tensors
 
 FIRST_BETA = 0.9
 # Nothing is clipped.
 NO_CLIP = 1e9
+BACKENDS: dict[str, BackendSettings] = {
+    "zero-0": DeepSpeedSettings(),
+    "zero-1": DeepSpeedSettings(zero_stage=1),
+    "zero-2": DeepSpeedSettings(zero_stage=2),
+    "zero-3": DeepSpeedSettings(zero_stage=3),
+    "fsdp": FsdpSettings(),
+    "fsdp-gradients": FsdpSettings(shard_gradients=True),
+}
 
 
 class Reader(nn.Module):
@@ -30,14 +40,16 @@ class Reader(nn.Module):
         return out
 
 
-def section(stage: int, dtype: str, **changes: Any) -> LearnerSection:
-    given: dict[str, Any] = {"zero_stage": stage, "dtype": dtype, "grad_clip": NO_CLIP, "learning_rate": 1e-2}
+def section(dtype: str, **changes: Any) -> LearnerSection:
+    given: dict[str, Any] = {"dtype": dtype, "grad_clip": NO_CLIP, "learning_rate": 1e-2}
     return LearnerSection(**given | {"betas": (FIRST_BETA, 0.99)} | changes)
 
 
-def engine_of(stage: int, dtype: str, layers: int = 1, **changes: Any) -> TrainingEngine:
+def engine_of(backend: str, dtype: str, layers: int = 1, **changes: Any) -> TrainingBackend:
+    """One of ``BACKENDS``."""
     torch.manual_seed(0)
-    return TrainingEngine(Reader(layers).to(getattr(torch, dtype)), section(stage, dtype, **changes), total_steps=100)
+    reader = Reader(layers).to(getattr(torch, dtype))
+    return make_backend(BACKENDS[backend], reader, section(dtype, **changes), total_steps=100)
 
 
 def inputs_of(count: int, dtype: str, seed: int = 0) -> Tensor:
@@ -46,21 +58,25 @@ def inputs_of(count: int, dtype: str, seed: int = 0) -> Tensor:
     return made.to(getattr(torch, dtype))
 
 
-def backward(engine: TrainingEngine, micro_batches: Tensor) -> None:
+def backward(engine: TrainingBackend, micro_batches: Tensor, ends: bool = True) -> None:
     for number, inputs in enumerate(micro_batches):
-        engine.backward(engine.engine(inputs).float().square().sum(), last=number == len(micro_batches) - 1)
+        engine.backward(engine(inputs).float().square().sum(), last=ends and number == len(micro_batches) - 1)
 
 
-def state_of(engine: TrainingEngine) -> dict[tuple[str, str], Tensor]:
+def load(engine: TrainingBackend, folder: Path, updates: int) -> None:
+    engine.load_pieces(reader_of(folder, LEARNER, engine.shapes()), updates)
+
+
+def state_of(engine: TrainingBackend) -> dict[tuple[str, str], Tensor]:
     """What the optimizer holds of each parameter, flat: (``weight`` or a moment, parameter)."""
     found = {}
-    for name, tensor in pieces(engine.weights(), engine.engine.optimizer):
+    for name, tensor in engine.pieces():
         key, parameter, _ = name.split(SEPARATOR)
         found[key, parameter] = tensor.detach().clone().flatten()
     return found
 
 
-def gradient_of(engine: TrainingEngine) -> Tensor:
+def gradient_of(engine: TrainingBackend) -> Tensor:
     """The gradient of the first step, from Adam's first moment after it: (1 - beta) times the gradient."""
     moments = {name: tensor for (key, name), tensor in state_of(engine).items() if key == "exp_avg"}
     return torch.cat([moments[name] for name in sorted(moments)]) / (1 - FIRST_BETA)
@@ -84,15 +100,13 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-def train_and_write(rank: int, port: int, folder: str, stages: list[int], count: int) -> None:
-    """One of two processes that take a step together at each stage, each on every second micro-batch, and write its state."""
+def train_and_write(rank: int, port: int, folder: str, backends: list[str], count: int) -> None:
+    """One of two processes that take a step together by each backend, each on every second micro-batch, and write its state."""
     join_process_group(rank, 2, "127.0.0.1", port, 1)
-    for stage in stages:
-        engine = engine_of(stage, "bfloat16")
+    for backend in backends:
+        engine = engine_of(backend, "bfloat16")
         backward(engine, inputs_of(count, "bfloat16")[rank::2])
         norm, _ = engine.apply()
-        owns = rank == 0 or stage > 0
-        held = dict(pieces(engine.weights(), engine.engine.optimizer)) if owns else {}
-        path = Path(folder) / str(stage) / file_name(rank)
+        path = Path(folder) / backend / file_name(rank)
         path.parent.mkdir(exist_ok=True)
-        write_tensors(path, held | {"norm": torch.tensor(norm)}, {})
+        write_tensors(path, dict(engine.pieces()) | {"norm": torch.tensor(norm)}, {})

@@ -1,4 +1,4 @@
-"""Policy learner ranks in this process, one after the other, on a real model; in place of DeepSpeed what adds gradients up."""
+"""Policy learner ranks in this process, one after the other, on a real model; their backend adds gradients up."""
 
 from __future__ import annotations
 
@@ -36,22 +36,19 @@ def policy(**changes: Any) -> PolicyTraining:
 
 
 @dataclass
-class WrappedReader:
-    """What DeepSpeed puts around a module."""
+class GradientBackend:
+    """Gradients add up in the model, and an optimizer step keeps them and leaves the weights alone."""
 
-    module: PolicyReader
-
-    def __call__(self, *given: Any) -> tuple[Tensor, Tensor]:
-        return self.module(*given)
-
-
-@dataclass
-class GradientEngine:
-    """In place of DeepSpeed: gradients add up in the model, and an optimizer step keeps them and leaves the weights alone."""
-
-    engine: WrappedReader
+    reader: Any
     steps: list[dict[str, Tensor]] = field(default_factory=list)
     ended: bool = False
+
+    @property
+    def model(self) -> Any:
+        return self.reader.model
+
+    def __call__(self, *given: Any) -> Any:
+        return self.reader(*given)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add a micro-batch's gradient."""
@@ -62,9 +59,9 @@ class GradientEngine:
     def apply(self) -> tuple[float, float]:
         """A step of no length."""
         assert self.ended
-        named = self.engine.module.model.named_parameters()
+        named = self.model.named_parameters()
         self.steps.append({name: p.grad.clone() for name, p in named if p.requires_grad})
-        self.engine.module.zero_grad(set_to_none=True)
+        self.reader.zero_grad(set_to_none=True)
         self.ended = False
         return 1.0, 1.0
 
@@ -78,7 +75,7 @@ def rank_of(
         add_adapters(model, config.lora, folder)
     set_dropout(model, False)
     made = PolicyLearnerRank(rank, world, str(folder), ModelSection(attention="eager"), config, SEED, rows)
-    made.engine = GradientEngine(WrappedReader(PolicyReader(model, config.rollout.temperature)))  # type: ignore[assignment]
+    made.backend = GradientBackend(PolicyReader(model, config.rollout.temperature))  # type: ignore[assignment]
     return made
 
 
@@ -98,4 +95,4 @@ def train(rank: PolicyLearnerRank, step: int, sampled: int | None = None) -> tup
         result = rank.finish(step, 0.1)
     else:
         result = rank.step(step, 0.1, *batches)
-    return rank.engine.steps, result.metrics  # type: ignore[attr-defined]
+    return rank.backend.steps, result.metrics  # type: ignore[attr-defined]

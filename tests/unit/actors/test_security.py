@@ -17,7 +17,7 @@ import torch
 
 from actors.cluster import token as cluster_token
 from actors.cluster.session import start_embedded
-from actors.learner.deepspeed.state import file_name, find_pieces
+from actors.learner.pieces import file_name, find_pieces
 from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config import PolicyRecipe, load_recipe
 from dvpo_ray.config.loading import build

@@ -1,4 +1,4 @@
-"""Real DeepSpeed engines on a small layer: sums of gradients, steps, withheld ones, checkpoints, and host reads."""
+"""Real training backends on a small layer: sums of gradients, steps, withheld ones, checkpoints, and host reads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.learner.deepspeed.state import LEARNER, load_pieces
 from actors.learner.rank import free_port
 from tests.support.host_reads import HostReads
 from tests.support.layer_engines import (
+    BACKENDS,
     FIRST_BETA,
     Reader,
     backward,
@@ -21,6 +21,7 @@ from tests.support.layer_engines import (
     engine_of,
     gradient_of,
     inputs_of,
+    load,
     reference_sum,
     state_of,
     train_and_write,
@@ -28,7 +29,7 @@ from tests.support.layer_engines import (
 
 pytestmark = pytest.mark.integration
 
-STAGES = [0, 1, 2, 3]
+NAMES = list(BACKENDS)
 DTYPES = ["bfloat16", "float32"]
 MICRO_BATCHES = 1024
 FEW = 100
@@ -44,10 +45,10 @@ def one_thread(process_group: None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_gradients_of_many_micro_batches_add_up_in_float32(stage: int, dtype: str) -> None:
+@pytest.mark.parametrize("backend", NAMES)
+def test_gradients_of_many_micro_batches_add_up_in_float32(backend: str, dtype: str) -> None:
     micro_batches = inputs_of(MICRO_BATCHES, dtype)
-    engine = engine_of(stage, dtype)
+    engine = engine_of(backend, dtype)
     backward(engine, micro_batches)
     norm, _ = engine.apply()
     expected = reference_sum(dtype, micro_batches)
@@ -55,14 +56,14 @@ def test_gradients_of_many_micro_batches_add_up_in_float32(stage: int, dtype: st
     assert norm == pytest.approx(float(expected.norm()), rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_sum_that_would_stand_still_in_bfloat16(stage: int) -> None:
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_sum_that_would_stand_still_in_bfloat16(backend: str) -> None:
     """1,024 equal gradients: in bfloat16 the sum of ones stops at 256, three quarters short."""
     stuck = torch.zeros((), dtype=torch.bfloat16)
     for _ in range(MICRO_BATCHES):
         stuck += 1
     assert float(stuck) == 256
-    engine = engine_of(stage, "bfloat16")
+    engine = engine_of(backend, "bfloat16")
     one = torch.ones(1, 4, 8, dtype=torch.bfloat16)
     backward(engine, one.expand(MICRO_BATCHES, 4, 8))
     engine.apply()
@@ -70,12 +71,12 @@ def test_a_sum_that_would_stand_still_in_bfloat16(stage: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_changes_nothing(stage: int, dtype: str, bad: float) -> None:
+def test_a_gradient_that_is_not_finite_changes_nothing(backend: str, dtype: str, bad: float) -> None:
     """Neither weights nor moments, nor the step after it."""
     good = inputs_of(3, dtype)
-    steady, hit = engine_of(stage, dtype), engine_of(stage, dtype)
+    steady, hit = engine_of(backend, dtype), engine_of(backend, dtype)
     for engine in (steady, hit):
         backward(engine, good)
         engine.apply()
@@ -96,10 +97,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(stage: int, dtype: str, b
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_discarded_gradients_leave_no_trace(stage: int, dtype: str) -> None:
+@pytest.mark.parametrize("backend", NAMES)
+def test_discarded_gradients_leave_no_trace(backend: str, dtype: str) -> None:
     good, other = inputs_of(3, dtype), inputs_of(2, dtype, seed=1)
-    steady, engine = engine_of(stage, dtype), engine_of(stage, dtype)
+    steady, engine = engine_of(backend, dtype), engine_of(backend, dtype)
     backward(engine, other)
     engine.discard()
     for trained in (steady, engine):
@@ -110,10 +111,24 @@ def test_discarded_gradients_leave_no_trace(stage: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_steps_are_those_of_plain_torch(stage: int, dtype: str) -> None:
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_sum_that_was_not_ended_can_be_discarded(backend: str, dtype: str) -> None:
+    good = inputs_of(3, dtype)
+    steady, engine = engine_of(backend, dtype), engine_of(backend, dtype)
+    backward(engine, inputs_of(2, dtype, seed=1), ends=False)
+    engine.discard()
+    for trained in (steady, engine):
+        backward(trained, good)
+    assert steady.apply() == engine.apply()
+    expected, found = state_of(steady), state_of(engine)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", NAMES)
+def test_two_steps_are_those_of_plain_torch(backend: str, dtype: str) -> None:
     """Clipped to a norm, with weight decay, and float32 weights behind bfloat16 ones."""
-    engine = engine_of(stage, dtype, grad_clip=0.5, weight_decay=0.1)
+    engine = engine_of(backend, dtype, grad_clip=0.5, weight_decay=0.1)
     torch.manual_seed(0)
     low = Reader().to(getattr(torch, dtype))
     high = [p.detach().float().requires_grad_() for p in low.parameters()]
@@ -138,11 +153,11 @@ def test_two_steps_are_those_of_plain_torch(stage: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_step_waits_for_the_device_as_often_whatever_the_number_of_parameters(stage: int, dtype: str) -> None:
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_step_waits_for_the_device_as_often_whatever_the_number_of_parameters(backend: str, dtype: str) -> None:
     found = []
     for layers in (1, 12):
-        engine = engine_of(stage, dtype, layers)
+        engine = engine_of(backend, dtype, layers)
         for _ in range(2):
             # In its first step ZeRO 3 learns the order of layers.
             backward(engine, inputs_of(2, dtype))
@@ -151,29 +166,29 @@ def test_a_step_waits_for_the_device_as_often_whatever_the_number_of_parameters(
             backward(engine, inputs_of(2, dtype))
             engine.apply()
         found.append(reads.count)
-    assert found[0] == found[1] <= (1 if stage == 0 else 4)
+    assert found[0] == found[1] <= (1 if backend == "zero-0" else 4)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote after a step together, in a folder a stage."""
+    """What two processes wrote after a step together, in a folder each backend."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    given = (free_port(), str(folder), STAGES, 2 * FEW)
+    given = (free_port(), str(folder), NAMES, 2 * FEW)
     processes = torch.multiprocessing.start_processes(train_and_write, given, nprocs=2, join=False, start_method="spawn")
     while not processes.join(timeout=300):
         pass
     return folder
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_sum_in_float32_and_one_goes_on_at_another_stage(two_ranks: Path, stage: int) -> None:
+@pytest.mark.parametrize("backend", NAMES)
+def test_two_ranks_sum_in_float32_and_one_goes_on_by_another_backend(two_ranks: Path, backend: str) -> None:
     """Norm and gradient are those of both ranks' micro-batches, and what they wrote is read bit for bit."""
-    folder = two_ranks / str(stage)
+    folder = two_ranks / backend
     written = [load_file(path) for path in sorted(folder.iterdir())]
     expected = reference_sum("bfloat16", inputs_of(2 * FEW, "bfloat16"))
     assert [float(part.pop("norm")) for part in written] == pytest.approx([float(expected.norm())] * 2, rel=1e-6)
-    engine = engine_of((stage + 1) % 4, "bfloat16")
-    load_pieces(folder, LEARNER, engine.weights(), engine.engine.optimizer, updates=1)
+    engine = engine_of(NAMES[(NAMES.index(backend) + 1) % len(NAMES)], "bfloat16")
+    load(engine, folder, updates=1)
     assert distance(gradient_of(engine), expected) <= 1e-6
     held = state_of(engine)
     for part in written:

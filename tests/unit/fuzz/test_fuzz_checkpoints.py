@@ -15,7 +15,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from actors.learner.deepspeed.state import file_name, find_pieces, joined
+from actors.learner.pieces import file_name, find_pieces, joined
 from dvpo_ray.checkpoints import manifest as manifests
 from dvpo_ray.checkpoints.manifest import manifest_text, read_manifest
 from dvpo_ray.checkpoints.store import CheckpointStore

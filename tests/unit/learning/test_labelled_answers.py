@@ -21,7 +21,7 @@ from dvpo_ray.learning.pairs import Unit, labelled, unit
 from dvpo_ray.models.token_reader import ValueReader
 from dvpo_ray.models.value_model import new_value_model
 from tests.support.decided import decided
-from tests.support.ranks import GradientEngine, WrappedReader
+from tests.support.ranks import GradientBackend
 
 pytestmark = pytest.mark.usefixtures("one_process")
 BUDGET = 60
@@ -51,14 +51,14 @@ def rank_of(folder: Path, rank: int = 0, world: int = 1) -> ValueLearnerRank:
     model = new_value_model(folder, "eager", torch.float32).eval()
     with torch.no_grad():
         model.score.weight.normal_(0, 0.5)
-    made.engine = GradientEngine(WrappedReader(ValueReader(model)))  # type: ignore[arg-type, assignment]
+    made.backend = GradientBackend(ValueReader(model))  # type: ignore[arg-type, assignment]
     return made
 
 
 def one_by_one(folder: Path, units: list[Unit], target: TargetConfig) -> tuple[dict[str, Tensor], float]:
     """Gradient and value of the mean loss of an answer, each unit in a pass of its own."""
     rank = rank_of(folder)
-    reader = rank.engine.engine.module
+    reader = rank.backend.reader
     answers = sum(map(len, units))
     loss = torch.zeros(())
     for one in units:
@@ -124,7 +124,7 @@ def test_a_step_weighs_every_answer_alike(tiny_model: Path, units: list[Unit], t
     expected, loss = one_by_one(tiny_model, units, target)
     rank = rank_of(tiny_model)
     metrics = rank.step(units, target)
-    (found,) = rank.engine.steps  # type: ignore[attr-defined]
+    (found,) = rank.backend.steps  # type: ignore[attr-defined]
     assert metrics["loss/value"] == pytest.approx(loss, rel=1e-5)
     assert set(found) == set(expected)
     assert all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-5) for name in found)
@@ -137,7 +137,7 @@ def test_several_ranks_add_up_to_one(tiny_model: Path) -> None:
     for number in range(2):
         rank = rank_of(tiny_model, number, 2)
         rank.step(units, TdTarget(lam=0.9))
-        shares += rank.engine.steps  # type: ignore[attr-defined]
+        shares += rank.backend.steps  # type: ignore[attr-defined]
     assert all(torch.allclose(shares[0][name] + shares[1][name], expected[name], rtol=1e-3, atol=1e-5) for name in expected)
 
 

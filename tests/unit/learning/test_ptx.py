@@ -38,7 +38,7 @@ def demonstrations(count: int) -> Demonstrations:
 
 def by_hand(rank: PolicyLearnerRank, drawn: Demonstrations) -> tuple[dict[str, Tensor], float]:
     """Gradient of GAMMA times the mean cross-entropy of answer tokens, row by row, and that mean."""
-    model = rank.engine.engine.module.model
+    model = rank.backend.model
     total = torch.zeros(())
     for prompt, answer in zip(drawn.prompt_ids.rows(), drawn.response_ids.rows(), strict=True):
         ids = torch.from_numpy(np.concatenate([prompt, answer])).long()
@@ -86,7 +86,7 @@ def test_the_gradient_is_the_sum_of_both(tiny_model: Path, changes: dict[str, An
 @pytest.mark.usefixtures("one_process")
 def test_an_update_is_withheld_when_the_pretraining_loss_is_not_finite(tiny_model: Path) -> None:
     rank = rank_of(tiny_model, policy(ptx={"data": LIMITS | {"source": "x"}}), demonstrations(5))
-    rank.engine.discard = lambda: None  # type: ignore[method-assign]
+    rank.backend.discard = lambda: None  # type: ignore[method-assign]
     rank._run_ptx = lambda rows, update: {"loss/ptx": float("nan")}  # type: ignore[method-assign]
     steps, metrics = train(rank, 0)
     assert not steps and metrics["loss/skipped_updates"] == 1
@@ -98,7 +98,7 @@ def test_a_step_without_usable_rows_leaves_no_gradient(tiny_model: Path, changes
     rank = rank_of(tiny_model, policy(ptx={"data": LIMITS | {"source": "x"}}, **changes), demonstrations(5))
     with pytest.raises(StaleRowsError, match="all 6 answers of step 7"):
         train(rank, 7, sampled=0)
-    assert all(p.grad is None for p in rank.engine.engine.module.parameters())
+    assert all(p.grad is None for p in rank.backend.model.parameters())
 
 
 def test_steps_go_through_all_rows_and_draw_the_same_again() -> None:

@@ -15,8 +15,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from actors.learner.deepspeed.engine import TrainingEngine
+from actors.learner.backend import make_backend
 from actors.scorer.actor import ScorerActor
+from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.batching import SequenceBatch, pad_sequences
@@ -283,11 +284,12 @@ Ways = dict[str, Callable[[Path], object]]
 
 def wrap(folder: Path) -> object:
     reader = PolicyReader(load_policy(folder, torch.float32, "eager"))
-    deepspeed = SimpleNamespace(initialize=lambda model, **_: (SimpleNamespace(module=model),))
+    wrapped = SimpleNamespace(initialize=lambda model, **_: (SimpleNamespace(module=model),))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(sys.modules, "deepspeed", deepspeed)
+        patched.setattr("actors.learner.deepspeed.engine.join_deepspeed", lambda: None)
+        patched.setitem(sys.modules, "deepspeed", wrapped)
         patched.setattr("torch.distributed.get_world_size", lambda: 1)
-        return TrainingEngine(reader, learner_section(zero_stage=1), 1)
+        return make_backend(DeepSpeedSettings(zero_stage=1), reader, learner_section(), 1)
 
 
 def score(folder: Path) -> object:

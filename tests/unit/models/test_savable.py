@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,15 +15,14 @@ import torch
 import transformers
 from torch import Tensor
 
-from actors.learner.deepspeed.engine import TrainingEngine
+from actors.learner.saving import save_pretrained
+from dvpo_ray.config.backends import BackendSettings
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import template_hash
 from dvpo_ray.errors import ModelError
 from dvpo_ray.models.folder import check_files, check_model_folder, hash_files
-from dvpo_ray.models.token_reader import PolicyReader, load_policy
+from dvpo_ray.models.token_reader import load_policy
 from jobs.models import base_model
-from tests.support.decided import learner_section
-from tests.support.ranks import WrappedReader
 
 
 @pytest.fixture
@@ -36,21 +36,20 @@ def several(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-class Engine(TrainingEngine):
-    """Saves, without DeepSpeed."""
+def unsharded(model: Any) -> Any:
+    """What saving asks of a training backend, of a model that is whole."""
+    parameters = dict(model.named_parameters())
 
-    def __init__(self, engine: Any, zero_stage: int = 0) -> None:
-        self.engine, self._config = engine, learner_section(zero_stage=zero_stage)
+    def whole(names: Sequence[str]) -> AbstractContextManager[dict[str, Tensor]]:
+        return nullcontext({name: parameters[name] for name in names})
 
-    def whole(self, parameters: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """They are."""
-        return nullcontext()
+    return SimpleNamespace(model=model, settings=BackendSettings(), whole=whole)
 
 
 def save(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     model = load_policy(base, torch.float32, "eager")
-    Engine(WrappedReader(PolicyReader(model))).save_pretrained(folder, base, False, {"steps": 3})
+    save_pretrained(unsharded(model), folder, base, False, {"steps": 3})
 
 
 def test_all_chat_templates_are_saved_and_in_the_manifest(several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dvpo_ray.config import PolicyRecipe, dump_resolved
+from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.recipes import PolicyTraining
+from dvpo_ray.config.sections import LearnerSection
 from dvpo_ray.errors import ModelError, UserInputError
 from dvpo_ray.planning import ModelShape, make_plan, parse_devices
 from dvpo_ray.planning.calibration import calibrated, recipe_of
@@ -25,7 +27,7 @@ from dvpo_ray.planning.plan import Split, best_split, cluster_of, with_split
 from dvpo_ray.planning.simulate import Cluster, simulate
 from dvpo_ray.planning.times import Efficiency, Workload, stage_seconds, step_seconds
 from jobs.cli.main import app
-from tests.support.decided import decided
+from tests.support.decided import decided, learner_section
 
 LLAMA_8B = {
     "num_hidden_layers": 32,
@@ -84,9 +86,13 @@ def eight_gpus(**policy: Any) -> PolicyTraining:
     return training(
         rollout={"actors": 3, "prompts_per_step": 128, "max_new_tokens": 512},
         scorer={"actors": 1},
-        learner={"ranks": 4, "zero_stage": 3, "gradient_checkpointing": True},
+        learner={"ranks": 4, "backend": {"zero_stage": 3}, "gradient_checkpointing": True},
         **policy,
     )
+
+
+def sharing(stage: int, ranks: int, dtype: str) -> LearnerSection:
+    return learner_section(ranks=ranks, dtype=dtype, backend=DeepSpeedSettings.model_validate({"zero_stage": stage}))
 
 
 def test_parameters_are_those_of_the_models() -> None:
@@ -111,10 +117,10 @@ def test_devices_by_name() -> None:
 def test_model_state_by_hand() -> None:
     """Mixed precision: weights 2, float32 gradient 4, optimizer 12 bytes a parameter; of four ranks ZeRO 1 shards the 12, 2 the
     gradient as well, 3 all, with a flat copy of the gradient. In float32 4 + 4 + 8, and the copy at ZeRO 1 as well."""
-    totals = [sum(trained_bytes(1e9, stage, 4, "bfloat16").values()) / GB for stage in range(4)]
+    totals = [sum(trained_bytes(1e9, sharing(stage, 4, "bfloat16")).values()) / GB for stage in range(4)]
     assert totals == pytest.approx([18, 2 + 4 + 3, 2 + 1 + 3, 0.5 + 1 + 4])
-    assert sum(trained_bytes(1e9, 0, 1, "float32").values()) / GB == pytest.approx(16)
-    assert sum(trained_bytes(1e9, 1, 4, "float32").values()) / GB == pytest.approx(4 + 4 + 3)
+    assert sum(trained_bytes(1e9, sharing(0, 1, "float32")).values()) / GB == pytest.approx(16)
+    assert sum(trained_bytes(1e9, sharing(1, 4, "float32")).values()) / GB == pytest.approx(4 + 4 + 3)
 
 
 def test_model_state_with_adapters_by_hand() -> None:
@@ -156,7 +162,7 @@ def test_a_pretraining_loss_costs_its_rows_in_every_update() -> None:
 def test_what_does_not_fit_is_refused_with_its_remedy() -> None:
     config = training(rollout={"actors": 1}, learner={"ranks": 1, "gradient_checkpointing": True})
     plan = make_plan(config, ModelShape.of(LLAMA_8B), "sdpa", parse_devices("8xA100-80GB"), Workload.of(config))
-    assert any("learner rank needs" in p and "raise learner.zero_stage (now 0)" in p for p in plan.problems)
+    assert any("learner rank needs" in p and "raise learner.backend.zero_stage (now 0)" in p for p in plan.problems)
     config = eight_gpus()
     fits = make_plan(config, ModelShape.of(LLAMA_8B), "sdpa", parse_devices("8xH200-141GB"), Workload.of(config))
     assert fits.problems == []
@@ -340,7 +346,7 @@ def test_the_command_prints_a_plan_and_refuses_what_cannot_fit(tmp_path: Path) -
     recipe = tmp_path / "r.toml"
     recipe.write_text(
         '[policy]\nvalue_model = "g"\n[policy.data]\nsource = "x"\n[policy.rollout]\nactors = 3\nprompts_per_step = 128\n'
-        "[policy.learner]\nranks = 4\nzero_stage = 3\ngradient_checkpointing = true\n"
+        "[policy.learner]\nranks = 4\nbackend = { zero_stage = 3 }\ngradient_checkpointing = true\n"
     )
     command = ["plan", str(recipe), "--model", str(tmp_path), "--devices"]
     shown = CliRunner().invoke(app, [*command, "8xH200-141GB"])

@@ -1,0 +1,1 @@
+"""What is of FSDP2 alone."""
