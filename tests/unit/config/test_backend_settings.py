@@ -63,8 +63,8 @@ def test_mistakes_are_named(given: dict[str, Any], message: str) -> None:
 
 
 def test_bytes_under_fsdp_by_hand() -> None:
-    """Of four ranks in bfloat16: weights 2/4, moments and masters 12/4; a whole float32 sum of gradients and the reduced quarter of
-    it, or the quarter alone."""
+    """Of four ranks in bfloat16: weights 2/4, moments and masters 12/4; a whole float32 sum of gradients and the reduced quarter
+    of it, or the quarter alone."""
     for settings, expected in ((FsdpSettings(), 0.5 + 4 + 4), (FsdpSettings(shard_gradients=True), 0.5 + 1 + 3)):
         section = learner_section(ranks=4, dtype="bfloat16", backend=settings)
         assert sum(trained_bytes(1e9, section).values()) / 1e9 == pytest.approx(expected)
