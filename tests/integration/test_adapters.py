@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from actors.learner.policy_gang import PolicyLearner
 from actors.rollout.pool import RolloutPool
-from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import ClusterSection, LoraSection
 from dvpo_ray.errors import ActorFailedError, CheckpointError, ModelError, WeightSyncError
@@ -37,6 +36,7 @@ from tests.support.engines import (
     weights_of,
 )
 from tests.support.fakes import scored_batch
+from tests.support.layer_engines import BACKENDS
 
 pytestmark = pytest.mark.integration
 RANK = 4
@@ -102,20 +102,18 @@ def others() -> dict[str, torch.Tensor]:
     return {}
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (3, 2)])
+@pytest.mark.parametrize(("backend", "ranks"), [("zero-0", 1), ("zero-3", 2), ("fsdp", 2)])
 def test_adapters_alone_are_trained_and_travel(
     rollouts: RolloutPool,
     ray: ClusterSection,
     tiny_model: Path,
     tmp_path: Path,
     others: dict[str, torch.Tensor],
-    stage: int,
+    backend: str,
     ranks: int,
 ) -> None:
     """Three steps: the base stays bit for bit, engines serve what the learner saves, and sharding makes no difference."""
-    config = with_lora(
-        LoraSection(rank=RANK, alpha=8), ranks=ranks, backend=DeepSpeedSettings(zero_stage=stage), token_budget=256
-    )
+    config = with_lora(LoraSection(rank=RANK, alpha=8), ranks=ranks, backend=BACKENDS[backend], token_budget=256)
     gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
     try:
@@ -123,7 +121,7 @@ def test_adapters_alone_are_trained_and_travel(
         before = ray_module.get([rank.__ray_call__.remote(base_digest) for rank in gang.actors], timeout=60)
         for step in range(3):
             train(gang, step)
-        assert check_serving(rollouts, gang, 10 + stage, tiny_model, tmp_path / "policy") == ADAPTER_BYTES
+        assert check_serving(rollouts, gang, 10 + list(BACKENDS).index(backend), tiny_model, tmp_path / "policy") == ADAPTER_BYTES
         assert ray_module.get([rank.__ray_call__.remote(base_digest) for rank in gang.actors], timeout=60) == before
         found = weights_in(gang)
         if not others:
@@ -135,15 +133,15 @@ def test_adapters_alone_are_trained_and_travel(
         gang.stop()
 
 
-@pytest.mark.parametrize(("stage", "ranks", "dtype"), [(0, 1, "float32"), (3, 2, "bfloat16")])
+@pytest.mark.parametrize(("backend", "ranks", "dtype"), [("zero-0", 1, "float32"), ("zero-3", 2, "bfloat16")])
 def test_a_checkpoint_holds_adapters_alone_and_is_gone_on_with_bit_for_bit(
-    ray: ClusterSection, tiny_model: Path, tmp_path: Path, stage: int, ranks: int, dtype: str
+    ray: ClusterSection, tiny_model: Path, tmp_path: Path, backend: str, ranks: int, dtype: str
 ) -> None:
     """With dropout, whose random numbers a checkpoint keeps."""
     config = with_lora(
         LoraSection(rank=RANK, dropout=0.1),
         ranks=ranks,
-        backend=DeepSpeedSettings(zero_stage=stage),
+        backend=BACKENDS[backend],
         dtype=dtype,
         token_budget=256,
     )

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from actors.learner.policy_gang import PolicyLearner
 from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
-from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.recipes import PolicyTraining
 from dvpo_ray.config.sections import (
     ClusterSection,
@@ -43,6 +42,7 @@ from tests.support.engines import (
     weights_of,
 )
 from tests.support.fakes import scored_batch
+from tests.support.layer_engines import BACKENDS
 
 pytestmark = pytest.mark.integration
 
@@ -245,16 +245,16 @@ def two_steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"checkpoint": tmp_path_factory.mktemp("checkpoint")}
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
-def test_learner_ranks_and_zero_stages_take_the_same_step_and_go_on_from_the_same_checkpoint(
-    ray: ClusterSection, tiny_model: Path, tmp_path: Path, two_steps: dict[str, Any], stage: int, ranks: int
+@pytest.mark.parametrize(
+    ("backend", "ranks"), [("zero-0", 1), ("zero-0", 2), ("zero-1", 2), ("zero-2", 2), ("zero-3", 2), ("fsdp", 2)]
+)
+def test_learner_ranks_and_backends_take_the_same_step_and_go_on_from_the_same_checkpoint(
+    ray: ClusterSection, tiny_model: Path, tmp_path: Path, two_steps: dict[str, Any], backend: str, ranks: int
 ) -> None:
     """One step on the same rows gives the same weights, loss and gradient norm however it is sharded. Its checkpoint holds the
     same numbers, and the second step of a gang that loaded another's checkpoint is that of the gang that made it."""
     config = settings()
-    learner = config.learner.model_copy(
-        update={"ranks": ranks, "backend": DeepSpeedSettings(zero_stage=stage), "token_budget": 256}
-    )
+    learner = config.learner.model_copy(update={"ranks": ranks, "backend": BACKENDS[backend], "token_budget": 256})
     config = config.model_copy(update={"learner": learner})
     gang = PolicyLearner(str(tiny_model), MODEL, config, ray, seed=0)
     gang.wait_ready()
@@ -316,13 +316,13 @@ def test_mixed_precision_goes_on_from_a_checkpoint_bit_for_bit(ray: ClusterSecti
         gang.stop()
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("backend", ["zero-2", "zero-3", "fsdp"])
 def test_sharded_ranks_agree_when_only_one_has_rows_with_a_common_beginning(
-    ray: ClusterSection, tiny_model: Path, stage: int
+    ray: ClusterSection, tiny_model: Path, backend: str
 ) -> None:
     """One rank gets two rows that begin alike, the other a single row: both must make the same passes."""
     config = settings()
-    learner = config.learner.model_copy(update={"ranks": 2, "backend": DeepSpeedSettings(zero_stage=stage), "token_budget": 256})
+    learner = config.learner.model_copy(update={"ranks": 2, "backend": BACKENDS[backend], "token_budget": 256})
     config = config.model_copy(update={"learner": learner})
     scored = scored_batch([20, 6, 7], seed=2)
     begun = [np.concatenate([np.arange(2, 14, dtype=np.int32), row]) for row in scored.prompt_ids.rows()]
@@ -338,12 +338,12 @@ def test_sharded_ranks_agree_when_only_one_has_rows_with_a_common_beginning(
         gang.stop()
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (3, 2)])
-def test_rows_that_stream_in_take_the_same_step(ray: ClusterSection, tiny_model: Path, stage: int, ranks: int) -> None:
+@pytest.mark.parametrize(("backend", "ranks"), [("zero-0", 1), ("zero-1", 2), ("zero-3", 2), ("fsdp", 2)])
+def test_rows_that_stream_in_take_the_same_step(ray: ClusterSection, tiny_model: Path, backend: str, ranks: int) -> None:
     """Gradients added up while batches come, in any order, give the weights of all rows at once."""
     config = settings()
     learner = config.learner.model_copy(
-        update={"ranks": ranks, "backend": DeepSpeedSettings(zero_stage=stage), "token_budget": 24 if ranks == 1 else 18}
+        update={"ranks": ranks, "backend": BACKENDS[backend], "token_budget": 24 if ranks == 1 else 18}
     )
     ppo = config.ppo.model_copy(update={"loss_normaliser": "limit"})
     advantage = config.advantage.model_copy(update={"whitening": "none"})
