@@ -107,12 +107,8 @@ class Rank:
 
     @property
     def share_prefix(self) -> bool:
-        """Whether a micro-batch's common beginning may be read once, in a pass of its own.
-
-        Sharded ranks must make the same passes: they gather weights and reduce gradients in them, and one rank's micro-batch
-        may have a common beginning where another's has none.
-        """
-        return self.model_section.share_prefix != "off" and (self.world == 1 or not self.config.backend.same_passes)
+        """Whether a micro-batch's common beginning may be read once, in a pass of its own."""
+        return self.model_section.share_prefix != "off" and self.config.backend.reads_prefix_once(self.world)
 
     def busy_seconds(self) -> float:
         """Time since the start in which this rank trained, in seconds."""

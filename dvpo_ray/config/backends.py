@@ -38,10 +38,13 @@ class BackendSettings(Choice):
         """Whether a rank holds a part of the optimizer's moments and master weights only."""
         return False
 
-    @property
-    def same_passes(self) -> bool:
-        """Whether ranks communicate in their passes, so that all of them must make the same ones."""
-        return self.shards_weights or self.shards_gradients or self.shards_optimizer
+    def reads_prefix_once(self, ranks: int) -> bool:
+        """Whether so many ranks may read the common beginning of a micro-batch's rows once, in a pass of its own.
+
+        Ranks that share something must make the same passes: they gather weights and reduce gradients in them, and one rank's
+        micro-batch may have a common beginning where another's has none.
+        """
+        return ranks == 1 or not (self.shards_weights or self.shards_gradients or self.shards_optimizer)
 
     def copied_gradient_bytes(self, dtype: str) -> int:
         """Bytes a parameter of this rank's shard that a step takes for a second copy of its gradient, at a compute type."""
@@ -121,6 +124,11 @@ class FsdpSettings(BackendSettings):
     def shards_optimizer(self) -> bool:
         """Always."""
         return True
+
+    def reads_prefix_once(self, ranks: int) -> bool:
+        """Never: a layer's weights are freed after the first of its two backward passes, and nothing gathers them for the second,
+        which begins at the keys and values that it has in common with the first."""
+        return False
 
     def copied_gradient_bytes(self, dtype: str) -> int:
         """The reduced shard lies beside a whole sum."""

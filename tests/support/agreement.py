@@ -37,7 +37,7 @@ def wrapped(kind: str, backend: str, folder: Path, world: int) -> TrainingBacken
     """A fresh model of the folder in a backend, as a learner rank would wrap it."""
     torch.manual_seed(0)
     settings = BACKENDS[backend]
-    shared = world == 1 or not settings.same_passes
+    shared = settings.reads_prefix_once(world)
     learner = LearnerSection(dtype="float32", learning_rate=RATE, gradient_checkpointing=kind == "recomputed", grad_clip=0.5)
     if kind == "value":
         reader: Any = ValueReader(new_value_model(folder, "eager", torch.float32).eval(), share_prefix=shared)

@@ -74,4 +74,11 @@ def test_every_backend_says_what_it_still_can_share() -> None:
     assert [DeepSpeedSettings(zero_stage=stage).remedy() for stage in (0, 3)] == ["raise learner.backend.zero_stage (now 0)", ""]
     assert FsdpSettings(shard_gradients=True).remedy() == ""
     assert "shard_gradients" in FsdpSettings().remedy()
-    assert not DeepSpeedSettings().same_passes and DeepSpeedSettings(zero_stage=1).same_passes and FsdpSettings().same_passes
+
+
+def test_a_common_beginning_is_read_once_where_ranks_may_make_other_passes() -> None:
+    allowed = [
+        [settings.reads_prefix_once(ranks) for ranks in (1, 2)]
+        for settings in (DeepSpeedSettings(), DeepSpeedSettings(zero_stage=1), FsdpSettings())
+    ]
+    assert allowed == [[True, True], [True, False], [False, False]]
