@@ -26,7 +26,7 @@ from actors.learner.schedule import learning_rate
 from dvpo_ray.config.backends import BackendSettings
 from dvpo_ray.config.sections import LearnerSection
 
-LEARNER = LearnerSection(dtype="float32", learning_rate=1e-2, grad_clip=0.5, weight_decay=0.1, schedule="linear")
+LEARNER = LearnerSection(dtype="float32", learning_rate=1e-2, grad_clip=0.05, weight_decay=0.1, schedule="linear")
 TOTAL_STEPS = 10
 # Rows of inputs in all micro-batches of a step together, on all ranks; columns of the model, which no number of ranks divides.
 MICRO_BATCHES, ROWS, WIDTH = 4, 3, 5
@@ -74,9 +74,10 @@ def _new(settings: BackendSettings) -> TrainingBackend:
 
 
 def _inputs(step: int) -> Tensor:
-    """All micro-batches of a step on all ranks [MICRO_BATCHES x ranks, ROWS, WIDTH]."""
+    """All micro-batches of a step on all ranks [MICRO_BATCHES x ranks, ROWS, WIDTH]. They grow, because Adam would not show it if
+    gradients of one size were not clipped."""
     numbers = torch.Generator().manual_seed(step)
-    return torch.randn(MICRO_BATCHES * dist.get_world_size(), ROWS, WIDTH, generator=numbers)
+    return torch.randn(MICRO_BATCHES * dist.get_world_size(), ROWS, WIDTH, generator=numbers) * (1 + step)
 
 
 def _device() -> str:
@@ -103,8 +104,9 @@ def _reference(steps: int) -> tuple[dict[str, Tensor], list[tuple[float, float]]
     adam = torch.optim.AdamW(trained.values(), betas=LEARNER.betas, weight_decay=LEARNER.weight_decay)
     for step in range(steps):
         adam.zero_grad()
-        sum(reader(inputs).square().sum() for inputs in _inputs(step)).backward()  # type: ignore[union-attr]
+        sum(reader(inputs).square().sum() for inputs in _inputs(step)).backward()
         norm = float(nn.utils.clip_grad_norm_(trained.values(), LEARNER.grad_clip))
+        assert norm > LEARNER.grad_clip, "else clipping is not checked"
         rate = learning_rate(step, LEARNER, TOTAL_STEPS)
         adam.param_groups[0]["lr"] = rate
         adam.step()

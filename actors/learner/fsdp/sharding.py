@@ -27,7 +27,9 @@ class Root(nn.Module):
 
     def forward(self, work: Callable[..., Any], *given: Any) -> Any:
         """What ``work`` makes of ``given``."""
-        return work(*given)
+        made = work(*given)
+        # A write into a view would lose the hook that gathers weights for the backward pass.
+        return made.clone() if isinstance(made, Tensor) and made._is_view() else made
 
 
 def shard(reader: nn.Module, compute: torch.dtype, mesh: DeviceMesh) -> Root:

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from actors.learner.saving import save_pretrained
-from dvpo_ray.config.backends import BackendSettings
+from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.data import template_hash
 from dvpo_ray.errors import ModelError
@@ -43,7 +43,7 @@ def unsharded(model: Any) -> Any:
     def whole(names: Sequence[str]) -> AbstractContextManager[dict[str, Tensor]]:
         return nullcontext({name: parameters[name] for name in names})
 
-    return SimpleNamespace(model=model, settings=BackendSettings(), whole=whole)
+    return SimpleNamespace(model=model, settings=DeepSpeedSettings(), whole=whole)
 
 
 def save(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
