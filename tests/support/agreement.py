@@ -17,7 +17,7 @@ from actors.learner.collectives import all_reduce, join_process_group
 from actors.learner.pieces import LEARNER, file_name, reader_of
 from actors.learner.saving import save_pretrained
 from actors.weights.buckets import layout, plan_buckets, read_bucket, write_bucket
-from dvpo_ray.config.sections import LearnerSection, LoraSection
+from dvpo_ray.config.sections import LearnerSection, LoraSection, NumberType
 from dvpo_ray.io.safetensors_writer import write_tensors
 from dvpo_ray.learning.batching import SequenceBatch, pad_sequences
 from dvpo_ray.models.lora import add_adapters
@@ -33,16 +33,17 @@ ROWS = 8
 PROMPT = 10
 
 
-def wrapped(kind: str, backend: str, folder: Path, world: int) -> TrainingBackend:
+def wrapped(kind: str, backend: str, folder: Path, world: int, dtype: NumberType = "float32") -> TrainingBackend:
     """A fresh model of the folder in a backend, as a learner rank would wrap it."""
     torch.manual_seed(0)
     settings = BACKENDS[backend]
     shared = settings.reads_prefix_once(world)
-    learner = LearnerSection(dtype="float32", learning_rate=RATE, gradient_checkpointing=kind == "recomputed", grad_clip=0.5)
+    compute: torch.dtype = getattr(torch, dtype)
+    learner = LearnerSection(dtype=dtype, learning_rate=RATE, gradient_checkpointing=kind == "recomputed", grad_clip=0.5)
     if kind == "value":
-        reader: Any = ValueReader(new_value_model(folder, "eager", torch.float32).eval(), share_prefix=shared)
+        reader: Any = ValueReader(new_value_model(folder, "eager", compute).eval(), share_prefix=shared)
     else:
-        model = load_policy(folder, torch.float32, "eager")
+        model = load_policy(folder, compute, "eager")
         if kind == "adapters":
             add_adapters(model, LoraSection(rank=4, alpha=8), folder)
         reader = PolicyReader(model, share_prefix=shared)

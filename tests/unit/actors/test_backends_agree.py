@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from actors.learner.rank import free_port
 from dvpo_ray.models.token_reader import load_policy
-from tests.support.agreement import KINDS, RATE, resume, train, two_ranks
+from tests.support.agreement import KINDS, RATE, resume, step, train, two_ranks, wrapped
 
 pytestmark = pytest.mark.integration
 
@@ -76,6 +76,20 @@ def test_one_rank_goes_on_from_a_checkpoint_of_two(
     checkpoint = room / "2" / kind / writer / "checkpoint"
     resume(kind, reader, tiny_model, checkpoint, tmp_path / "w.safetensors", 0, 1)
     assert_near(tmp_path / "w.safetensors", room / "1" / kind / "zero-0" / "weights.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["policy", "value", "adapters"])
+def test_a_step_in_bfloat16(tiny_model: Path, kind: str) -> None:
+    """Weights are gathered in bfloat16, frozen ones stay as they are, and what is stepped and written is float32."""
+    found = {}
+    for name in NAMES:
+        backend = wrapped(kind, name, tiny_model, 1, "bfloat16")
+        found[name] = step(backend, kind, 0, 0, 1)
+        assert {shape.dtype for shape in backend.shapes().values()} == {torch.bfloat16}
+        with backend.whole([name for name, _ in backend.model.named_parameters()]) as tensors:
+            assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+        assert {tensor.dtype for _, tensor in backend.pieces()} == {torch.float32}
+    assert found["fsdp"] == pytest.approx(found["zero-0"], rel=0.02)
 
 
 @pytest.mark.parametrize("name", NAMES)
