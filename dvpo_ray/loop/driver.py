@@ -149,7 +149,8 @@ class Driver:
     def _evaluates(self, steps: int) -> bool:
         """Whether so many trained steps are evaluated here: the last are when all is trained."""
         section = self._config.evaluation
-        return bool(section and section.every) and steps % section.every == 0 and steps != self._config.steps
+        every = section.every if section is not None else 0
+        return every > 0 and steps % every == 0 and steps != self._config.steps
 
     def _dump(self, step: int, prefetch: RolloutPrefetcher) -> Path:
         """Write the rows of a step (counted from 0) for ``dvpo debug replay``."""

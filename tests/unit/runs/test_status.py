@@ -79,9 +79,8 @@ def test_what_is_given_up_names_the_checkpoint_that_was_there_then(tmp_path: Pat
         finally:
             stop.kept = str
     found = written(tmp_path)
-    assert (found.state, found.exit_code) == ("stopped", 130) and found.message.startswith(
-        "stopped with the checkpoint of step 4"
-    )
+    assert (found.state, found.exit_code) == ("stopped", 130)
+    assert found.message.startswith("stopped with the checkpoint of step 4")
 
 
 def test_a_job_that_ends_at_once_says_so_first(tmp_path: Path) -> None:
