@@ -1,4 +1,4 @@
-"""What follows a step, in trainings of a policy and in those on pairs: withheld updates, evaluations that fail, machines that go."""
+"""What follows a step, in trainings of a policy and on pairs: withheld updates, evaluations that fail, machines that go."""
 
 from __future__ import annotations
 
