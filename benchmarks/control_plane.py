@@ -84,9 +84,9 @@ class SimulatedStages(IdleStages):
         """Not needed here."""
         raise NotImplementedError
 
-    def value_hash(self, version: ScorerVersion | None = None) -> str:
+    def value_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
         """Always the same."""
-        return "sealed"
+        return {"value": "sealed"}
 
     def step(self, step: int, beta: float, scored: Iterable[Batch]) -> StepResult:
         """Learns for the time given."""

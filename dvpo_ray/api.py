@@ -17,6 +17,7 @@ from dvpo_ray.io.paths import expanded
 from dvpo_ray.registry import load_entry_point
 from dvpo_ray.runs.folder import EVALUATIONS, METRICS
 from dvpo_ray.runs.run import RESULT, Event
+from dvpo_ray.runs.status import JobStatus, read_status
 
 # The jobs lie above this package and are looked up when they are needed.
 JOBS = "jobs.registry:JOBS"
@@ -84,6 +85,11 @@ class RunRecord:
         """What a run that has ended says of itself; None before that."""
         file = self.folder / RESULT
         return read_object(file) if file.is_file() else None
+
+    @cached_property
+    def status(self) -> JobStatus | None:
+        """How the job stands, or how it ended; None of a run that was never begun as a job."""
+        return read_status(self.folder)
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """The records in a file of the run, or of the policy training of a pipeline."""

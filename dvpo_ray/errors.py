@@ -7,7 +7,7 @@ Ray's process borders unchanged.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 
 class DvpoError(Exception):
@@ -96,17 +96,21 @@ class LearnerLostError(ActorFailedError):
 RECOVERABLE_ERRORS = (LearnerLostError, RowsLostError)
 
 
+BY_RESUMING = "--resume auto goes on"
+
+
 class RunStoppedError(RunError):
-    """The run was asked to stop; its message ends with ``AS_ASKED`` when what it had done is checkpointed.
+    """The run was asked to stop.
 
     ``exit_code`` is that of the command line: 1 for a machine that is taken away, 130 after Ctrl-C, 143 after SIGTERM.
     """
 
     exit_code = 1
 
-
-# `dvpo jobs stop` looks for it in what the job printed.
-AS_ASKED = ", as asked: --resume auto goes on"
+    @classmethod
+    def as_asked(cls, where: str, again: str = BY_RESUMING) -> Self:
+        """The error of a run whose work is kept: ``where`` it stopped ("after step 3 of 9"), and who goes on with it."""
+        return cls(f"stopped {where}, as asked: {again}")
 
 
 class WeightSyncError(RunError):
@@ -155,3 +159,10 @@ class RequestRefusedError(JudgeError):
 
 class StaleRowsError(RunError):
     """Answers are older than the run allows, or newer than they can be."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The command line's exit code for an error: 2 for bad input, that of the signal for a stop, 1 for all others."""
+    if isinstance(error, RunStoppedError):
+        return error.exit_code
+    return 2 if isinstance(error, UserInputError) else 1

@@ -87,8 +87,9 @@ class Scorers(Protocol):
         """The data behind handles."""
         ...
 
-    def value_hash(self, version: ScorerVersion | None = None) -> str:
-        """Parameter hashes of the frozen value model, or of a later ``version``, and of reward models, as every replica has them.
+    def value_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
+        """The sha256 of the parameters of each frozen model, as every replica has them: of the value model, or of a later
+        ``version``, under ``value``, of reward models under their names.
 
         Raises:
             ModelError: the version is not the model that was announced.

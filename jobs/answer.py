@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster.calls import get
-from actors.cluster.session import keep_logs, ray_session
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.sections import RolloutSection
@@ -18,10 +17,10 @@ from dvpo_ray.judging.files import read_questions, refuse_to_replace, write_rows
 from dvpo_ray.judging.formats import format_named
 from dvpo_ray.models.folder import hash_files
 from dvpo_ray.runs.folder import locked
-from dvpo_ray.runs.run import Event, Listener, failures
+from dvpo_ray.runs.run import Event, Listener
 from jobs.models import base_model, settle_devices
 from jobs.preflight import check_engines
-from jobs.session import job
+from jobs.session import job, running_actors
 
 
 def answer_questions(
@@ -61,17 +60,13 @@ def answer_questions(
             known = f"'{kept}' holds {len(file.known)} answers of an earlier command: those to the same requests are taken"
             listener(Event("phase", known))
         logs = out.with_name(f"{out.name}.logs")
-        with job(listener) as stop, file, ray_session(cluster), failures(logs, keep_logs):
+        with job(listener) as stop, file, running_actors(cluster, logs, stop) as started:
             stop.kept, stop.again = (lambda: "the answers so far"), "the same command goes on"
             listener(Event("phase", f"starting {rollout.actors} engine(s) on {base.place}"))
-            rollouts = RolloutPool(str(base.place), base.section, rollout, cluster, recipe.run.seed)
-            try:
-                rollouts.wait_ready()
-                listener(Event("phase", f"asking {len(asked)} questions, {turns} turns"))
-                found = interviewer.ask(asked, rollouts, lambda done: listener(Event("step", "", done, turns)))
-            finally:
-                with stop.ending():
-                    rollouts.stop()
+            started.append(rollouts := RolloutPool(str(base.place), base.section, rollout, cluster, recipe.run.seed))
+            rollouts.wait_ready()
+            listener(Event("phase", f"asking {len(asked)} questions, {turns} turns"))
+            found = interviewer.ask(asked, rollouts, lambda done: listener(Event("step", "", done, turns)))
         name = name or Path(base.name if base.place.hub else base.folder).name
         write_rows(out, [form.written(one.question, one.answers, name, one.tokens) for one in found], form)
         kept.unlink()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from actors.cluster.session import keep_logs, ray_session
 from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe, dump_resolved
@@ -34,12 +32,12 @@ from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.planning.node_facts import measure_node
 from dvpo_ray.report.frontier import draw_best_of
-from dvpo_ray.runs.run import LOGS, NUMBER_TYPES, RESULT, Event, Listener, failures, prepare_folder, write_json
+from dvpo_ray.runs.run import LOGS, NUMBER_TYPES, RESULT, Event, Listener, prepare_folder, write_json
 from dvpo_ray.types import Ragged
 from jobs.inputs import read_evaluation_prompts, read_policy_rows
 from jobs.models import base_model, settle_devices, trained_from, verified_value_model
 from jobs.preflight import check_engines
-from jobs.session import job
+from jobs.session import job, running_actors
 
 TOKEN_BUDGET = 8192
 
@@ -203,19 +201,14 @@ def _answer_held_out(
     )
     rollout = recipe.policy.rollout
 
-    def ended(pool: RolloutPool | ScorerPool) -> None:
-        with stop.ending():
-            pool.stop()
-
-    with job(listener) as stop, ray_session(recipe.cluster), failures(folder / LOGS, keep_logs), ExitStack() as pools:
+    with job(listener) as stop, running_actors(recipe.cluster, folder / LOGS, stop) as started:
         listener(Event("phase", f"starting the engine on {model}"))
-        rollouts = RolloutPool(model, recipe.model, rollout, recipe.cluster, recipe.run.seed)
-        pools.callback(ended, rollouts)
+        started.append(rollouts := RolloutPool(model, recipe.model, rollout, recipe.cluster, recipe.run.seed))
         rollouts.settle_on_gpus()
         scorers = ScorerPool(
             str(base.place), value_folder, recipe.model, recipe.policy.scorer, rollout.temperature, recipe.cluster
         )
-        pools.callback(ended, scorers)
+        started.append(scorers)
         scorers.wait_ready()
         rollouts.wait_ready()
         listener(Event("phase", f"answering {len(prompts)} prompts"))

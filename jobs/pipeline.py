@@ -15,12 +15,14 @@ from dvpo_ray.io.json_files import REMEDY, check_numbers, read_object
 from dvpo_ray.report import write_report
 from dvpo_ray.runs.folder import locked, run_folder
 from dvpo_ray.runs.run import RESULT, Listener, prepare_folder, write_json
+from dvpo_ray.runs.status import status_kept
 from dvpo_ray.runs.stopping import Stop
 from jobs.cli import main as cli
 from jobs.models import base_model, settle_devices, verified_advantage, verified_rewards, with_model
 from jobs.preflight import check_engines
 from jobs.pretrain_value import pretrain_value
-from jobs.session import job, models_in
+from jobs.resume import models_in
+from jobs.session import job
 from jobs.train_policy import train_policy
 
 
@@ -64,7 +66,7 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dic
     check_engines(settled, base.folder, listener)
     folder = run_folder(recipe) if resuming else prepare_folder(recipe)
     (folder / CONFIG).write_text(dump_resolved(recipe))
-    with ray_session(recipe.cluster):
+    with status_kept(folder, stop), ray_session(recipe.cluster):
         done = folder / "value" / RESULT
         finished = resuming and done.is_file()
         value = _finished_value(done) if finished else pretrain_value(recipe.value_recipe(), listener, settled.policy)

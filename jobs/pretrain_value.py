@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,40 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from actors.cluster.metrics import RayTracker
-from actors.cluster.session import keep_logs, ray_session
 from actors.learner.gang import ValueLearner
 from dvpo_ray.config import ValueRecipe
 from dvpo_ray.config.recipes import PolicyTraining, ValueTraining
 from dvpo_ray.config.targets import RewardTarget, TargetConfig
-from dvpo_ray.data import EncodedPair, LoadCounts, Preference, fingerprint, template_hash, tokenizer_hash
-from dvpo_ray.errors import AS_ASKED, RunStoppedError
+from dvpo_ray.data import EncodedPair, LoadCounts, Preference, template_hash, tokenizer_hash
+from dvpo_ray.errors import RunStoppedError
 from dvpo_ray.learning.pairs import batches, unit
 from dvpo_ray.learning.value_update import resolve_target
-from dvpo_ray.loop.checkpointer import Checkpointer
+from dvpo_ray.loop.offline import PairTrainer
 from dvpo_ray.models.value_model import seal
 from dvpo_ray.planning.ahead import policy_seconds
 from dvpo_ray.planning.shapes import ModelShape
-from dvpo_ray.runs.folder import locked, run_folder
-from dvpo_ray.runs.memory import MemoryMonitor
-from dvpo_ray.runs.run import NUMBER_TYPES, RESULT, Listener, Run
+from dvpo_ray.runs.run import LOGS, Listener, Run
 from jobs.cli import main as cli
 from jobs.held_out_answers import measure
 from jobs.inputs import read_pairs, read_preferences
-from jobs.models import BaseModel, base_model, settle_devices
-from jobs.offline import PairTrainer
-from jobs.session import (
-    check_same_data,
-    copier_of,
-    copies,
-    copying,
-    find_checkpoint,
-    job,
-    kept_models,
-    prepare_copies,
-    resumes_in_place,
-    store_of,
-)
+from jobs.models import BaseModel
+from jobs.session import leaving, running_actors, session
 
 VALUE_MODEL, REWARD_MODEL = "value-model", "reward-model"
 
@@ -57,31 +40,14 @@ def pretrain_value(
         RunStoppedError: the run was asked to stop, and did after a checkpoint; when something follows, also at its end,
             after its result was written.
     """
-    with job(listener), locked(run_folder(recipe)):
-        return _pretrain_value(recipe, listener, follows)
-
-
-def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTraining | None) -> dict[str, Any]:
-    value = recipe.value
-    folder = run_folder(recipe)
-    store = store_of(folder, value.checkpoint)
-    copier = copier_of(store, value.checkpoint)
-    checkpoint = find_checkpoint(recipe, store, copier)
-    base = base_model(recipe.model, listener, kept_models(checkpoint))
-    recipe, chosen = settle_devices(recipe, base, checkpoint)
-    prepare_copies(recipe, checkpoint, copier)
-    value = recipe.value
-    in_place = resumes_in_place(recipe, checkpoint)
-    run = Run(recipe, 0, listener, in_place=in_place, trackers=[RayTracker(recipe.run.name)])
-    run.phase(chosen.text)
-    try:
-        train, held_out, counts = _read(value, base, folder, run)
+    with session(recipe, recipe.value.checkpoint, listener) as s:
+        recipe, base, run = s.recipe, s.base, s.run
+        value = recipe.value
+        train, held_out, counts = _read(value, base, run.folder, run)
         base.limits.check_rows(train, value.data.source)
         base.limits.check_rows(held_out, value.data.held_out_source)
         steps = batches(len(train), value.pairs_per_step, value.epochs, recipe.run.seed)
-        total, data_sha256 = len(steps), fingerprint(train)
-        run.total_steps = total
-        check_same_data(checkpoint, data_sha256)
+        s.check_data(train, len(steps))
         units = list(map(unit, train))
         mean_tokens = float(np.mean([answer.response_ids.size for one in units for answer in one]))
         lengths = float(np.mean([len(row.prompt_ids) for row in train])), mean_tokens
@@ -90,59 +56,42 @@ def _pretrain_value(recipe: ValueRecipe, listener: Listener, follows: PolicyTrai
         pairs = len([one for one in units if len(one) == 2])
         told = f"{_counted(train)} to train on, {_counted(held_out)} held out"
         run.phase(f"{told}; starting {value.learner.ranks} learner rank(s)")
-        with (
-            MemoryMonitor(os.getpid()) as memory,
-            copying(copier, run),
-            ray_session(recipe.cluster),
-            run.failures(keep_logs),
-        ):
-            gang = ValueLearner(str(base.place), recipe.model, value, recipe.cluster, recipe.run.seed, total)
-            try:
-                gang.wait_ready()
-                run.doubt([gang])
-                run.pace.checkpoint_bytes = base.checkpoint_bytes
-                run.pace.later = partial(_seconds_after, value, len(held_out), answers_per_step, base, lengths, follows)
-                checkpointer = Checkpointer(store, gang, run, value.checkpoint.every, total, copier)
+        with s.training(), running_actors(recipe.cluster, run.folder / LOGS, run.stop) as started:
+            gang = ValueLearner(str(base.place), recipe.model, value, recipe.cluster, recipe.run.seed, len(steps))
+            started.append(gang)
+            gang.wait_ready()
+            run.doubt([gang])
+            run.pace.later = partial(_seconds_after, value, len(held_out), answers_per_step, base, lengths, follows)
 
-                def learn(step: int, rows: np.ndarray) -> dict[str, float]:
-                    return gang.call("step", [units[i] for i in rows], target, doing=f"value step {step}")[0]
+            def learn(step: int, rows: np.ndarray) -> dict[str, float]:
+                return gang.call("step", [units[i] for i in rows], target, doing=f"value step {step}")[0]
 
-                PairTrainer([row.row_id for row in train], steps, data_sha256, learn, gang, run, checkpointer).train(checkpoint)
-                target_folder = (folder / (REWARD_MODEL if isinstance(target, RewardTarget) else VALUE_MODEL)).resolve()
-                # Reading a pair takes less than training on it.
-                rest = partial(_plan_of_rest, run, len(held_out) / value.pairs_per_step)
-                with run.stop.finishing(rest):
-                    run.phase("measuring accuracy on held-out prompts")
-                    accuracy = measure(gang, held_out, target)
-                    run.phase("saving and sealing the model")
-                    gang.call("save", str(target_folder), doing="saving the model")
-            finally:
-                with run.stop.ending():
-                    gang.stop()
-        _seal(target_folder, base, pairs, len(train) - pairs, data_sha256, target, accuracy)
-        result = {
-            **_figures(target, target_folder, accuracy),
-            "pairs": pairs,
-            "answers": len(train) - pairs,
-            "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
-            "held_out_pairs": accuracy["pairs"],
-            "held_out_answers": accuracy["answers"],
-            "accuracy_by_aggregate": accuracy["by_aggregate"],
-            "label_concordance_by_aggregate": accuracy["label_concordance"],
-            "target": target.model_dump(),
-            "seconds_total": run.seconds,
-            "peak_memory_gb": memory.peak_gb,
-            "peak_memory_by_process_gb": memory.peak_by_process_gb,
-            "seed": recipe.run.seed,
-            NUMBER_TYPES: run.number_types,
-            **copies(copier),
-        }
-        run.write_json(RESULT, result)
-        if follows is not None and run.stopping:
-            raise RunStoppedError(f"stopped after value training{AS_ASKED}")
-        return result
-    finally:
-        run.close()
+            names, soon = [row.row_id for row in train], partial(leaving, gang)
+            PairTrainer(names, steps, s.data_sha256, learn, gang, run, s.checkpointer(gang), soon).train(s.checkpoint)
+            target_folder = (run.folder / (REWARD_MODEL if isinstance(target, RewardTarget) else VALUE_MODEL)).resolve()
+            # Reading a pair takes less than training on it.
+            with run.stop.finishing(partial(_plan_of_rest, run, len(held_out) / value.pairs_per_step)):
+                run.phase("measuring accuracy on held-out prompts")
+                accuracy = measure(gang, held_out, target)
+                run.phase("saving and sealing the model")
+                gang.call("save", str(target_folder), doing="saving the model")
+        _seal(target_folder, base, pairs, len(train) - pairs, s.data_sha256, target, accuracy)
+        result = s.result(
+            {
+                **_figures(target, target_folder, accuracy),
+                "pairs": pairs,
+                "answers": len(train) - pairs,
+                "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
+                "held_out_pairs": accuracy["pairs"],
+                "held_out_answers": accuracy["answers"],
+                "accuracy_by_aggregate": accuracy["by_aggregate"],
+                "label_concordance_by_aggregate": accuracy["label_concordance"],
+                "target": target.model_dump(),
+            }
+        )
+    if follows is not None and run.stopping:
+        raise RunStoppedError.as_asked("after value training")
+    return result
 
 
 def _read(value: ValueTraining, base: BaseModel, folder: Path, run: Run) -> tuple[list[Preference], list[Preference], LoadCounts]:

@@ -1,134 +1,168 @@
-"""Stopping a job and going on with it."""
+"""What every job has in common: signals, the lock on its run, what it goes on from, the run itself, its actors, and its end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
-from dvpo_ray.checkpoints.remote import RemoteStore
+from actors.cluster.metrics import RayTracker
+from actors.cluster.nodes import draining, this_node
+from actors.cluster.session import keep_logs, ray_session
 from dvpo_ray.checkpoints.replicator import CheckpointReplicator
 from dvpo_ray.checkpoints.store import Checkpoint, CheckpointStore
 from dvpo_ray.config import Recipe
-from dvpo_ray.config.loading import CONFIG
-from dvpo_ray.config.sections import CheckpointSection
-from dvpo_ray.errors import AS_ASKED, DataError, RunStoppedError
-from dvpo_ray.io.json_files import read_object
-from dvpo_ray.models.hub import hub_model
-from dvpo_ray.models.packaged import MODEL_PATH
-from dvpo_ray.runs.folder import CHECKPOINTS, check_same_run, run_folder, texts_in
-from dvpo_ray.runs.run import Event, Listener, Run
+from dvpo_ray.config.sections import CheckpointSection, ClusterSection
+from dvpo_ray.data import fingerprint
+from dvpo_ray.loop.checkpointer import Checkpointer
+from dvpo_ray.models.value_model import ValueModelSeal
+from dvpo_ray.runs.folder import locked, run_folder
+from dvpo_ray.runs.memory import MemoryMonitor
+from dvpo_ray.runs.run import NUMBER_TYPES, RESULT, Event, Listener, Run, failures
+from dvpo_ray.runs.status import status_kept
 from dvpo_ray.runs.stopping import Stop, heeding
+from dvpo_ray.stages import Checkpointing
+from jobs.models import BaseModel, base_model, settle_devices
+from jobs.resume import (
+    check_same_data,
+    copier_of,
+    copies,
+    copying,
+    find_checkpoint,
+    kept_models,
+    prepare_copies,
+    resumes_in_place,
+    store_of,
+)
+
+R = TypeVar("R", bound=Recipe)
+# Verifies the models that a recipe names beside its own; returns the recipe with their places, and the seal of its value model.
+Verify = Callable[[R, BaseModel], tuple[R, ValueModelSeal | None]]
+# Refuses a settled recipe whose engines could not serve the model in a folder.
+CheckEngines = Callable[[R, Path, Listener], object]
 
 
-def store_of(folder: Path, config: CheckpointSection) -> CheckpointStore:
-    """The checkpoints in a run's folder."""
-    return CheckpointStore(folder / CHECKPOINTS, config.keep_last, config.keep_every, config.keep_best)
+class Drains(Protocol):
+    """Actors that know the machines they are on."""
+
+    def draining(self) -> bool:
+        """Whether one of these is about to be taken away."""
+        ...
 
 
-def copier_of(store: CheckpointStore, config: CheckpointSection) -> CheckpointReplicator | None:
-    """Who copies a run's checkpoints, if anyone.
+class Stops(Protocol):
+    """Actors of one kind."""
 
-    Raises:
-        ConfigError: the place they are copied to cannot be reached.
+    def stop(self) -> None:
+        """End them."""
+        ...
+
+
+@dataclass
+class Session(Generic[R]):
+    """One training under way: its recipe with all decided, its verified model, its run, and what it goes on from.
+
+    ``seal`` is that of the value model that the recipe reads, if it reads one; ``data_sha256`` the fingerprint of the rows.
     """
-    return None if config.copy_to is None else CheckpointReplicator(RemoteStore(config.copy_to), store, config)
+
+    recipe: R
+    section: CheckpointSection
+    base: BaseModel
+    seal: ValueModelSeal | None
+    run: Run
+    store: CheckpointStore
+    copier: CheckpointReplicator | None
+    checkpoint: Checkpoint | None
+    data_sha256: str = ""
+    memory: MemoryMonitor = field(default_factory=lambda: MemoryMonitor(os.getpid()))
+
+    def check_data(self, rows: Sequence[Any], steps: int) -> None:
+        """Train on these rows for so many steps; what the run recorded after its checkpoint is taken back.
+
+        Raises:
+            DataError: they are not those with which the checkpoint was made.
+        """
+        self.data_sha256 = fingerprint(rows)
+        self.run.total_steps = steps
+        check_same_data(self.checkpoint, self.data_sha256)
+        if self.checkpoint is not None and self.run.in_place:
+            self.run.rewind(self.checkpoint.step)
+            self.store.abandon_after(self.checkpoint.step)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Watch the memory of all processes, and wait at the end for the last copies of checkpoints."""
+        with self.memory, copying(self.copier, self.run):
+            yield
+
+    def checkpointer(self, learner: Checkpointing) -> Checkpointer:
+        """Who checkpoints a learner as the recipe says."""
+        run = self.run
+        run.pace.checkpoint_bytes = self.base.checkpoint_bytes
+        return Checkpointer(self.store, learner, run, self.section.every, run.total_steps, self.copier)
+
+    @contextmanager
+    def saving(self, what: str) -> Iterator[None]:
+        """What the run is for is being saved: that is not given up."""
+        run = self.run
+        run.phase(f"saving the {what}")
+        with run.stop.finishing(lambda: run.pace.plan_of_rest(f"saving the {what}", run.pace.checkpoint_seconds)):
+            yield
+
+    def result(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ``result.json``: what was found, and what is known of every run."""
+        result = {
+            **found,
+            "seed": self.recipe.run.seed,
+            "seconds_total": self.run.seconds,
+            "peak_memory_gb": self.memory.peak_gb,
+            "peak_memory_by_process_gb": self.memory.peak_by_process_gb,
+            NUMBER_TYPES: self.run.number_types,
+            **copies(self.copier),
+        }
+        self.run.write_json(RESULT, result)
+        return result
 
 
-def find_checkpoint(recipe: Recipe, store: CheckpointStore, copier: CheckpointReplicator | None = None) -> Checkpoint | None:
-    """The checkpoint that ``run.resume`` asks for, or None to start anew; ``auto`` takes a copy that is newer than what
-    ``store`` has.
-
-    Raises:
-        CheckpointError: the one named is damaged, or a copy is not signed with the key.
-        ConfigError: it belongs to a run whose recipe had other settings where they are fixed on resume.
-    """
-    resume = recipe.run.resume
-    checkpoint = None
-    if resume == "auto":
-        checkpoint = store.newest()
-        if copier is not None:
-            check = partial(check_same_run, recipe)
-            checkpoint = (
-                copier.target.fetch_newest(store, run_folder(recipe), check, after=checkpoint.step if checkpoint else 0)
-                or checkpoint
-            )
-    elif resume != "never":
-        checkpoint = store.open(Path(resume))
-    if checkpoint is not None:
-        check_same_run(recipe, checkpoint.folder.parent.parent / CONFIG)
-    return checkpoint
-
-
-def kept_models(checkpoint: Checkpoint | None) -> dict[str, str]:
-    """The models of the Hub of the run that a checkpoint belongs to, at their commits (``org/name@COMMIT``), by the dotted
-    paths of the settings that named them."""
-    return {} if checkpoint is None else models_in(checkpoint.folder.parent.parent / CONFIG)
-
-
-def models_in(config: Path) -> dict[str, str]:
-    """The same, of the run that has written its recipe into ``config``.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    tree = read_object(config)
-    model = tree.get("model")
-    texts = dict(texts_in(tree))
-    if isinstance(model, dict):
-        texts[MODEL_PATH] = f"{model.get('path')}@{model.get('revision')}"
-    found = {path: hub_model(text) for path, text in texts.items()}
-    return {path: str(one) for path, one in found.items() if one is not None and one.is_pinned}
-
-
-def prepare_copies(recipe: Recipe, checkpoint: Checkpoint | None, copier: CheckpointReplicator | None) -> None:
-    """Once nothing speaks against the run any more: take away copies of steps that it will make again.
-
-    Raises:
-        ConfigError: a run that starts anew would mix its copies with those of another.
-        CheckpointError: one there is of another format, or not signed with the key.
-    """
-    if copier is not None:
-        in_place = resumes_in_place(recipe, checkpoint)
-        copier.resume(checkpoint.step if checkpoint is not None and in_place else 0, replace=recipe.run.overwrite)
+def nothing_else(recipe: R, base: BaseModel) -> tuple[R, None]:
+    """For recipes that name no model beside their own."""
+    return recipe, None
 
 
 @contextmanager
-def copying(copier: CheckpointReplicator | None, run: Run) -> Iterator[None]:
-    """At the end of the block, however it comes, wait for the last copies and say which were not made."""
-    run.pace.copies_s = 0.0 if copier is None else copier.wait_s
-    try:
-        yield
-    finally:
-        if copier is not None:
-            run.phase(f"waiting for the last copies to {copier.target.url}")
-            copier.close()
-            run.warn_all(copier.news())
+def session(
+    recipe: R,
+    section: CheckpointSection,
+    listener: Listener,
+    verify: Verify[R] = nothing_else,
+    check_engines: CheckEngines[R] | None = None,
+) -> Iterator[Session[R]]:
+    """Begin a training or go on with it, as ``run.resume`` asks, for the length of the block.
 
-
-def copies(copier: CheckpointReplicator | None) -> dict[str, int]:
-    """What a result says of copies."""
-    return {} if copier is None else {"checkpoints_copied": copier.copied, "checkpoints_not_copied": copier.failed}
-
-
-def check_same_data(checkpoint: Checkpoint | None, data_sha256: str) -> None:
-    """Refuse to go on with other rows than those of a checkpoint: which of them a step takes depends on all.
+    Within the block the run is locked, signals are heeded, and ``status.json`` says how the training stands.
 
     Raises:
-        DataError: they have another fingerprint.
+        UserInputError: recipe, models, checkpoint or the cluster's nodes do not allow it; nothing of the run was touched.
+        RunError: another process has the run, or the cluster cannot be reached.
+        RunStoppedError: the run was asked to stop.
     """
-    # Checkpoints of earlier versions do not say.
-    if checkpoint is not None and checkpoint.state.get("data_sha256", data_sha256) != data_sha256:
-        raise DataError(
-            f"the rows to train on are not those with which checkpoint '{checkpoint.folder}' was made (sha256 "
-            f"{data_sha256[:16]}..., then {checkpoint.part('data_sha256', str)[:16]}...): bring those back, or start the run anew"
-        )
-
-
-def resumes_in_place(recipe: Recipe, checkpoint: Checkpoint | None) -> bool:
-    """Whether a checkpoint is one of the very run that the recipe names."""
-    return checkpoint is not None and checkpoint.folder.resolve().parent.parent == run_folder(recipe).resolve()
+    with job(listener) as stop, locked(run_folder(recipe)):
+        store = store_of(run_folder(recipe), section)
+        copier = copier_of(store, section)
+        checkpoint = find_checkpoint(recipe, store, copier)
+        base = base_model(recipe.model, listener, kept_models(checkpoint))
+        recipe, seal = verify(recipe, base)
+        recipe, chosen = settle_devices(recipe, base, checkpoint)
+        if check_engines is not None:
+            check_engines(recipe, base.folder, listener)
+        prepare_copies(recipe, checkpoint, copier)
+        run = Run(recipe, 0, listener, resumes_in_place(recipe, checkpoint), [RayTracker(recipe.run.name)])
+        with closing(run), status_kept(run.folder, stop, run.pace):
+            run.phase(chosen.text)
+            yield Session(recipe, section, base, seal, run, store, copier, checkpoint)
 
 
 @contextmanager
@@ -143,24 +177,24 @@ def job(listener: Listener) -> Iterator[Stop]:
 
 
 @contextmanager
-def finishing_run(run: Run, keep: Callable[[int], None]) -> Iterator[None]:
-    """What is measured after the last step may be given up, when ``keep`` has seen to a checkpoint of all steps.
+def running_actors(cluster: ClusterSection, logs: Path, stop: Stop) -> Iterator[list[Stops]]:
+    """A Ray, and a list for what is started on it, all of which is taken down again; what fails leaves its actors' logs in
+    the folder ``logs``.
 
     Raises:
-        RunStoppedError: it was.
+        RunError: the cluster cannot be reached.
     """
-    steps = run.total_steps
-    with run.stop.finishing(run.pace.plan_of_checkpoint):
-        with run.stop.cutting(run.pace.plan_of_checkpoint):
-            yield
-        if run.stop.asked:
-            keep(steps)
-            raise RunStoppedError(f"stopped after step {steps} of {steps}{AS_ASKED}")
+    started: list[Stops] = []
+    with ray_session(cluster), failures(logs, keep_logs):
+        try:
+            yield started
+        finally:
+            with stop.ending():
+                for one in started:
+                    one.stop()
 
 
-@contextmanager
-def saving(run: Run, what: str) -> Iterator[None]:
-    """What a run is for is being saved: that is not given up."""
-    run.phase(f"saving the {what}")
-    with run.stop.finishing(lambda: run.pace.plan_of_rest(f"saving the {what}", run.pace.checkpoint_seconds)):
-        yield
+def leaving(learner: Drains) -> set[str]:
+    """Which of ``learner`` and ``driver`` (this process) are on nodes that are being drained."""
+    found = {"learner": learner.draining(), "driver": draining([this_node()])}
+    return {name for name, soon in found.items() if soon}

@@ -3,55 +3,36 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from actors.cluster.metrics import RayTracker
-from actors.cluster.session import keep_logs, ray_session
 from actors.learner.policy_gang import DpoLearner
 from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
-from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.config import DpoRecipe
 from dvpo_ray.config.algorithms import DvpoGae
 from dvpo_ray.config.dpo import DpoTraining
-from dvpo_ray.data import EncodedPair, fingerprint
+from dvpo_ray.data import EncodedPair
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator
 from dvpo_ray.learning.pairs import batches, labelled
-from dvpo_ray.loop.checkpointer import Checkpointer
+from dvpo_ray.loop.offline import PairTrainer
 from dvpo_ray.maths.statistics import share_ci95, win_indicators
 from dvpo_ray.models.lora import ADAPTERS
-from dvpo_ray.runs.folder import EVALUATIONS, locked, recorded_steps, run_folder, step_seconds
-from dvpo_ray.runs.memory import MemoryMonitor
-from dvpo_ray.runs.run import NUMBER_TYPES, RESULT, Listener, Run
+from dvpo_ray.runs.folder import EVALUATIONS, recorded_steps, step_seconds
+from dvpo_ray.runs.run import LOGS, Listener, Run
 from jobs.cli import main as cli
 from jobs.held_out import evaluate, figures, kept_by, make_evaluator
 from jobs.inputs import read_pairs
-from jobs.models import BaseModel, base_model, settle_devices
-from jobs.offline import PairTrainer
 from jobs.preflight import check_engines
 from jobs.probe import Probe
-from jobs.session import (
-    check_same_data,
-    copier_of,
-    copies,
-    copying,
-    find_checkpoint,
-    finishing_run,
-    job,
-    kept_models,
-    prepare_copies,
-    resumes_in_place,
-    saving,
-    store_of,
-)
+from jobs.session import Session, leaving, running_actors, session
 from jobs.train_policy import ENGINES, POLICY
 
 PAIRS_PER_CALL = 256
@@ -67,6 +48,19 @@ class HeldOut:
     rollouts: RolloutPool | None = None
     scorers: ScorerPool | None = None
     probe: Probe | None = None
+
+    @classmethod
+    def of(cls, s: Session[DpoRecipe], train: Sequence[EncodedPair]) -> HeldOut:
+        """Those that the recipe asks for, with what was evaluated before the checkpoint that the run goes on from.
+
+        Raises:
+            DataError: a held-out prompt is trained on, or the model cannot read it.
+        """
+        dpo = s.recipe.dpo
+        # There is no value model: values, and advantages of whatever kind, are 0.
+        evaluator = make_evaluator(dpo.evaluation, dpo.data, DvpoGae(), s.base, s.run.folder, train, s.recipe.run.seed)
+        done = evaluator.known(s.run.folder / EVALUATIONS, s.checkpoint.step) if s.checkpoint and evaluator else {}
+        return cls(evaluator, dpo.evaluation.every if dpo.evaluation else 0, done)
 
     def look(self, step: int, learner: DpoLearner, run: Run) -> float | None:
         """Evaluate the policy of ``step`` trained steps, and return its score, unless nobody asks for it."""
@@ -90,53 +84,31 @@ class HeldOut:
 
 
 def train_dpo(recipe: DpoRecipe, listener: Listener = lambda event: None) -> dict[str, Any]:
-    """Evaluate, train, evaluate again, save; returns what ``result.json`` holds."""
-    with job(listener), locked(run_folder(recipe)):
-        return _train_dpo(recipe, listener)
+    """Evaluate, train, evaluate again, save; returns what ``result.json`` holds.
 
-
-def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
-    dpo = recipe.dpo
-    store = store_of(run_folder(recipe), dpo.checkpoint)
-    copier = copier_of(store, dpo.checkpoint)
-    checkpoint = find_checkpoint(recipe, store, copier)
-    base = base_model(recipe.model, listener, kept_models(checkpoint))
-    recipe, chosen = settle_devices(recipe, base, checkpoint)
-    dpo = recipe.dpo
-    if dpo.evaluation:
-        check_engines(recipe, base.folder, listener)
-    prepare_copies(recipe, checkpoint, copier)
-    run = Run(recipe, 0, listener, in_place=resumes_in_place(recipe, checkpoint), trackers=[RayTracker(recipe.run.name)])
-    run.phase(chosen.text)
-    try:
+    Raises:
+        RunStoppedError: the run was asked to stop, and did after a checkpoint.
+    """
+    generates = recipe.dpo.evaluation is not None
+    with session(recipe, recipe.dpo.checkpoint, listener, check_engines=check_engines if generates else None) as s:
+        recipe, base, run = s.recipe, s.base, s.run
+        dpo = recipe.dpo
         train, validation, counts = read_pairs(dpo.data, base.tokenizer, run.folder, run.phase)
         base.limits.check_rows(train, dpo.data.source)
         base.limits.check_rows(validation, dpo.data.held_out_source)
         steps = batches(len(train), dpo.pairs_per_step, dpo.epochs, recipe.run.seed)
-        total, data_sha256 = len(steps), fingerprint(train)
-        run.total_steps = total
-        check_same_data(checkpoint, data_sha256)
-        _check_best(dpo, total)
-        # There is no value model: values, and advantages of whatever kind, are 0.
-        evaluator = make_evaluator(dpo.evaluation, dpo.data, DvpoGae(), base, run.folder, train, recipe.run.seed)
+        s.check_data(train, len(steps))
+        _check_best(dpo, len(steps))
+        held_out = HeldOut.of(s, train)
         kept_best_by = kept_by(dpo.checkpoint, dpo.evaluation, run)
-        done = evaluator.known(run.folder / EVALUATIONS, checkpoint.step) if checkpoint and evaluator else {}
-        held_out = HeldOut(evaluator, dpo.evaluation.every if dpo.evaluation else 0, done)
         run.phase(f"{len(train)} pairs to train on, {len(validation)} held out; starting {dpo.learner.ranks} learner rank(s)")
-        with (
-            MemoryMonitor(os.getpid()) as memory,
-            copying(copier, run),
-            _started(recipe, base, held_out, total, run) as learner,
-        ):
-            run.pace.checkpoint_bytes = base.checkpoint_bytes
-            checkpointer = Checkpointer(store, learner, run, dpo.checkpoint.every, total, copier)
-            gained = _train(learner, steps, train, validation, data_sha256, held_out, run, checkpointer, checkpoint)
-            with saving(run, POLICY):
-                saved = (run.folder / POLICY).resolve()
-                learner.save(str(saved), base.origin | {"steps": total, "data_sha256": data_sha256})
-        result = {
-            "seed": recipe.run.seed,
-            "steps": total,
+        with s.training(), _started(s, held_out) as learner:
+            gained = _train(s, learner, steps, train, validation, held_out)
+            saved = (run.folder / POLICY).resolve()
+            with s.saving(POLICY):
+                learner.save(str(saved), base.origin | {"steps": len(steps), "data_sha256": s.data_sha256})
+        found = {
+            "steps": len(steps),
             "algorithm": "dpo",
             "pairs": len(train),
             "rows": {"read": counts.read, "kept": counts.kept, "rejected": counts.rejected},
@@ -145,21 +117,13 @@ def _train_dpo(recipe: DpoRecipe, listener: Listener) -> dict[str, Any]:
             **figures(held_out.done),
             "policy": str(saved),
             **step_seconds(recorded_steps(run.folder)),
-            "seconds_total": run.seconds,
-            "peak_memory_gb": memory.peak_gb,
-            "peak_memory_by_process_gb": memory.peak_by_process_gb,
-            NUMBER_TYPES: run.number_types,
-            **copies(copier),
             **kept_best_by,
         }
         if held_out.probe is not None:
-            result["probe_gaps"] = held_out.probe.gaps
+            found["probe_gaps"] = held_out.probe.gaps
         if dpo.lora is not None:
-            result["adapters"] = str(saved.with_name(ADAPTERS))
-        run.write_json(RESULT, result)
-        return result
-    finally:
-        run.close()
+            found["adapters"] = str(saved.with_name(ADAPTERS))
+        return s.result(found)
 
 
 def _check_best(dpo: DpoTraining, total: int) -> None:
@@ -177,17 +141,15 @@ def _check_best(dpo: DpoTraining, total: int) -> None:
 
 
 def _train(
+    s: Session[DpoRecipe],
     learner: DpoLearner,
     steps: Sequence[np.ndarray],
     train: Sequence[EncodedPair],
     validation: Sequence[EncodedPair],
-    data_sha256: str,
     held_out: HeldOut,
-    run: Run,
-    checkpointer: Checkpointer,
-    checkpoint: Checkpoint | None,
 ) -> np.ndarray:
     """Train, with evaluations before, meanwhile and after; returns what the log-probs of held-out pairs gained [P, 2]."""
+    run = s.run
     run.phase("reading all answers with the reference, which is the policy before its first step")
     reference, validation_reference = _scores(learner, train), _scores(learner, validation)
     held_out.look_once(0, learner, run)
@@ -196,13 +158,19 @@ def _train(
         pairs = [labelled(train[i]) for i in rows]
         return learner.call("step", pairs, reference[rows], doing=f"DPO step {step}")[0]
 
-    def look(step: int) -> float | None:
-        return held_out.look(step, learner, run) if held_out.due(step) else None
-
-    names = [pair.row_id for pair in train]
-    trainer = PairTrainer(names, steps, data_sha256, learn, learner, run, checkpointer, look)
-    trainer.train(checkpoint)
-    with finishing_run(run, trainer.keep):
+    PairTrainer(
+        row_ids=[pair.row_id for pair in train],
+        batches=steps,
+        data_sha256=s.data_sha256,
+        learn=learn,
+        learner=learner,
+        run=run,
+        checkpointer=(checkpointer := s.checkpointer(learner)),
+        draining=partial(leaving, learner),
+        evaluates=held_out.due,
+        evaluate=lambda done: held_out.look(done, learner, run),
+    ).train(s.checkpoint)
+    with checkpointer.measuring():
         held_out.look_once(len(steps), learner, run)
         run.phase("measuring pair accuracy on held-out prompts")
         gained = _scores(learner, validation) - validation_reference
@@ -210,34 +178,28 @@ def _train(
 
 
 @contextmanager
-def _started(recipe: DpoRecipe, base: BaseModel, held_out: HeldOut, total: int, run: Run) -> Iterator[DpoLearner]:
+def _started(s: Session[DpoRecipe], held_out: HeldOut) -> Iterator[DpoLearner]:
     """Start Ray, the learner, and engines and scorers when there is an evaluation; take everything down again."""
-    dpo, cluster, model, folder = recipe.dpo, recipe.cluster, recipe.model, str(base.place)
-    with ray_session(cluster), run.failures(keep_logs):
-        started: list[Any] = []
-        try:
-            if held_out.evaluator is not None:
-                rollouts = RolloutPool(folder, model, dpo.rollout, cluster, recipe.run.seed, run.folder / ENGINES)
-                started.append(rollouts)
-                rollouts.settle_on_gpus()
-            started.append(learner := DpoLearner(folder, model, dpo, cluster, recipe.run.seed, total))
-            learner.begin_start()
-            if held_out.evaluator is not None:
-                started.append(scorers := ScorerPool(folder, None, model, dpo.scorer, dpo.rollout.temperature, cluster))
-                held_out.rollouts, held_out.scorers = rollouts, scorers
-                scorers.wait_ready()
-                rollouts.wait_ready()
-            learner.wait_ready()
-            run.doubt(started)
-            if held_out.evaluator is not None:
-                learner.connect(rollouts)
-                held_out.probe = Probe(held_out.evaluator.prompts, rollouts, learner, dpo.rollout, cluster, run.phase)
-                held_out.probe.at_start()
-            yield learner
-        finally:
-            with run.stop.ending():
-                for pool in started:
-                    pool.stop()
+    dpo, cluster, model, seed = s.recipe.dpo, s.recipe.cluster, s.recipe.model, s.recipe.run.seed
+    folder, run = str(s.base.place), s.run
+    with running_actors(cluster, run.folder / LOGS, run.stop) as started:
+        if held_out.evaluator is not None:
+            started.append(rollouts := RolloutPool(folder, model, dpo.rollout, cluster, seed, run.folder / ENGINES))
+            rollouts.settle_on_gpus()
+        started.append(learner := DpoLearner(folder, model, dpo, cluster, seed, run.total_steps))
+        learner.begin_start()
+        if held_out.evaluator is not None:
+            started.append(scorers := ScorerPool(folder, None, model, dpo.scorer, dpo.rollout.temperature, cluster))
+            held_out.rollouts, held_out.scorers = rollouts, scorers
+            scorers.wait_ready()
+            rollouts.wait_ready()
+        learner.wait_ready()
+        run.doubt([learner] if held_out.evaluator is None else [rollouts, learner, scorers])
+        if held_out.evaluator is not None:
+            learner.connect(rollouts)
+            held_out.probe = Probe(held_out.evaluator.prompts, rollouts, learner, dpo.rollout, cluster, run.phase)
+            held_out.probe.at_start()
+        yield learner
 
 
 def _scores(learner: DpoLearner, pairs: Sequence[EncodedPair]) -> np.ndarray:

@@ -10,8 +10,9 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -41,8 +42,19 @@ SILENCE_S = 60.0
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 
+class _RefusedError(RuntimeError):
+    """The job server answered with an error; ``status`` is its HTTP status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"HTTP status {status}: {text}")
+        self.status = status
+
+
 class _PatientClient(JobSubmissionClient):
-    """Ray's client, which by itself waits for a reply for ever."""
+    """Ray's client, which by itself waits for a reply for ever, and tells an error's status in a text alone."""
+
+    def _raise_error(self, r: requests.Response) -> NoReturn:
+        raise _RefusedError(r.status_code, r.text)
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, **({"timeout": TIMEOUT_S} | options))
@@ -89,6 +101,8 @@ class JobClient:
             raise ConfigError(
                 f"--job-id '{job}': letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
             )
+        if any(one["job"] == job for one in self.jobs()):
+            raise UserInputError(f"there is a job of that name on this cluster, '{job}': take another --job-id")
         with self._explained():
             self._client.submit_job(
                 entrypoint=submission.command,
@@ -179,10 +193,8 @@ class JobClient:
                 "correct --address"
             ) from error
         except (RuntimeError, RayStateApiException) as error:
-            if "status code 404" in str(error) and job is not None:
+            if isinstance(error, _RefusedError) and error.status == HTTPStatus.NOT_FOUND and job is not None:
                 raise UserInputError(f"no job '{job}' on this cluster; `dvpo jobs list` shows those that are") from error
-            if "already exists" in str(error):
-                raise UserInputError("there is a job of that name on this cluster: take another --job-id") from error
             raise RunError(f"the cluster at {self._where} refuses: {error}") from error
 
     def _refusal(self, what: str) -> str:
@@ -224,7 +236,7 @@ def summary(job: JobDetails) -> dict[str, Any]:
     return {
         "job": job.submission_id,
         "status": job.status.value,
-        **{name: metadata.get(name) for name in ("run", "recipe", "command", "git_commit")},
+        **{name: metadata.get(name) for name in ("run", "run_folder", "recipe", "command", "git_commit")},
         "started": _time(job.start_time),
         "ended": _time(job.end_time),
         "exit_code": job.driver_exit_code,

@@ -17,7 +17,7 @@ from actors.cluster.busy import BusyClock
 from actors.cluster.metrics import busy_counter, count, show, started_again
 from actors.cluster.node_facts import doubt
 from actors.cluster.watchdog import watched
-from dvpo_ray.config.rewards import RewardSettings, model_rewards
+from dvpo_ray.config.rewards import VALUE, RewardSettings, model_rewards
 from dvpo_ray.config.sections import ModelSection, ScorerSection, settled
 from dvpo_ray.data import load_tokenizer, turn_end
 from dvpo_ray.errors import ModelError
@@ -61,12 +61,12 @@ class ScorerActor:
         self._tokenizer: Any = None
         self._busy = BusyClock(busy_counter("scorer"))
         self._shares = model.share_prefix != "off"
-        self._loaded = ""
+        self._loaded: dict[str, str] = {}
         self._version: ScorerVersion | None = None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def start(self) -> str:
-        """Load and verify all models; returns their parameter hashes."""
+    def start(self) -> dict[str, str]:
+        """Load and verify all models; returns their parameter hashes by name."""
         return self.parameter_hash()
 
     def pid(self) -> int:
@@ -82,9 +82,9 @@ class ScorerActor:
         return self._busy.seconds
 
     @watched
-    def parameter_hash(self, version: ScorerVersion | None = None) -> str:
-        """sha256 of the parameters of the value model (empty without one), or of a later ``version``, and of each reward model's,
-        joined by commas, as they are in memory now.
+    def parameter_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
+        """sha256 of the parameters as they are in memory now: of the value model (if there is one), or of a later ``version``,
+        under ``value``, and of each reward model under its name.
 
         Raises:
             ModelError: the version's folder holds another model than was announced.
@@ -194,13 +194,13 @@ class ScorerActor:
         self._value = None
         self._value = self._value_reader(place)
         self._loaded, self._version = self._hashes(), version
-        if version is not None and parameter_hash(self._value) != version.parameters_sha256:
+        if version is not None and self._loaded[VALUE] != version.parameters_sha256:
             self._reference = self._value = None
             raise ModelError(
                 f"value model {version.number} in '{version.folder}' has other parameters than were announced (sha256 "
                 f"{version.parameters_sha256[:16]}...): the folder was changed, or is not the same on all nodes"
             )
-        self._cache = ScoreCache(self._config.cache_mib * 2**20, self._loaded)
+        self._cache = self._new_cache()
 
     def _value_reader(self, place: str) -> Any:
         """A sealed value model, frozen."""
@@ -235,13 +235,17 @@ class ScorerActor:
             }
         self._loaded = self._hashes()
         show(CHECKSUM_OK, 1)
-        self._cache = ScoreCache(self._config.cache_mib * 2**20, self._loaded)
+        self._cache = self._new_cache()
         if started_again():
             count(RESTARTS, stage="scorer")
 
-    def _hashes(self) -> str:
-        value = parameter_hash(self._value) if self._value is not None else ""
-        return ",".join([value, *(model.parameter_hash() for model in self._reward_models.values())])
+    def _hashes(self) -> dict[str, str]:
+        value = {} if self._value is None else {VALUE: parameter_hash(self._value)}
+        return value | {name: model.parameter_hash() for name, model in self._reward_models.items()}
+
+    def _new_cache(self) -> ScoreCache:
+        """An empty cache of scores by the models that are loaded."""
+        return ScoreCache(self._config.cache_mib * 2**20, ",".join(f"{name}={sha256}" for name, sha256 in self._loaded.items()))
 
     def _score_group(self, answers: Sequence[Trajectory]) -> list[Entry]:
         """One forward pass of each model."""

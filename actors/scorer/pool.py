@@ -81,18 +81,18 @@ class ScorerPool:
         self._failure: BaseException | None = None
         self._done: dict[Handle, Handle] = {}
         self._asking = 0
-        self._hash: str | None = None
+        self._hashes: dict[str, str] = {}
         self._stopping = threading.Event()
         self._keeper: threading.Thread | None = None
 
-    def wait_ready(self) -> str:
-        """Wait for all scorers; returns the parameter hashes of their models."""
+    def wait_ready(self) -> dict[str, str]:
+        """Wait for all scorers; returns the parameter hashes of their models, by name."""
         starting = [replica.starting for replica in self._replicas]
-        self._hash = self._same(get(starting, self._cluster.start_timeout_s, "a scorer", "loading its models"))
+        self._hashes = self._same(get(starting, self._cluster.start_timeout_s, "a scorer", "loading its models"))
         if (self._config.max_actors or 0) > self._config.actors:
             self._keeper = threading.Thread(target=self._keep, name="scorers", daemon=True)
             self._keeper.start()
-        return self._hash
+        return self._hashes
 
     @property
     def size(self) -> int:
@@ -135,8 +135,12 @@ class ScorerPool:
                 self._done.pop(handle, None)
         return get(list(handles), self._cluster.call_timeout_s, "a scorer", "scoring")
 
-    def value_hash(self, version: ScorerVersion | None = None) -> str:
-        """Parameter hashes of the frozen value model, or of a later ``version``, and of reward models."""
+    def value_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
+        """Parameter hashes by name: of the frozen value model, or of a later ``version``, under ``value``, and of reward models.
+
+        Raises:
+            ActorFailedError: scorers hold different models.
+        """
         with self._all() as actors:
             calls = [actor.parameter_hash.remote(version) for actor in actors]
             return self._same(get(calls, self._cluster.call_timeout_s, "a scorer", "hashing its models"))
@@ -215,7 +219,7 @@ class ScorerPool:
         if self._coming is None or not ray.wait([self._coming.starting], timeout=0)[0]:
             return
         found = get(self._coming.starting, self._cluster.start_timeout_s, self._coming.name, "loading its models")
-        self._same([str(self._hash), found])
+        self._same([self._hashes, found])
         with self._lock:
             self._coming.load.idle_since = time.monotonic()
             self._replicas.append(self._coming)
@@ -237,7 +241,10 @@ class ScorerPool:
             ray.kill(gone.actor)
 
     @staticmethod
-    def _same(hashes: Sequence[str]) -> str:
-        if len(set(hashes)) != 1:
-            raise ActorFailedError(f"scorers hold different value or reward models: {sorted(set(hashes))}")
-        return hashes[0]
+    def _same(found: Sequence[dict[str, str]]) -> dict[str, str]:
+        """The hashes by name that all scorers say."""
+        held = {name: sorted({hashes.get(name, "none") for hashes in found}) for name in sorted(set().union(*found))}
+        different = {name: hashes for name, hashes in held.items() if len(hashes) > 1}
+        if different:
+            raise ActorFailedError(f"scorers hold different value or reward models, by name: {different}")
+        return found[0]

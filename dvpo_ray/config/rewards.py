@@ -11,7 +11,17 @@ from pydantic import AfterValidator, Field, StringConstraints
 from dvpo_ray.config.base import Choice, ModelFolder, PythonFunction
 from dvpo_ray.registry import Registry
 
-RewardName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+# What the frozen value model is called where models have names, as rewards have.
+VALUE = "value"
+
+
+def _is_free(name: str) -> str:
+    if name == VALUE:
+        raise ValueError(f"'{VALUE}' is what the frozen value model is called: give the reward another name")
+    return name
+
+
+RewardName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,30}$"), AfterValidator(_is_free)]
 
 
 REWARDS = Registry("reward", "function")

@@ -6,7 +6,7 @@ plan --> rollouts (vLLM) --> scorers (frozen value + reference) --> learner --> 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,9 @@ from pydantic import Field
 from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.config.kl import AdaptiveKl, KlControlConfig
 from dvpo_ray.config.recipes import PolicyTraining
-from dvpo_ray.errors import (
-    AS_ASKED,
-    RECOVERABLE_ERRORS,
-    CheckpointError,
-    DvpoError,
-    FrozenValueChangedError,
-    NonFiniteUpdateError,
-    RunError,
-    RunStoppedError,
-)
-from dvpo_ray.loop.checkpointer import Checkpointer
+from dvpo_ray.config.rewards import VALUE
+from dvpo_ray.errors import RECOVERABLE_ERRORS, CheckpointError, FrozenValueChangedError, NonFiniteUpdateError
+from dvpo_ray.loop.checkpointer import Checkpointer, LoopHooks
 from dvpo_ray.loop.dumps import write_dump
 from dvpo_ray.loop.health import HealthMonitor
 from dvpo_ray.loop.ledger import Ledger
@@ -39,7 +31,7 @@ from dvpo_ray.rollouts.observed import ObservedPlan
 from dvpo_ray.rollouts.refresh import ScorerRefresh
 from dvpo_ray.runs.folder import DUMPS
 from dvpo_ray.runs.run import Run
-from dvpo_ray.stages import Handle, Stages
+from dvpo_ray.stages import Stages
 from dvpo_ray.types import ScoredBatch, StepResult
 
 # Counts of a step's updates that were withheld, and of which model.
@@ -72,14 +64,22 @@ class Driver:
         self.ledger = Ledger()
         self._run = run
         self._checkpointer = checkpointer
-        self._evaluate = evaluate
         self._data_sha256 = data_sha256
         self._on_sync = on_sync
         self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
         self._refresh = refresh
         self._scorers = ScorerSchedule(config.off_policy.max_staleness)
         self._sealed = stages.scorers.value_hash()
-        self._health = HealthMonitor(config.health)
+        checkpointer.serve(
+            LoopHooks(
+                state=self._state,
+                draining=stages.draining,
+                check=HealthMonitor(config.health).check,
+                evaluates=self._evaluates,
+                evaluate=evaluate,
+                skipped=SKIPPED,
+            )
+        )
         self._restarts = Restarts(stages.learner, config.learner.max_restarts, run, checkpointer)
 
     def train(self, checkpoint: Checkpoint | None = None) -> None:
@@ -100,63 +100,45 @@ class Driver:
                 self._restarts.restart(error)
                 checkpoint, go_back = self._checkpointer.store.newest() or checkpoint, True
         last = self._scorers.of(self._config.steps - 1)
-        expected = self._sealed if last is None else ",".join([last.parameters_sha256, *self._sealed.split(",")[1:]])
+        expected = dict(self._sealed) if last is None else {**self._sealed, VALUE: last.parameters_sha256}
         with self._run.stop.finishing(rest):
-            found = self._stages.scorers.value_hash(last)
-        if found != expected:
-            raise FrozenValueChangedError(
-                f"parameters of the frozen value or reward models changed during the run: {expected} became {found}"
-            )
+            _check_unchanged(expected, self._stages.scorers.value_hash(last))
 
     def _train_from(self, first: int) -> None:
-        config, run = self._config, self._run
-        self._check_wanted(first)
+        config, run, checkpointer = self._config, self._run, self._checkpointer
+        checkpointer.stop_if_asked(first)
         lead = config.off_policy.max_staleness
         with (
             run.stop.finishing(run.pace.plan_of_step),
             RolloutPrefetcher(
                 self._stages, self._plan, self._scorers.of, self.ledger, run, first, config.steps, lead, config.streaming
-            ) as feed,
+            ) as prefetch,
         ):
             for step in range(first, config.steps):
-                self._train_step(step, feed)
-                self._check_wanted(step + 1)
-                feed.advance(step + 1)
-            self._checkpointer.finish()
+                self._train_step(step, prefetch)
+            checkpointer.finish()
 
-    def _train_step(self, step: int, feed: RolloutPrefetcher) -> None:
-        stages, ledger, run, checkpointer = self._stages, self.ledger, self._run, self._checkpointer
-        with self._keeping(step):
-            record, scored = feed.take(step)
-        consumed: list[Handle] = []
-        with record.span("learn"), self._dumping(step, consumed):
-            result = stages.learner.step(step, self._kl.beta, _tee(scored, consumed))
+    def _train_step(self, step: int, prefetch: RolloutPrefetcher) -> None:
+        """One step (counted from 0), an arrow of the picture a line."""
+        stages, ledger, checkpointer = self._stages, self.ledger, self._checkpointer
+        dump = partial(self._dump, step, prefetch)
+        with checkpointer.keeping(step):
+            record, scored = prefetch.take(step)
+        with record.span("learn"), _dumping(dump):
+            result = stages.learner.step(step, self._kl.beta, scored)
         with record.span("sync"):
             served = stages.rollouts.sync(stages.learner.weights(result.version))
         self._on_sync(result.version)
-        ledger.trained_rows(result.trained)
-        ledger.dead_letter_rows([*result.dropped, *feed.given_up(step)])
+        ledger.settle(result, prefetch.given_up(step))
         self._observe(step, result)
-        self._kl.observe(result.metrics["kl/per_answer"])
         record.close(result, ledger.check(), served)
-        withheld = [name for name in SKIPPED if result.metrics.get(name)]
-        if withheld:
-            what = " and ".join(SKIPPED[name] for name in withheld)
-            run.warn(step, f"an update of the {what} was not finite and was withheld; its rows: {self._dump(step, consumed)}")
-        for alarm in self._health.check(result.metrics):
-            run.warn(step, alarm)
-        checkpointer.finish()
-        leaving = self._leaving(step)
-        # Who asked the run to stop waits for the checkpoint, and not for a score of it.
-        score = None if run.stopping else self._evaluate_when_due(step + 1)
-        if checkpointer.due(step + 1) or run.stopping or leaving:
-            self._begin_checkpoint(step + 1, score)
-        if leaving or run.stopping:
-            checkpointer.finish()
+        checkpointer.after_step(step, result.metrics, dump)
+        prefetch.advance(step + 1)
 
     def _observe(self, step: int, result: StepResult) -> None:
-        """Tell plan and scorer refresh what became of a step's rows."""
+        """Tell plan, KL control and scorer refresh what became of a step's rows."""
         self._plan.observe(step, result.rows)
+        self._kl.observe(result.metrics["kl/per_answer"])
         version = None if self._refresh is None else self._refresh.after(step, result.rows)
         if version is not None:
             # Loaded and verified here, before rows depend on it.
@@ -164,75 +146,15 @@ class Driver:
             self._scorers.announce(step, version)
             self._run.phase(f"after step {step + 1}, value model {version.number} ('{version.folder}') takes over")
 
-    def _check_wanted(self, steps: int) -> None:
-        """Go no further than ``steps`` trained steps when the run is to stop.
-
-        Raises:
-            RunStoppedError: it is.
-        """
-        if self._run.stopping:
-            self.keep(steps)
-            if not steps:
-                raise self._run.stop.stopped()
-            raise RunStoppedError(f"stopped after step {steps} of {self._config.steps}{AS_ASKED}")
-
-    def keep(self, steps: int) -> None:
-        """See to a checkpoint of ``steps`` trained steps, which were the last."""
-        self._checkpointer.finish()
-        if steps and self._run.pace.checkpointed != steps:
-            self._begin_checkpoint(steps, None)
-            self._checkpointer.finish()
-
-    @contextmanager
-    def _keeping(self, steps: int) -> Iterator[None]:
-        """Checkpoint ``steps`` trained steps when what follows fails: the learner, which is not at work in it, is as it was."""
-        try:
-            yield
-        except (*RECOVERABLE_ERRORS, RunStoppedError):
-            raise
-        except DvpoError:
-            try:
-                self.keep(steps)
-                if steps:
-                    self._run.phase(f"{steps} steps are checkpointed: --resume auto goes on after them")
-            except RunError as trouble:
-                self._run.warn(steps, f"the {steps} steps so far could not be checkpointed: {trouble}")
-            raise
-
-    def _begin_checkpoint(self, steps: int, score: float | None) -> None:
-        self._checkpointer.begin(steps, self._state(steps) | {"score": score})
-
-    def _leaving(self, step: int) -> set[str]:
-        """Which of learner and driver are on machines that will be taken away: the learner's work is checkpointed every step from
-        now on, and the driver's end is that of the run, which goes on elsewhere."""
-        leaving = self._stages.draining()
-        if leaving:
-            self._run.warn(step, f"the machine of the {' and the '.join(sorted(leaving))} will be taken away: checkpointing")
-        if "driver" in leaving:
-            self._run.stopping = True
-        return leaving
-
-    def _evaluate_when_due(self, step: int) -> float | None:
+    def _evaluates(self, steps: int) -> bool:
+        """Whether so many trained steps are evaluated here: the last are when all is trained."""
         section = self._config.evaluation
-        if not section or not section.every or step % section.every or step == self._config.steps:
-            return None
-        with self._keeping(step), self._run.stop.cutting(self._run.pace.plan_of_checkpoint):
-            score = self._evaluate(step)
-            self._run.restart_clock()
-            return score
-        return None
+        every = section.every if section is not None else 0
+        return every > 0 and steps % every == 0 and steps != self._config.steps
 
-    @contextmanager
-    def _dumping(self, step: int, consumed: list[Handle]) -> Iterator[None]:
-        """Keep a step's rows when the learner gives up on its updates."""
-        try:
-            yield
-        except NonFiniteUpdateError as error:
-            raise NonFiniteUpdateError(f"{error}; the rows of the last: {self._dump(step, consumed)}") from error
-
-    def _dump(self, step: int, consumed: list[Handle]) -> Path:
+    def _dump(self, step: int, prefetch: RolloutPrefetcher) -> Path:
         """Write the rows of a step (counted from 0) for ``dvpo debug replay``."""
-        rows = ScoredBatch.concat(self._stages.scorers.fetch(consumed))
+        rows = ScoredBatch.concat(self._stages.scorers.fetch(prefetch.taken))
         return write_dump(self._run.folder / DUMPS / f"step-{step + 1:08d}.npz", rows, step, self._kl.beta)
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -245,13 +167,13 @@ class Driver:
             "value_sha256": self._sealed,
             "scorers": self._scorers.state(),
             "data_sha256": self._data_sha256,
-        } | self._run.facts()
+        }
 
     def _go_back(self, checkpoint: Checkpoint | None) -> int:
         """Bring everything to a checkpoint (to the start when there is none); returns the steps trained then."""
         step = 0 if checkpoint is None else checkpoint.step
         if checkpoint is not None:
-            if checkpoint.part("value_sha256", str) != self._sealed:
+            if checkpoint.part("value_sha256", dict[str, str]) != self._sealed:
                 raise CheckpointError(
                     f"checkpoint '{checkpoint.folder}' was made under another value model or other reward models: name those "
                     "of its run, or start anew"
@@ -271,11 +193,25 @@ class Driver:
         return step
 
 
-def _tee(batches: Iterator[Handle], consumed: list[Handle]) -> Iterator[Handle]:
-    """Pass handles on and remember them."""
-    for batch in batches:
-        consumed.append(batch)
-        yield batch
+@contextmanager
+def _dumping(dump: Callable[[], Path]) -> Iterator[None]:
+    """Keep a step's rows when the learner gives up on its updates."""
+    try:
+        yield
+    except NonFiniteUpdateError as error:
+        raise NonFiniteUpdateError(f"{error}; the rows of the last: {dump()}") from error
+
+
+def _check_unchanged(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    if found != expected:
+        changed = [
+            f"{name}: {expected.get(name, 'none')} became {found.get(name, 'none')}"
+            for name in sorted({*expected, *found})
+            if expected.get(name) != found.get(name)
+        ]
+        raise FrozenValueChangedError(
+            f"parameters of the frozen value or reward models changed during the run: {'; '.join(changed)}"
+        )
 
 
 class KlControl:

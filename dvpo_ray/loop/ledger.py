@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dvpo_ray.errors import CheckpointError
-from dvpo_ray.types import RowId
+from dvpo_ray.types import RowId, StepResult
 
 
 class LedgerState(BaseModel):
@@ -39,20 +39,21 @@ class Ledger:
         self._in_flight.update(ids)
         self.admitted += len(ids)
 
-    def trained_rows(self, rows: Iterable[RowId]) -> None:
-        """Take rows off the books as trained; a row that is not in flight is a bug in the pipeline."""
-        ids = list(rows)
-        unknown = set(ids) - self._in_flight
-        assert not unknown and len(set(ids)) == len(ids), f"rows trained twice or never admitted: {sorted(map(str, unknown))[:3]}"
-        self._in_flight -= set(ids)
-        self.trained += len(ids)
+    def settle(self, result: StepResult, given_up: Iterable[RowId] = ()) -> None:
+        """Take a step's rows off the books: those trained, those that the learner dropped, and those ``given_up`` before.
 
-    def dead_letter_rows(self, rows: Iterable[RowId]) -> None:
-        """Take rows off the books that were given up."""
+        Rows that are not in flight, or are settled twice, are a bug in the pipeline.
+        """
+        self.trained += self._take_off(result.trained, "trained")
+        self.dead_lettered += self._take_off([*result.dropped, *given_up], "given up")
+
+    def _take_off(self, rows: Sequence[RowId], what: str) -> int:
+        """Take rows off the books; returns how many."""
         ids = set(rows)
-        assert ids <= self._in_flight, f"rows given up that are not in flight: {sorted(map(str, ids - self._in_flight))[:3]}"
+        unknown = sorted(map(str, ids - self._in_flight))
+        assert not unknown and len(ids) == len(rows), f"rows {what} twice or never admitted: {unknown[:3]}"
         self._in_flight -= ids
-        self.dead_lettered += len(ids)
+        return len(ids)
 
     def state(self) -> dict[str, Any]:
         """The books as they are, for a checkpoint."""

@@ -1,4 +1,4 @@
-"""The feed: rows of coming steps, generated and scored while the driver trains, never further ahead than allowed."""
+"""The prefetcher: rows of coming steps, generated and scored while the driver trains, never further ahead than allowed."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class RolloutPrefetcher:
         self._begun = first
         self._under_way: dict[int, tuple[StepRecord, SimpleQueue[Handle | _End]]] = {}
         self._given_up: dict[int, list[RowId]] = {}
+        # Batches of the step in hand.
+        self._taken: list[Handle] = []
         self._threads = ThreadPoolExecutor(lead + 1, thread_name_prefix="feed")
 
     def __enter__(self) -> Self:
@@ -69,8 +71,13 @@ class RolloutPrefetcher:
     def take(self, step: int) -> tuple[StepRecord, Iterator[Handle]]:
         """Wait for the first batch of ``step``; returns all, as they come. Raises what went wrong with them."""
         record, queue = self._under_way.pop(step)
-        batches = _until_end(queue)
+        batches = self._remembered(_until_end(queue))
         return record, chain([next(batches)], batches)
+
+    @property
+    def taken(self) -> list[Handle]:
+        """The batches of the step in hand, as far as its learner has taken them."""
+        return list(self._taken)
 
     def given_up(self, step: int) -> list[RowId]:
         """Rows of a step, all of whose batches were taken, that were given up."""
@@ -78,6 +85,7 @@ class RolloutPrefetcher:
 
     def advance(self, steps: int) -> None:
         """``steps`` steps are trained and their weights served: begin all that may begin now."""
+        self._taken = []
         while self._begun < min(steps + self._lead + 1, self._steps):
             step, self._begun = self._begun, self._begun + 1
             requests = self._plan.requests(step)
@@ -86,6 +94,11 @@ class RolloutPrefetcher:
             queue: SimpleQueue[Handle | _End] = SimpleQueue()
             self._under_way[step] = record, queue
             self._threads.submit(self._collect, record, requests, queue)
+
+    def _remembered(self, batches: Iterator[Handle]) -> Iterator[Handle]:
+        for batch in batches:
+            self._taken.append(batch)
+            yield batch
 
     def _collect(self, record: StepRecord, requests: Sequence[RolloutRequest], queue: SimpleQueue[Handle | _End]) -> None:
         try:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import NoReturn
 
-from dvpo_ray.errors import AS_ASKED, RunStoppedError
+from dvpo_ray.errors import BY_RESUMING, RunStoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What a stop takes at most after the work: an engine has 5 s to end by itself, then actors and Ray end, and trackers are closed.
@@ -26,7 +26,6 @@ ENDING_S = 25
 AT_ONCE_S = 5
 SECOND = "a second Ctrl-C (or SIGTERM) stops at once"
 NOTHING_KEPT = "nothing of it is kept, and the next start begins anew"
-AGAIN_BY_RESUMING = AS_ASKED.rpartition(": ")[2]
 _VERDICT_S = 1.0
 _TELL_S = 0.5
 _HALT, _CUT, _FINISH = "halt", "cut", "finish"
@@ -44,7 +43,7 @@ class Stop:
         self.signum = 0
         # What is there when this job is given up ("the checkpoint of step 4"; "" is nothing), and who goes on from it.
         self.kept: Callable[[], str] = str
-        self.again = AGAIN_BY_RESUMING
+        self.again = BY_RESUMING
         self._tell = tell
         self._plan: Callable[[], str] | None = None
         self._cut_plan: Callable[[], str] | None = None
@@ -56,6 +55,11 @@ class Stop:
     def asked(self) -> bool:
         """Whether a signal has come."""
         return self.signum != 0
+
+    @property
+    def exit_code(self) -> int:
+        """That of a process which the signal that has come ended."""
+        return 128 + self.signum
 
     @contextlib.contextmanager
     def finishing(self, plan: Callable[[], str]) -> Iterator[None]:
@@ -104,14 +108,20 @@ class Stop:
     def stopped(self) -> RunStoppedError:
         """The error of a job that was given up."""
         kept = self.kept()
-        return self.marked(
-            RunStoppedError(f"stopped with {kept}, as asked: {self.again}" if kept else f"stopped; {NOTHING_KEPT}")
-        )
+        stopped = RunStoppedError.as_asked(f"with {kept}", self.again) if kept else RunStoppedError(f"stopped; {NOTHING_KEPT}")
+        return self.marked(stopped)
 
     def marked(self, error: RunStoppedError) -> RunStoppedError:
         """The same error, with the exit code of a process that a signal ended."""
-        error.exit_code = 128 + self.signum if self.signum else error.exit_code
+        error.exit_code = self.exit_code if self.asked else error.exit_code
         return error
+
+    def outcome(self, error: BaseException) -> BaseException:
+        """What a job ends with when its work ended with ``error``: a stop that was asked for says so, with its exit code."""
+        if isinstance(error, RunStoppedError):
+            return self.marked(error)
+        # Ray's waits raise another one than the handler did, and a Ray that is being started has a handler of its own.
+        return self.stopped() if self.asked and isinstance(error, KeyboardInterrupt | SystemExit) else error
 
     def heed(self, signum: int) -> None:
         """Decide what a signal that has come means, and say it; called from a thread that does nothing else."""
@@ -168,7 +178,7 @@ class Stop:
         done.start()
         done.join(AT_ONCE_S - 1)
         said.join(_TELL_S)
-        os._exit(128 + self.signum)
+        os._exit(self.exit_code)
 
     def _do_last_deeds(self) -> None:
         for deed in reversed(self._last_deeds):
@@ -202,13 +212,8 @@ def heeding(tell: Callable[[str], None]) -> Iterator[Stop]:
     try:
         with _listening(stop):
             yield stop
-    except (KeyboardInterrupt, SystemExit):
-        # Ray's waits raise another one than the handler did, and a Ray that is being started has a handler of its own.
-        if not stop.asked:
-            raise
-        raise stop.stopped() from None
-    except RunStoppedError as error:
-        raise stop.marked(error) from None
+    except (KeyboardInterrupt, SystemExit, RunStoppedError) as error:
+        raise stop.outcome(error) from None
     finally:
         _current = None
 

@@ -120,16 +120,18 @@ def build_package(asked: SubmissionRequest, options: Options, package: Path) -> 
         for path in dict.fromkeys(included):
             archive.add(path.as_posix(), path)
     start = f"dvpo {command}" if options.image else f"python -m {module}"
+    run_folder = str(recipe.run.output_dir / recipe.run.name)
     # The dashboard shows `job_name` in its list of jobs.
     metadata = {
         "job_name": recipe.run.name,
         "run": recipe.run.name,
+        "run_folder": run_folder,
         "recipe": Path(asked.name).name,
         "command": f"dvpo {command}",
     }
     commit = None if options.image else git_commit(ROOT)
     return Submission(
-        run_folder=str(recipe.run.output_dir / recipe.run.name),
+        run_folder=run_folder,
         command=f"{start} {RECIPE}{' --json' if options.as_json else ''}",
         package=package,
         environment={STOP_WAIT: str(_stop_wait_s(recipe))},

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import re
 import secrets
 import tempfile
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from actors.cluster.token import use_token
-from dvpo_ray.errors import AS_ASKED, RunError, UserInputError
+from dvpo_ray.errors import RunError, UserInputError
+from dvpo_ray.runs.status import JobStatus, read_status
 from jobs.cli.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
 
 INTERRUPTED = 130
 SHOWN = 200
-STOPPED = re.compile(rf"stopped [^\n]*?{re.escape(AS_ASKED)}")
 
 jobs_app = typer.Typer(help="Jobs of a Ray cluster: list, look at, stop.", no_args_is_help=True)
 AddressOption = Annotated[
@@ -123,19 +123,29 @@ def jobs_stop(
             return {"job": job, "status": "STOPPING"}
         typer.echo("waiting for the job to checkpoint and end", err=True)
         ended = _until_its_end(client, job, lambda text: None, f"job '{job}' is still being stopped: `dvpo jobs status {job}`")
-        return {"job": job, "status": ended["status"], "end": end_of_stop(client.logs(job))}
+        return {"job": job, "status": ended["status"], "end": end_of_stop(_status_of(client, ended), client.logs(job))}
 
     guard(work, as_json)
 
 
-def end_of_stop(log: str) -> str:
-    """What a job that was asked to stop said of its end: that it had checkpointed, or else its last words."""
-    found = STOPPED.findall(log)
-    if found:
-        return str(found[-1])
+def end_of_stop(status: JobStatus | None, log: str) -> str:
+    """What became of a job that was asked to stop: what it wrote into its run's folder, or else its last words."""
+    if status is not None and status.message:
+        return status.message
+    if status is not None and status.state == "finished":
+        return "it had come to its end"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     said = f"the last it printed: {lines[-1][:SHOWN]}" if lines else "it had printed nothing"
-    return f"it did not say that it checkpointed when it was asked to stop; {said}"
+    where = "its run's folder does not say how it ended" if status is None else "it was killed before it could say how it ended"
+    return f"{where}; {said}"
+
+
+def _status_of(client: Any, job: dict[str, Any]) -> JobStatus | None:
+    """What a job wrote of itself; None when its run's folder is on other machines, or has only what an earlier job wrote."""
+    if not job["run_folder"] or not job["started"] or not client.is_here():
+        return None
+    status = read_status(Path(job["run_folder"]))
+    return status if status is not None and status.began >= datetime.fromisoformat(job["started"]).timestamp() else None
 
 
 def _connect(address: str | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from dvpo_ray.errors import DvpoError, RunStoppedError, UserInputError
+from dvpo_ray.errors import DvpoError, RunStoppedError, exit_code_of
 
 RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
 ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a checkpoint's folder (run.resume).")]
@@ -29,23 +29,19 @@ def guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None 
     """Run a command, print its result, and turn errors into exit codes."""
     try:
         result = work()
-    except UserInputError as error:
-        _fail(error, as_json, 2)
-    except RunStoppedError as error:
-        _fail(error, as_json, error.exit_code)
     except DvpoError as error:
-        _fail(error, as_json, 1)
+        _fail(error, as_json)
     if as_json:
         typer.echo(json.dumps(result, indent=indent, default=str))
     elif result:
         importlib.import_module("jobs.cli.console").show_result(result)
 
 
-def _fail(error: Exception, as_json: bool, code: int) -> NoReturn:
+def _fail(error: DvpoError, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
     elif isinstance(error, RunStoppedError):
         typer.echo(str(error), err=True)
     else:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-    raise typer.Exit(code)
+    raise typer.Exit(exit_code_of(error))

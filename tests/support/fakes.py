@@ -151,9 +151,9 @@ class FakeStages(IdleStages):
         """Handles are the data."""
         return list(handles)
 
-    def value_hash(self, version: ScorerVersion | None = None) -> str:
+    def value_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
         """The next hash of the list given."""
-        return next(self._hashes)
+        return {"value": next(self._hashes)}
 
     def step(self, step: int, beta: float, scored: Iterable[list[RowId]]) -> StepResult:
         """Trains nothing; reports a KL of 12 nats an answer."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 import requests
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from actors.cluster import job_client
 from dvpo_ray.errors import ConfigError, RunError, UserInputError
-from jobs.cli.cluster import end_of_stop
+from dvpo_ray.runs import status
+from jobs.cli.cluster import _status_of, end_of_stop
 from jobs.cli.console import show_jobs
 
 
@@ -142,13 +148,51 @@ def test_the_address_of_a_bridge_is_none_of_the_machines_own() -> None:
     assert job_client.own_addresses(interfaces) == {"10.0.0.7", "10.0.0.8"}
 
 
-def test_what_a_stopped_job_said_of_its_end_is_told() -> None:
+def test_what_a_stopped_job_wrote_of_its_end_is_told_and_else_its_last_words() -> None:
     stopped = "stopped after step 3 of 9, as asked: --resume auto goes on"
-    assert end_of_stop(f"step 3\nerror: {stopped}\nlogs: /x\n") == stopped
-    assert end_of_stop('{"event": "step"}\n' + json.dumps({"message": f"{stopped}\nlogs: /x"})) == stopped
-    unsaid = "it did not say that it checkpointed when it was asked to stop; "
-    assert end_of_stop("step 3\nKilled\n\n") == f"{unsaid}the last it printed: Killed"
-    assert end_of_stop("") == f"{unsaid}it had printed nothing"
+    assert end_of_stop(status.JobStatus(state="stopped", began=1.0, exit_code=143, message=stopped), "step 3\nlast\n") == stopped
+    assert end_of_stop(status.JobStatus(state="finished", began=1.0, exit_code=0), "step 9\n") == "it had come to its end"
+    assert end_of_stop(status.JobStatus(state="failed", began=1.0, exit_code=1, message="no space"), "") == "no space"
+    killed = end_of_stop(status.JobStatus(state="running", began=1.0), f"{stopped}\nKilled\n\n")
+    assert killed == "it was killed before it could say how it ended; the last it printed: Killed"
+    unsaid = "its run's folder does not say how it ended; "
+    assert end_of_stop(None, "step 3\n") == f"{unsaid}the last it printed: step 3"
+    assert end_of_stop(None, "") == f"{unsaid}it had printed nothing"
+
+
+START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(("here", "after", "known"), [(True, 0.5, True), (True, -1.0, False), (False, 0.5, False)])
+def test_only_what_this_very_job_wrote_is_its_status(tmp_path: Path, here: bool, after: float, known: bool) -> None:
+    (tmp_path / status.STATUS).write_text(status.JobStatus(state="stopped", began=START + after).model_dump_json())
+    job = {"run_folder": str(tmp_path), "started": "2026-01-01T00:00:00+00:00"}
+    client = SimpleNamespace(is_here=lambda: here)
+    assert (_status_of(client, job) is not None) is known
+    assert _status_of(client, job | {"run_folder": None}) is None
+
+
+def test_a_job_that_there_is_none_of_is_told_by_the_status_of_the_reply() -> None:
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            version = self.path == "/api/version"
+            body = json.dumps({"ray_version": ray.__version__}).encode() if version else b"a text that says nothing"
+            self.send_response({"/api/version": 200, "/api/jobs/gone": 404}.get(self.path, 500))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *said: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = job_client.JobClient(f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(UserInputError, match="no job 'gone' on this cluster"):
+            client.job("gone")
+        with pytest.raises(RunError, match="refuses: HTTP status 500: a text that says nothing"):
+            client.job("other")
+        server.shutdown()
 
 
 def test_a_list_of_jobs_has_one_line_each_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:

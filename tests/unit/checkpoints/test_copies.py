@@ -24,7 +24,7 @@ from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
 from dvpo_ray.runs.folder import run_folder
 from dvpo_ray.runs.run import Event, Run
-from jobs.session import copier_of, copying, find_checkpoint, prepare_copies, resumes_in_place, store_of
+from jobs.resume import copier_of, copying, find_checkpoint, prepare_copies, resumes_in_place, store_of
 from tests.support.fakes import numbered, shuffled
 from tests.unit.loop.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
 

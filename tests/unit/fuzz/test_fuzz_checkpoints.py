@@ -27,7 +27,7 @@ from dvpo_ray.models.value_model import read_seal, seal
 from tests.support.fuzzing import altered, damaged, examples, nested
 
 BOOKS = {"trained": 4, "dead_lettered": 1, "in_flight": ["7/a", "8/b"]}
-STATE = {"step": 7, "kl_coefficient": 0.1, "ledger": BOOKS, "value_sha256": "s", "seconds": 3.5, "first_began": 9.0}
+STATE = {"step": 7, "kl_coefficient": 0.1, "ledger": BOOKS, "value_sha256": {"value": "s"}, "seconds": 3.5, "first_began": 9.0}
 FILES = {"learner-00000.safetensors": "ab" * 32}
 MANIFEST = manifest_text(7, FILES, STATE, b"")
 
@@ -118,7 +118,7 @@ def test_a_forged_state_is_refused_when_it_is_used(state: Any, tmp_path: Path) -
     from dvpo_ray.loop.driver import NonNegativeFinite
 
     checkpoint = Checkpoint(tmp_path, 7, state if isinstance(state, dict) else {})
-    for name, kind in (("kl_coefficient", NonNegativeFinite), ("value_sha256", str), ("ledger", dict)):
+    for name, kind in (("kl_coefficient", NonNegativeFinite), ("value_sha256", dict[str, str]), ("ledger", dict)):
         try:
             part = checkpoint.part(name, kind)
             if name == "ledger":

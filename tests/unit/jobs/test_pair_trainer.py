@@ -14,9 +14,9 @@ import pytest
 from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.errors import LearnerLostError, RunStoppedError
 from dvpo_ray.loop.checkpointer import Checkpointer
+from dvpo_ray.loop.offline import PairTrainer
 from dvpo_ray.runs.run import Event, Run
 from dvpo_ray.runs.stopping import heeding
-from jobs.offline import PairTrainer
 from tests.support.real import dpo_recipe
 
 STEPS = 9
@@ -33,9 +33,6 @@ class FakeGang:
         self.lost = dict(lost)
         self.restarts = 0
         self._written: Path | None = None
-
-    def draining(self) -> bool:
-        return False
 
     def learn(self, step: int, rows: np.ndarray) -> dict[str, float]:
         if self.lost.get(step, 0):
@@ -59,10 +56,8 @@ class FakeGang:
         self.learned = json.loads((Path(folder) / "state.json").read_text())
 
 
-def run_of(tmp_path: Path, gang: FakeGang, every: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Event], list[Any]]:
+def run_of(tmp_path: Path, gang: FakeGang, every: int) -> tuple[list[Event], list[Any]]:
     """What a whole training says, and its recorded steps."""
-    monkeypatch.setattr("jobs.offline.draining", lambda nodes: False)
-    monkeypatch.setattr("jobs.offline.this_node", str)
     told: list[Event] = []
     recipe = dpo_recipe(tmp_path, tmp_path, tmp_path, "run")
     run = Run(recipe, STEPS, told.append)
@@ -79,24 +74,24 @@ def run_of(tmp_path: Path, gang: FakeGang, every: int, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("every", [0, 2], ids=["without checkpoints", "with checkpoints"])
 @pytest.mark.parametrize("lost", [{5: 1}, {0: 2}, {8: 1, 3: 1}], ids=["once", "twice at the start", "twice"])
 def test_ranks_that_die_are_started_again_and_every_pair_is_learned_from_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, lost: dict[int, int]
+    tmp_path: Path, every: int, lost: dict[int, int]
 ) -> None:
     gang = FakeGang(lost)
-    _, steps = run_of(tmp_path, gang, every, monkeypatch)
+    _, steps = run_of(tmp_path, gang, every)
     assert gang.learned == list(range(2 * STEPS))
     assert steps == [(step, float(sum(range(2 * step + 2)))) for step in range(STEPS)]
     assert gang.restarts == sum(lost.values())
 
 
-def test_ranks_that_keep_dying_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_keep_dying_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(LearnerLostError, match="learner-0 died"):
-        run_of(tmp_path, FakeGang({4: 3}), 2, monkeypatch)
+        run_of(tmp_path, FakeGang({4: 3}), 2)
 
 
-def test_an_update_that_was_withheld_is_told_with_its_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told, _ = run_of(tmp_path, FakeGang({}), 0, monkeypatch)
+def test_an_update_that_was_withheld_is_told_with_its_pairs(tmp_path: Path) -> None:
+    told, _ = run_of(tmp_path, FakeGang({}), 0)
     warnings = [event.text for event in told if event.kind == "warning"]
-    assert warnings == ["step 4: an update was not finite and was withheld; the step's rows: p6, p7"]
+    assert warnings == ["step 4: an update of the model was not finite and was withheld; its rows: p6, p7"]
 
 
 class AskedToStop(FakeGang):
@@ -108,14 +103,14 @@ class AskedToStop(FakeGang):
         return super().learn(step, rows)
 
 
-def test_a_training_without_checkpoints_makes_one_when_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_without_checkpoints_makes_one_when_it_is_stopped(tmp_path: Path) -> None:
     said: list[str] = []
     gang = AskedToStop({})
     with (
         pytest.raises(RunStoppedError, match="stopped after step 4 of 9, as asked: --resume auto") as found,
         heeding(said.append),
     ):
-        run_of(tmp_path, gang, 0, monkeypatch)
+        run_of(tmp_path, gang, 0)
     assert found.value.exit_code == 130 and gang.learned == list(range(8))
     assert said[0].startswith("stopping: step 4 of 9, which is in hand, will be finished and checkpointed (within ")
     assert said[0].endswith("stops at once, losing all 3 steps so far")

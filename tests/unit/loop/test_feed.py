@@ -72,9 +72,9 @@ class InterleavedStages(IdleStages):
         """Handles are the data."""
         return list(handles)
 
-    def value_hash(self, version: ScorerVersion | None = None) -> str:
+    def value_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
         """Always the same."""
-        return "sealed"
+        return {"value": "sealed"}
 
     def step(self, step: int, beta: float, scored: Iterable[ScoredBatch]) -> StepResult:
         """Keeps what the real gate lets through."""

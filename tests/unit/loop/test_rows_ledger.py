@@ -13,8 +13,8 @@ from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.rollouts.observed import ObservedPlan
-from dvpo_ray.types import EngineLeftovers, Ragged, RolloutRequest, Trajectory
-from tests.support.fakes import numbered, row, scored_batch, shuffled
+from dvpo_ray.types import EngineLeftovers, Ragged, RolloutRequest, StepResult, Trajectory
+from tests.support.fakes import numbered, row, scored_batch, shuffled, trained
 
 
 @given(rows=st.lists(st.lists(st.integers(-9, 9), max_size=5), min_size=1, max_size=8), data=st.data())
@@ -58,12 +58,15 @@ def test_every_prompt_once_per_epoch_and_reproducible(count: int, per_step: int,
 
 
 def test_books_balance_and_no_row_trains_twice() -> None:
-    ledger, ids = Ledger(), [row("a"), row("b")]
+    ledger, ids = Ledger(), [row(name) for name in "abcde"]
     ledger.admit(ids)
-    ledger.trained_rows(ids[:1])
-    assert ledger.check() == {"ledger/admitted": 2, "ledger/trained": 1, "ledger/dead_lettered": 0, "ledger/in_flight": 1}
-    with pytest.raises(AssertionError, match="trained twice or never admitted"):
-        ledger.trained_rows(ids[:1])
+    step = StepResult(0, 1, trained(ids[:2], dropped=ids[2:3]))
+    ledger.settle(step, given_up=ids[3:4])
+    assert ledger.check() == {"ledger/admitted": 5, "ledger/trained": 2, "ledger/dead_lettered": 2, "ledger/in_flight": 1}
+    with pytest.raises(AssertionError, match="rows trained twice or never admitted: .*a"):
+        ledger.settle(step)
+    with pytest.raises(AssertionError, match="rows given up twice or never admitted: .*d"):
+        ledger.settle(StepResult(1, 2, ()), given_up=ids[3:4])
     ledger.trained += 1
     with pytest.raises(AssertionError, match="does not balance"):
         ledger.check()

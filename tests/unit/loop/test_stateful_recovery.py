@@ -77,8 +77,8 @@ class VersionedStages(ChainStages):
             self._scored_by |= dict.fromkeys(batch, version.number if version else 0)
             yield batch
 
-    def value_hash(self, version: ScorerVersion | None = None) -> str:
-        return "sealed" if version is None else version.parameters_sha256
+    def value_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
+        return {"value": "sealed" if version is None else version.parameters_sha256}
 
     def step(self, step: int, beta: float, scored: Iterable[list[RowId]]) -> StepResult:
         batches = list(scored)

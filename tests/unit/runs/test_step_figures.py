@@ -10,7 +10,7 @@ import pytest
 from dvpo_ray.checkpoints.store import Checkpoint
 from dvpo_ray.errors import DataError
 from dvpo_ray.runs.folder import METRICS, recorded_steps, step_seconds
-from jobs.session import check_same_data
+from jobs.resume import check_same_data
 
 
 def test_the_first_step_is_no_measure_of_the_others(tmp_path: Path) -> None:
