@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 from actors.cluster.metrics import RayTracker
 from actors.cluster.nodes import draining, this_node
 from actors.cluster.session import keep_logs, ray_session
-from actors.learner.trainer import Trainer, TrainerContext, make_trainer
 from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe
@@ -23,8 +22,10 @@ from dvpo_ray.config.rewards import model_rewards
 from dvpo_ray.data import EncodedDemonstration, fingerprint
 from dvpo_ray.evaluation.held_out import Evaluation
 from dvpo_ray.learning.ptx import Demonstrations
+from dvpo_ray.learning.trainer import Trainer, TrainerContext, make_trainer
 from dvpo_ray.loop.checkpointer import Checkpointer
 from dvpo_ray.loop.driver import Driver
+from dvpo_ray.loop.trajectory_log import TrajectoryLog
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.models.value_model import ValueModelSeal
 from dvpo_ray.rollouts.base import PlanContext, make_plan
@@ -137,8 +138,12 @@ def _train_policy(recipe: PolicyRecipe, listener: Listener) -> dict[str, Any]:
             run.pace.checkpoint_bytes = base.checkpoint_bytes
             checkpointer = Checkpointer(store, stages.learner, run, policy.checkpoint.every, policy.steps, copier)
             loop_began, busy_before = time.time(), stages.busy_seconds()
-            driver = Driver(policy, stages, plan, run, checkpointer, evaluate_after, data_sha256, probe.after_update, refresh)
-            driver.train(checkpoint)
+            log = TrajectoryLog(run, stages.scorers, base.tokenizer, recipe.run, policy.steps)
+            driver = Driver(
+                policy, stages, plan, run, checkpointer, evaluate_after, data_sha256, probe.after_update, refresh, log
+            )
+            with closing(log):
+                driver.train(checkpoint)
             with finishing_run(run, driver.keep):
                 loop_seconds, busy_after = time.time() - loop_began, stages.busy_seconds()
                 cache_hits = stages.scorers.cache_hits()
@@ -197,7 +202,8 @@ def _stages(
             value, temperature = policy.value_model if policy.advantage.reads_values else None, policy.rollout.temperature
             started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, policy.rewards))
             shown = Demonstrations.of(demonstrations) if demonstrations else None
-            started.append(learner := make_trainer(TrainerContext(folder, model, policy, cluster, seed, shown)))
+            context = TrainerContext(folder, model, policy, cluster, seed, scorers.fetch, shown)
+            started.append(learner := make_trainer(context))
             learner.wait_ready()
             scorers.wait_ready()
             rollouts.wait_ready()

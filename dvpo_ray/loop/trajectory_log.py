@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dvpo_ray.config.sections import RunSection
 from dvpo_ray.runs.folder import kept_trajectories, trajectory_file
 from dvpo_ray.runs.run import Run
 from dvpo_ray.runs.trajectories import ARRAYS, KeptTrajectory, StepSample, write_sample
@@ -45,13 +46,13 @@ class TrajectoryLog:
     comes while ``WAITING`` others are not written yet is not kept.
     """
 
-    def __init__(self, run: Run, scorers: Scorers, tokenizer: Tokenizer, seed: int, budget_mib: int, steps: int) -> None:
-        """``budget_mib`` of a run of ``steps`` steps; with 0 nothing is fetched or written."""
+    def __init__(self, run: Run, scorers: Scorers, tokenizer: Tokenizer, section: RunSection, steps: int) -> None:
+        """``section.keep_trajectories_mib`` of a run of ``steps`` steps; with 0 nothing is fetched or written."""
         self._run = run
         self._scorers = scorers
         self._tokenizer = tokenizer
-        self._seed = seed
-        self._budget = budget_mib * MIB
+        self._seed = section.seed
+        self._budget = section.keep_trajectories_mib * MIB
         self._steps = steps
         self._warned = False
         self._tasks: queue.Queue[tuple[Sequence[Handle], StepResult] | None] = queue.Queue(WAITING)

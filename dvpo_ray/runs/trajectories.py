@@ -132,6 +132,4 @@ def _trajectory(row: dict[str, Any]) -> KeptTrajectory:
     arrays: dict[str, Any] = {name: np.array(row[name], dtype=kind) for name, kind in ARRAYS.items()}
     plain = {name: row[name] for name in ("group_id", "prompt", "end_state", "dropped", "weights_version", "scorer_version")}
     rewards = {name: np.array(numbers, dtype=np.float32) for name, numbers in row["rewards"]}
-    return KeptTrajectory(
-        row=RowId.parse(row["row"]), token_texts=tuple(row["token_texts"]), rewards=rewards, **arrays, **plain
-    )
+    return KeptTrajectory(row=RowId.parse(row["row"]), token_texts=tuple(row["token_texts"]), rewards=rewards, **arrays, **plain)

@@ -1,0 +1,153 @@
+"""Parts of one's own, in a package outside the tree: the one that docs/extending.md shows, installed from its code blocks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dvpo_ray
+from dvpo_ray import registry
+from dvpo_ray.config import PolicyRecipe, dump_resolved
+from dvpo_ray.config.algorithms import ALGORITHMS
+from dvpo_ray.config.environments import ENVIRONMENTS
+from dvpo_ray.config.loading import build
+from dvpo_ray.config.plans import PLANS
+from dvpo_ray.config.references import functions
+from dvpo_ray.config.refresh import REFRESHES
+from dvpo_ray.config.rewards import REWARDS, FunctionReward
+from dvpo_ray.config.trainers import TRAINERS
+from dvpo_ray.errors import ConfigError
+from dvpo_ray.testing import (
+    check_algorithm,
+    check_plan,
+    check_refresh,
+    check_reward,
+    check_trainer,
+    plan_context,
+    trainer_context,
+)
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
+BLOCK = re.compile(r"```python\n# (\S+\.py)\n(.*?)```", re.S)
+ENTRY = re.compile(r'\[project\.entry-points\."dvpo_ray\.plugins"\]\n(.*?)\n*```', re.S)
+REGISTRIES = (ALGORITHMS, ENVIRONMENTS, PLANS, REFRESHES, REWARDS, TRAINERS)
+
+
+def installed(folder: Path) -> Path:
+    """The package of the page, as pip leaves it."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, code in BLOCK.findall(text):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(code, encoding="utf-8")
+    entry = ENTRY.search(text)
+    assert entry is not None
+    facts = folder / "my_extension-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: my-extension\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(f"[dvpo_ray.plugins]\n{entry[1]}\n".replace('"', ""))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def extension(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """It is installed, and nothing of it is known yet."""
+    monkeypatch.syspath_prepend(str(folder))
+    for one in REGISTRIES:
+        monkeypatch.setattr(one, "known", dict(one.known))
+    registry.load_plugins.cache_clear()
+    yield folder
+    registry.load_plugins.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_extension"]:
+        del sys.modules[name]
+
+
+def recipe(**policy: Any) -> PolicyRecipe:
+    tree = {"value_model": "v", "data": {"source": "p.jsonl"}, "rewards": {"short": {"type": "brevity"}}}
+    return build(PolicyRecipe, {"policy": tree | policy})
+
+
+EVERYTHING = {
+    "advantage": {"type": "reinforce", "baseline": 0.5},
+    "plan": {"type": "hardest", "again": 2},
+    "refresh": {"type": "takeover", "folder": "second", "after_step": 2},
+    "trainer": {"type": "evolution", "sigma": 0.25},
+}
+PLACES = {
+    "advantage": "my_extension.reinforce:Reinforce",
+    "plan": "my_extension.hardest:Hardest",
+    "refresh": "my_extension.takeover:Takeover",
+    "trainer": "my_extension.evolution:Evolution",
+}
+
+
+def test_a_recipe_finds_every_part_by_the_name_that_a_plug_in_gave_it(extension: Path) -> None:
+    assert "my_extension" in {one.name for one in entry_points(group="dvpo_ray.plugins")}
+    found = recipe(**EVERYTHING)
+    for name, place in PLACES.items():
+        settings = getattr(found.policy, name)
+        assert f"{type(settings).__module__}:{type(settings).__qualname__}" == place
+        assert settings.type == EVERYTHING[name]["type"]
+    assert found.policy.rewards["short"] == FunctionReward(function="my_extension.brevity:brevity")
+    assert build(PolicyRecipe, json.loads(dump_resolved(found))) == found
+    with pytest.raises(
+        ConfigError, match=r"policy\.plan: type = 'hardst' is no rollout plan: one of candidates, hardest, resets"
+    ):
+        recipe(plan={"type": "hardst"})
+    with pytest.raises(ConfigError, match=r"plan\.again: Input should be greater than or equal to 0; got -1"):
+        recipe(plan={"type": "hardest", "again": -1})
+
+
+def test_and_by_its_place(extension: Path) -> None:
+    settings = {name: EVERYTHING[name] | {"type": place} for name, place in PLACES.items()}
+    found = recipe(**settings, rewards={"short": {"function": "my_extension.brevity:brevity"}})
+    assert {name: getattr(found.policy, name).type for name in PLACES} == PLACES
+    assert functions(found) == {f"policy.{name}.type": place for name, place in PLACES.items()} | {
+        "policy.advantage.implementation": "my_extension.reinforce_algorithm:ReinforceAlgorithm",
+        "policy.rewards.short.function": "my_extension.brevity:brevity",
+    }
+    assert build(PolicyRecipe, json.loads(dump_resolved(found))) == found
+
+
+def test_an_advantage(extension: Path) -> None:
+    check_algorithm(recipe(**EVERYTHING).policy.advantage)
+
+
+def test_a_reward(extension: Path) -> None:
+    check_reward(recipe().policy.rewards["short"])
+
+
+def test_a_plan(extension: Path) -> None:
+    settings = recipe(**EVERYTHING).policy.plan
+    check_plan(settings)
+    check_plan(settings, plan_context(settings, seed=3, off_policy={"max_staleness": 0}))
+
+
+def test_a_scorer_refresh(extension: Path, tmp_path: Path) -> None:
+    (tmp_path / "gvm.json").write_text(json.dumps({"parameters_sha256": "ab" * 32}))
+    settings = recipe(refresh={"type": "takeover", "folder": str(tmp_path), "after_step": 2}).policy.refresh
+    (version,) = check_refresh(settings)
+    assert (version.number, version.folder) == (1, str(tmp_path))
+
+
+def test_a_trainer_without_gradients(extension: Path) -> None:
+    check_trainer(recipe(**EVERYTHING).policy.trainer)
+
+
+def test_the_checks_of_the_page(extension: Path) -> None:
+    importlib.import_module("test_my_extension").test_my_extension()
