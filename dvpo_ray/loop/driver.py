@@ -67,7 +67,8 @@ class Driver:
         """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
         ``evaluation.every`` asks for it, unless the run is to stop, and returns their held-out score; ``data_sha256`` is the
         fingerprint of what is trained on, for checkpoints. ``on_sync`` is called with the version that all engines have just
-        taken. ``plan`` says which rows steps ask for, ``refresh`` when another value model takes over; ``trajectories`` keeps some of them."""
+        taken. ``plan`` says which rows steps ask for, ``refresh`` when another value model takes over;
+        ``trajectories`` keeps some of them."""
         self._config = config
         self._stages = stages
         self._plan = plan

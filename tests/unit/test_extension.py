@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -28,6 +28,9 @@ from dvpo_ray.config.refresh import REFRESHES
 from dvpo_ray.config.rewards import REWARDS, FunctionReward
 from dvpo_ray.config.trainers import TRAINERS
 from dvpo_ray.errors import ConfigError
+from dvpo_ray.learning.trainer import make_trainer
+from dvpo_ray.runs.run import Run
+from dvpo_ray.stages import Weights
 from dvpo_ray.testing import (
     check_algorithm,
     check_plan,
@@ -37,6 +40,17 @@ from dvpo_ray.testing import (
     plan_context,
     trainer_context,
 )
+from dvpo_ray.testing.fakes import IdleStages
+from dvpo_ray.types import (
+    BucketTargets,
+    Ragged,
+    RolloutRequest,
+    ScoredBatch,
+    ScorerVersion,
+    ServedWeights,
+    Trajectory,
+)
+from tests.support.fakes import drive, numbered, shuffled
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 BLOCK = re.compile(r"```python\n# (\S+\.py)\n(.*?)```", re.S)
@@ -73,7 +87,7 @@ def extension(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     registry.load_plugins.cache_clear()
     yield folder
     registry.load_plugins.cache_clear()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_extension"]:
+    for name in [name for name in sys.modules if "my_extension" in name.partition(".")[0]]:
         del sys.modules[name]
 
 
@@ -147,6 +161,95 @@ def test_a_scorer_refresh(extension: Path, tmp_path: Path) -> None:
 
 def test_a_trainer_without_gradients(extension: Path) -> None:
     check_trainer(recipe(**EVERYTHING).policy.trainer)
+
+
+class ToyStages(IdleStages):
+    """Engines that answer from a table of logits, changed by each candidate's noise, and a scorer that likes one token."""
+
+    LIKED, TOKENS, SYMBOLS = 3, 6, 8
+
+    def __init__(self, learner: Any, seed: int, sigma: float) -> None:
+        self.rollouts = self.scorers = self
+        self.learner = learner
+        self.noise = importlib.import_module("my_extension.evolution").noise
+        self.seed, self.sigma = seed, sigma
+        self.logits, self.version = np.zeros(self.SYMBOLS, dtype=np.float32), 0
+
+    def sync(self, weights: Weights) -> ServedWeights:
+        """Take the table from its bucket."""
+        (bucket,) = [weights.bucket(index, BucketTargets(("toy",), 1)) for index in range(weights.count)]
+        self.logits, self.version = bucket.data.view(np.float32), weights.version
+        return ServedWeights(weights.version, bucket.digest, bucket.digest, 0.0, bucket.bytes)
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> Iterator[Trajectory]:
+        for request in requests:
+            assert request.candidate is not None
+            changed = self.logits + self.sigma * self.noise(self.seed, request.row.step, request.candidate, self.SYMBOLS)
+            log_probs = changed - np.logaddexp.reduce(changed)
+            draw = np.random.default_rng(request.seed)
+            ids = draw.choice(self.SYMBOLS, size=self.TOKENS, p=np.exp(log_probs) / np.exp(log_probs).sum())
+            versions = np.full(self.TOKENS, self.version, dtype=np.int32)
+            prompt = np.array(request.prompt_ids)
+            yield Trajectory(request.row, prompt, ids, log_probs[ids], versions, "stop", group_id=request.group_id)
+
+    def score(self, answers: Iterable[Trajectory], version: ScorerVersion | None = None) -> Iterator[ScoredBatch]:
+        rows = list(answers)
+
+        def ragged(name: str, dtype: type) -> Ragged:
+            return Ragged.of([getattr(one, name) for one in rows], dtype)
+
+        uniform = np.full(self.TOKENS, -np.log(self.SYMBOLS), dtype=np.float32)
+        yield ScoredBatch(
+            rows=tuple(one.row for one in rows),
+            group_ids=np.array([one.group_id for one in rows]),
+            prompt_ids=ragged("prompt_ids", np.int32),
+            response_ids=ragged("response_ids", np.int32),
+            action_mask=ragged("action_mask", np.bool_),
+            log_probs=ragged("log_probs", np.float32),
+            versions=ragged("versions", np.int32),
+            values=Ragged.of([np.zeros(self.TOKENS + 1) for _ in rows], np.float32),
+            ref_log_probs=Ragged.of([uniform for _ in rows], np.float32),
+            end_states=tuple(one.end_state for one in rows),
+            channels={"liked": Ragged.of([[np.mean(one.response_ids == self.LIKED)] for one in rows], np.float32)},
+        )
+
+    def wait(self, handles: Sequence[ScoredBatch]) -> None:
+        """Everything is scored at once."""
+
+    def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
+        return list(handles)
+
+    def value_hash(self, version: ScorerVersion | None = None) -> str:
+        return "sealed"
+
+
+def test_a_policy_learns_without_gradients(extension: Path, tmp_path: Path) -> None:
+    """Evolution strategies in the real driver: uniform over eight tokens at first, a liked one has 1/8 of the answer."""
+    trainer = {"type": "evolution", "symbols": ToyStages.SYMBOLS, "sigma": 0.5, "learning_rate": 2.0}
+    rollout = {"prompts_per_step": 4, "answers_per_prompt": 8}
+    found = recipe(trainer=trainer, plan={"type": "candidates"}, rollout=rollout, steps=40)
+    found = found.model_copy(update={"run": found.run.model_copy(update={"output_dir": tmp_path})})
+    learner = make_trainer(trainer_context(found.policy.trainer, seed=5, rollout=rollout))
+    stages = ToyStages(learner, 5, 0.5)
+    run = Run(found, found.policy.steps)
+    drive(found.policy, stages, shuffled(numbered(6), found.policy), run)
+    run.close()
+    rewards = [line["evolution/reward"] for line in dvpo_ray.read_run(run.folder).metrics]
+    assert np.mean(rewards[:3]) < 0.3 and np.mean(rewards[-3:]) > 0.7, rewards
+    assert stages.version == 40 and int(np.argmax(stages.logits)) == ToyStages.LIKED
+
+
+def test_a_fresh_process_knows_the_plug_in(folder: Path, tmp_path: Path) -> None:
+    """As the command line does, it imports nothing of the package itself."""
+    (tmp_path / "mine.toml").write_text(
+        'policy = {value_model = "v", data = {source = "p"}, plan = {type = "hardest", again = 3}}\n'
+    )
+    code = (
+        "import dvpo_ray, pickle; p = dvpo_ray.load_recipe('mine.toml').policy; print(type(pickle.loads(pickle.dumps(p.plan))))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(PAGE.parents[1])])}
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert said.stdout.strip() == "<class 'my_extension.hardest.Hardest'>", said.stderr
 
 
 def test_the_checks_of_the_page(extension: Path) -> None:
