@@ -69,8 +69,8 @@ def _register(registry: Registry, base: type[Choice], name: str, settings: Any) 
     """Register a settings class, and return it."""
     if not (isinstance(settings, type) and issubclass(settings, base)):
         raise ConfigError(
-            f"{registry.what} '{name}': {settings!r:.200} is no class derived from {base.__module__}.{base.__name__}, whose fields "
-            "are its settings and whose `implementation` says what is built from them"
+            f"{registry.what} '{name}': {settings!r:.200} is no class derived from {base.__module__}.{base.__name__}, whose "
+            "fields are its settings and whose `implementation` says what is built from them"
         )
     place_of(settings, f"{registry.what} of class")
     if not settings.implementation and settings.build is base.build:

@@ -137,7 +137,7 @@ class LocalTrainer(ABC):
         """Go back to the first parameters."""
         self.parameters = self.initial()
 
-    def wait_ready(self) -> None:
+    def wait_ready(self) -> None:  # noqa: B027
         """It is ready when it is made."""
 
     def draining(self) -> bool:
@@ -152,7 +152,7 @@ class LocalTrainer(ABC):
         """Time in which it learned, in seconds."""
         return self._busy
 
-    def stop(self) -> None:
+    def stop(self) -> None:  # noqa: B027
         """It has no processes."""
 
 

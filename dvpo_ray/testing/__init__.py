@@ -1,6 +1,6 @@
 """Checks for the tests of plug-ins: each raises an AssertionError that says what is wrong.
 
-They take a part's settings, build the part as a run does, and hold it to what the driver, checkpoints and other processes rely on.
+They take a part's settings, build the part as a run does, and hold it to what driver, checkpoints and other processes rely on.
 None needs Ray, engines or a model.
 """
 

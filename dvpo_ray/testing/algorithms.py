@@ -62,9 +62,8 @@ def _advantages(algorithm: Algorithm, signals: Signals) -> Tensor:
     for name, was in before.items():
         assert torch.equal(was, getattr(signals, name)), f"{what} changes signals.{name}, which it is given: work on a copy"
     shape = tuple(signals.mask_bt.shape)
-    assert isinstance(found, Tensor) and tuple(found.shape) == shape, (
-        f"{what} gives {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}, expected a tensor [B, T] = {shape}"
-    )
+    got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    assert got == shape, f"{what} gives {got}, expected a tensor [B, T] = {shape}"
     found = torch.where(signals.mask_bt.bool(), found, 0.0)
     assert torch.isfinite(found).all(), f"{what} gives numbers that are not finite"
     return found

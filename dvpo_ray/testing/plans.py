@@ -52,8 +52,8 @@ def check_plan(settings: PlanSettings, context: PlanContext | None = None) -> No
     _check_rows(type(plan).__qualname__, whole.asked)
     again = _chain(ObservedPlan(make_plan(chosen), _lead(chosen)), chosen)
     assert again.asked == whole.asked, (
-        f"{type(plan).__qualname__} asks for other rows when it is made anew ({_first_difference(whole.asked, again.asked)}): all "
-        "that it draws must follow from context.seed and the step"
+        f"{type(plan).__qualname__} asks for other rows when it is made anew ({_first_difference(whole.asked, again.asked)}): "
+        "all that it draws must follow from context.seed and the step"
     )
     for steps in range(1, STEPS):
         _check_resumed(chosen, whole, steps)

@@ -241,11 +241,10 @@ def test_a_policy_learns_without_gradients(extension: Path, tmp_path: Path) -> N
 
 def test_a_fresh_process_knows_the_plug_in(folder: Path, tmp_path: Path) -> None:
     """As the command line does, it imports nothing of the package itself."""
-    (tmp_path / "mine.toml").write_text(
-        'policy = {value_model = "v", data = {source = "p"}, plan = {type = "hardest", again = 3}}\n'
-    )
+    (tmp_path / "mine.toml").write_text('policy = {value_model = "v", data.source = "p", plan = {type = "hardest", again = 3}}\n')
     code = (
-        "import dvpo_ray, pickle; p = dvpo_ray.load_recipe('mine.toml').policy; print(type(pickle.loads(pickle.dumps(p.plan))))"
+        "import dvpo_ray, pickle; plan = dvpo_ray.load_recipe('mine.toml').policy.plan;"
+        "print(type(pickle.loads(pickle.dumps(plan))))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(PAGE.parents[1])])}
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
