@@ -24,7 +24,7 @@ ARRAYS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeptTrajectory:
     """A row that a policy was trained on: P tokens of a prompt, and T after it.
 

@@ -82,7 +82,7 @@ def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
     run = dvpo_ray.read_run(folder)
     assert warnings == [] and run.trajectory_steps == [0, 1, 2, 3]
     sample, scored = run.trajectory_sample(2), batch(2).in_order()
-    assert (sample.step, sample.of_rows) == (2, 8) and run.trajectories(2) == list(sample.rows) != []
+    assert (sample.step, sample.of_rows) == (2, 8) and len(run.trajectories(2)) == len(sample.rows) == 8
     assert [row.row for row in sample.rows] == list(scored.rows), "all fit"
     for i, row in enumerate(sample.rows):
         assert row.group_id == scored.group_ids[i] and row.end_state == "stop" and row.weights_version == 3
