@@ -15,9 +15,10 @@ from dvpo_ray.errors import UserInputError
 from dvpo_ray.io.json_files import read_object, read_records
 from dvpo_ray.io.paths import expanded
 from dvpo_ray.registry import load_entry_point
-from dvpo_ray.runs.folder import EVALUATIONS, METRICS
+from dvpo_ray.runs.folder import EVALUATIONS, METRICS, kept_trajectories
 from dvpo_ray.runs.run import RESULT, Event
 from dvpo_ray.runs.status import JobStatus, read_status
+from dvpo_ray.runs.trajectories import KeptTrajectory, StepSample, read_sample
 
 # The jobs lie above this package and are looked up when they are needed.
 JOBS = "jobs.registry:JOBS"
@@ -91,9 +92,42 @@ class RunRecord:
         """How the job stands, or how it ended; None of a run that was never begun as a job."""
         return read_status(self.folder)
 
+    @cached_property
+    def trajectory_steps(self) -> list[int]:
+        """The steps (counted from 0, as in ``metrics``) of which trajectories were kept, in order."""
+        return list(self._trajectory_files)
+
+    def trajectories(self, step: int | None = None) -> list[KeptTrajectory]:
+        """The rows that were kept of those that a step (counted from 0, as in ``metrics``) was trained on, or of all steps; none
+        of a step of which none were kept.
+
+        Raises:
+            DataError: their file is damaged.
+        """
+        steps = self.trajectory_steps if step is None else [step]
+        return [row for one in steps for row in self.trajectory_sample(one).rows]
+
+    def trajectory_sample(self, step: int) -> StepSample:
+        """The same of one step, with the number of all its rows.
+
+        Raises:
+            DataError: their file is damaged.
+        """
+        file = self._trajectory_files.get(step)
+        return StepSample(step, [], 0) if file is None else read_sample(file)
+
+    @cached_property
+    def _trajectory_files(self) -> dict[int, Path]:
+        return next((files for folder in self._folders if (files := kept_trajectories(folder))), {})
+
+    @property
+    def _folders(self) -> tuple[Path, Path]:
+        """Where records are: of a pipeline in that of its policy training."""
+        return self.folder / "policy", self.folder
+
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """The records in a file of the run, or of the policy training of a pipeline."""
-        files = (folder / name for folder in (self.folder / "policy", self.folder))
+        files = (folder / name for folder in self._folders)
         return next((read_records(file) for file in files if file.is_file()), [])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,9 @@ from typing import Any
 from dvpo_ray.errors import ConfigError
 
 GROUP = "dvpo_ray.plugins"
+# The packages of this project, whose modules are wherever it runs.
+CODE = ("dvpo_ray", "actors", "jobs")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def load_entry_point(path: str) -> Any:
@@ -69,6 +73,12 @@ def load_plugins() -> None:
             ) from error
 
 
+def is_everywhere(module: str) -> bool:
+    """Whether every process of a run registers what a module registers: it belongs to the project or to an installed plug-in."""
+    package = module.partition(".")[0]
+    return package in CODE or package in {one.module.partition(".")[0] for one in entry_points(group=GROUP)}
+
+
 @dataclass
 class Registry:
     """The parts of one kind by name: each a settings class, and settings that the name stands for beside.
@@ -85,13 +95,18 @@ class Registry:
 
     def register(self, name: str, settings: type | str, given: Mapping[str, Any] | None = None) -> None:
         """Make a settings class known under a name; a class may be told by its place, and is then imported when it is asked for.
+        A module that is imported again may register its own parts again.
 
         Raises:
-            ConfigError: the name has another meaning already.
+            ConfigError: the name has another meaning already, or cannot be one.
         """
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{self.what} '{name}': a name begins with a letter and holds letters, digits, '_', '.' and '-'")
         entry = settings, dict(given or {})
-        if self.known.setdefault(name, entry) != entry:
+        before = self.known.get(name, entry)
+        if (_place(before[0]), before[1]) != (_place(settings), entry[1]):
             raise ConfigError(f"{self.what} '{name}' is registered twice: give one of them another name")
+        self.known[name] = entry
 
     def find(self, name: str) -> tuple[type, Mapping[str, Any]]:
         """The settings class that a ``type`` chooses, and the settings that it stands for beside.
@@ -111,10 +126,30 @@ class Registry:
         settings, given = self.known[name]
         return (load_entry_point(settings) if isinstance(settings, str) else settings), given
 
+    def name_of(self, settings: type, name: str) -> str:
+        """The ``type`` by which every process of a run finds a settings class that ``name`` found in this one: a name that comes
+        with the project or an installed plug-in, or else its place.
+
+        Raises:
+            ConfigError: other processes cannot import it.
+        """
+        if ":" in name:
+            return name
+        if is_everywhere(settings.__module__):
+            for known in (name, *self.known):
+                found, given = self.known.get(known, ("", {}))
+                if _place(found) == _place(settings) and not given:
+                    return known
+        return place_of(settings, f"{self.what} of class")
+
     def classes(self) -> list[type]:
         """All settings classes that have names, in the order in which they were registered, each once."""
         found = [self.find(name)[0] for name in self.known]
         return list(dict.fromkeys(found))
+
+
+def _place(settings: type | str) -> str:
+    return settings if isinstance(settings, str) else f"{settings.__module__}:{settings.__qualname__}"
 
 
 def calls_with_rows(function: Any) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from actors.learner.trainer import Trainer, TrainerContext, make_trainer
 from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe
@@ -18,7 +17,9 @@ from dvpo_ray.config.rewards import VALUE
 from dvpo_ray.data import EncodedDemonstration, EncodedPrompt
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator
 from dvpo_ray.learning.ptx import Demonstrations
+from dvpo_ray.learning.trainer import Trainer, TrainerContext, make_trainer
 from dvpo_ray.loop.driver import Driver
+from dvpo_ray.loop.trajectory_log import TrajectoryLog
 from dvpo_ray.models.lora import ADAPTERS
 from dvpo_ray.rollouts.base import PlanContext, make_plan
 from dvpo_ray.rollouts.observed import ObservedPlan
@@ -91,8 +92,12 @@ def train_policy(
             run.phase(f"training for {policy.steps} steps of {policy.rollout.rows_per_step} answers")
             checkpointer = s.checkpointer(actors.learner)
             began, busy_before = time.time(), actors.busy_seconds()
-            driver = Driver(policy, actors, plan, run, checkpointer, evaluate_after, s.data_sha256, probe.after_update, refresh)
-            driver.train(s.checkpoint)
+            log = TrajectoryLog(run, actors.scorers, base.tokenizer, recipe.run, policy.steps)
+            driver = Driver(
+                policy, actors, plan, run, checkpointer, evaluate_after, s.data_sha256, probe.after_update, refresh, log
+            )
+            with closing(log):
+                driver.train(s.checkpoint)
             with checkpointer.measuring():
                 seconds, busy_after = time.time() - began, actors.busy_seconds()
                 cache_hits = actors.scorers.cache_hits()
@@ -164,7 +169,7 @@ def started_stages(
         value, temperature = policy.value_model if policy.advantage.reads_values else None, policy.rollout.temperature
         started.append(scorers := ScorerPool(folder, value, model, policy.scorer, temperature, cluster, policy.rewards))
         shown = Demonstrations.of(demonstrations) if demonstrations else None
-        started.append(learner := make_trainer(TrainerContext(folder, model, policy, cluster, seed, shown)))
+        started.append(learner := make_trainer(TrainerContext(folder, model, policy, cluster, seed, scorers.fetch, shown)))
         learner.wait_ready()
         scorers.wait_ready()
         rollouts.wait_ready()

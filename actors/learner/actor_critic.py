@@ -11,9 +11,9 @@ import numpy as np
 from actors.learner.critic import CriticRank
 from actors.learner.gang import RestartableGang
 from actors.learner.policy_gang import GangWeights, PolicyLearner
-from actors.learner.trainer import TrainerContext
 from actors.rollout.pool import RolloutPool
 from dvpo_ray.config.trainers import TrainerSettings
+from dvpo_ray.learning.trainer import TrainerContext
 from dvpo_ray.stages import Handle
 from dvpo_ray.types import StepResult
 

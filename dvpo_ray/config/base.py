@@ -94,6 +94,11 @@ class Choice(Section):
         Raises:
             ConfigError: it cannot be imported.
         """
+        if not self.implementation:
+            raise ConfigError(
+                f"{type(self).__module__}.{type(self).__qualname__} does not say what it builds: set "
+                "implementation = 'package.module:Class'"
+            )
         return load_entry_point(self.implementation)(self, *given)
 
     @classmethod
@@ -112,7 +117,7 @@ class Choice(Section):
     def _chosen(cls, value: Any) -> Self:
         """The settings of the part that ``type`` names."""
         if isinstance(value, cls):
-            return value
+            return value._called(value.type)
         if not isinstance(value, Mapping):
             raise ValueError(f"expected a table of settings with a `type`, got {type(value).__name__}")
         name = value.get("type", cls.registry.default)
@@ -126,5 +131,13 @@ class Choice(Section):
             raise ValueError(
                 f"type = '{name}' is no {cls.registry.what}: a class derived from {cls.__module__}.{cls.__name__} is"
             )
+        twice = [key for key in given if key in value and value[key] != given[key]]
+        if twice:
+            raise ValueError(f"`{twice[0]}` is given by type = '{name}', which stands for {dict(given)}: leave it out")
         settings = kind.model_validate({key: one for key, one in value.items() if key != "type"} | dict(given))
-        return settings if given else settings.model_copy(update={"type": name})
+        return settings if given else settings._called(name)
+
+    def _called(self, name: str) -> Self:
+        """With the ``type`` by which every process finds this class, which goes by ``name`` in this one."""
+        found = self.registry.name_of(type(self), name)
+        return self if found == self.type else self.model_copy(update={"type": found})

@@ -12,13 +12,12 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from dvpo_ray.config.base import Mark
+from dvpo_ray.config.base import Choice, Mark
 from dvpo_ray.config.loading import sections_of
 from dvpo_ray.config.recipes import Recipe
 from dvpo_ray.io.paths import expanded
+from dvpo_ray.registry import CODE
 
-# The packages of this project, whose modules are wherever it runs.
-CODE = ("dvpo_ray", "actors", "jobs")
 # How one of a machine's files begins where a URL may stand. MLflow takes the word `databricks` for a server.
 FILES = ("file://", "file:", "sqlite:///")
 ELSEWHERE = re.compile(r"[\w+.-]+:|databricks$")
@@ -35,8 +34,22 @@ def models(recipe: Recipe) -> dict[str, str]:
 
 
 def functions(recipe: Recipe) -> dict[str, str]:
-    """Functions of the user's own as ``package.module:name``, by dotted path."""
-    return marked(recipe, Mark.FUNCTION)
+    """Functions and parts of the user's own as ``package.module:name``, by dotted path."""
+    found = marked(recipe, Mark.FUNCTION)
+    for path, settings in own_parts(recipe):
+        found[f"{path}.type"] = settings.type
+        if settings.implementation.partition(":")[0] not in ("", settings.type.partition(":")[0]):
+            found[f"{path}.implementation"] = settings.implementation
+    return found
+
+
+def own_parts(section: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Choice]]:
+    """(dotted path, settings) of the parts that are named by their place, in sections and in sections by name."""
+    for name, value in section.items() if isinstance(section, Mapping) else section:
+        if isinstance(value, Choice) and ":" in value.type:
+            yield f"{prefix}{name}", value
+        if isinstance(value, BaseModel | Mapping):
+            yield from own_parts(value, f"{prefix}{name}.")
 
 
 def marked(section: BaseModel | Mapping[str, Any], mark: Mark, prefix: str = "") -> dict[str, str]:
@@ -49,6 +62,12 @@ def marked(section: BaseModel | Mapping[str, Any], mark: Mark, prefix: str = "")
         elif isinstance(value, BaseModel | Mapping):
             found |= marked(value, mark, f"{prefix}{name}.")
     return found
+
+
+def fixed_settings(recipe: Recipe) -> tuple[str, ...]:
+    """Dotted paths of the settings of a recipe, those of the user's own parts included, that stay when a run is resumed."""
+    own = [path for name, part in own_parts(recipe) for path in fixed_on_resume(type(part), f"{name}.")]
+    return tuple(dict.fromkeys([*fixed_on_resume(type(recipe)), *own]))
 
 
 def fixed_on_resume(kind: type[BaseModel], prefix: str = "") -> tuple[str, ...]:

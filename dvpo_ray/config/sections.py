@@ -63,6 +63,12 @@ class RunSection(Section):
         description="`auto` goes on from the newest whole checkpoint of this run, or starts when there is none; a checkpoint's "
         "folder starts from that one; `never` starts anew.",
     )
+    keep_trajectories_mib: int = Field(
+        64,
+        ge=0,
+        description="Most space for a sample of the rows that a policy was trained on, in the run's folder "
+        "(`trajectories/`), in MiB, spread over its steps; 0 keeps none.",
+    )
 
 
 class ClusterSection(Section):

@@ -26,6 +26,7 @@ from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.loop.prefetch import RolloutPrefetcher
 from dvpo_ray.loop.restarts import Restarts
 from dvpo_ray.loop.scorer_schedule import ScorerSchedule
+from dvpo_ray.loop.trajectory_log import TrajectoryLog
 from dvpo_ray.maths.kl_control import next_coefficient
 from dvpo_ray.rollouts.observed import ObservedPlan
 from dvpo_ray.rollouts.refresh import ScorerRefresh
@@ -53,11 +54,13 @@ class Driver:
         data_sha256: str = "",
         on_sync: Callable[[int], None] = lambda version: None,
         refresh: ScorerRefresh | None = None,
+        trajectories: TrajectoryLog | None = None,
     ) -> None:
         """``stages`` are the actors, or fakes; ``evaluate`` is called with the number of finished steps when
         ``evaluation.every`` asks for it, unless the run is to stop, and returns their held-out score; ``data_sha256`` is the
         fingerprint of what is trained on, for checkpoints. ``on_sync`` is called with the version that all engines have just
-        taken. ``plan`` says which rows steps ask for, ``refresh`` when another value model takes over."""
+        taken. ``plan`` says which rows steps ask for, ``refresh`` when another value model takes over;
+        ``trajectories`` keeps some of them."""
         self._config = config
         self._stages = stages
         self._plan = plan
@@ -68,6 +71,7 @@ class Driver:
         self._on_sync = on_sync
         self._kl = KlControl(config.kl.control, config.rollout.rows_per_step)
         self._refresh = refresh
+        self._trajectories = trajectories
         self._scorers = ScorerSchedule(config.off_policy.max_staleness)
         self._sealed = stages.scorers.value_hash()
         checkpointer.serve(
@@ -132,6 +136,8 @@ class Driver:
         ledger.settle(result, prefetch.given_up(step))
         self._observe(step, result)
         record.close(result, ledger.check(), served)
+        if self._trajectories is not None:
+            self._trajectories.keep(prefetch.taken, result)
         checkpointer.after_step(step, result.metrics, dump)
         prefetch.advance(step + 1)
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
-from dvpo_ray.config.references import fixed_on_resume
+from dvpo_ray.config.references import fixed_settings
 from dvpo_ray.errors import ConfigError, RunError
 from dvpo_ray.io.json_files import iter_records, read_object, read_records
 from dvpo_ray.models.folder import flush_file, sha256_file
@@ -25,7 +26,9 @@ METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 CHECKPOINTS = "checkpoints"
 DUMPS = "dumps"
+TRAJECTORIES = "trajectories"
 DEAD_LETTERS = "dead_letters.jsonl"
+STEP_FILE = re.compile(r"step-(\d{8})\.parquet")
 RECORDS = (CONFIG, METRICS, EVALUATIONS)
 
 
@@ -106,7 +109,7 @@ def check_same_run(recipe: Recipe, saved: Path) -> None:
     """
     before = read_object(saved)
     now = json.loads(dump_resolved(recipe))
-    for path in fixed_on_resume(type(recipe)):
+    for path in fixed_settings(recipe):
         old, new = _at(before, path), _at(now, path)
         if old != new:
             raise ConfigError(f"cannot go on with the run of '{saved}': {path} was {old}, this recipe says {new}")
@@ -132,6 +135,22 @@ def rewind(folder: Path, step: int) -> None:
     """
     keep_records(folder / METRICS, lambda row: row["step"] < step or (row["step"] == step and "seconds/step" not in row))
     keep_records(folder / EVALUATIONS, lambda row: row["step"] <= step)
+    for of, file in kept_trajectories(folder).items():
+        if of >= step:
+            file.unlink()
+    for file in (folder / TRAJECTORIES).glob("*.writing"):
+        file.unlink()
+
+
+def trajectory_file(folder: Path, step: int) -> Path:
+    """Where the trajectories of a step (counted from 0) of a run are."""
+    return folder / TRAJECTORIES / f"step-{step:08d}.parquet"
+
+
+def kept_trajectories(folder: Path) -> dict[int, Path]:
+    """The files of trajectories in a run's folder, by step (counted from 0), in order."""
+    found = ((STEP_FILE.fullmatch(file.name), file) for file in sorted((folder / TRAJECTORIES).glob("step-*.parquet")))
+    return {int(name[1]): file for name, file in found if name is not None}
 
 
 def save_records(run: Path, checkpoint: Path) -> dict[str, str]:

@@ -17,12 +17,13 @@ from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.kinds import KINDS, kind_of
 from dvpo_ray.config.loading import build, recipe_tree, to_toml, toml_value
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining
-from dvpo_ray.config.references import CODE, data_sources, filled_in, functions, left_behind, models, places, secrets
+from dvpo_ray.config.references import data_sources, filled_in, functions, left_behind, models, places, secrets
 from dvpo_ray.config.sections import GenerationSection
 from dvpo_ray.data.sources import PACKAGE_PREFIX, names_a_path
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.models.hub import named_for_elsewhere
 from dvpo_ray.models.packaged import SMOLLM2
+from dvpo_ray.registry import CODE
 from dvpo_ray.submission.archive import Archive
 
 RECIPE = "recipe.toml"

@@ -18,7 +18,7 @@ LAYERS = (
     ("dvpo_ray.loop",),
     ("dvpo_ray.report", "dvpo_ray.kubernetes", "dvpo_ray.submission", "dvpo_ray.demo"),
     # What `import dvpo_ray` offers.
-    ("dvpo_ray", "dvpo_ray.api"),
+    ("dvpo_ray", "dvpo_ray.api", "dvpo_ray.testing"),
     ("actors",),
     ("jobs",),
 )
