@@ -269,12 +269,13 @@ def k8s_render(
     def work() -> dict[str, Any]:
         from dvpo_ray.config.kinds import KINDS, kind_of
         from dvpo_ray.config.loading import recipe_tree
-        from dvpo_ray.kubernetes import render as jobs
+        from dvpo_ray.kubernetes.render import Request, refuse_image, render
+        from dvpo_ray.kubernetes.render import flavour as named_flavour
 
-        jobs.refuse_image(image)
-        request = jobs.Request(devices, image, jobs.flavour(flavour), name, claim, queue, secret, gpus_per_node, model)
+        refuse_image(image)
+        request = Request(devices, image, named_flavour(flavour), name, claim, queue, secret, gpus_per_node, model)
         recipe_type = KINDS[kind or kind_of(*recipe_tree(recipe, overrides))]
-        typer.echo(jobs.render(recipe_type, recipe, overrides, request), nl=False)
+        typer.echo(render(recipe_type, recipe, overrides, request), nl=False)
         return {}
 
     guard(work, as_json=False)
