@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -397,10 +398,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def main() -> None:
-    """Entry point of the ``dvpo`` command."""
+def main(words: Sequence[str] | None = None) -> NoReturn:
+    """The ``dvpo`` command with the words after it, by default those of this process; ends the process with its exit code."""
     quiet_libraries()
-    sys.exit(app(prog_name="dvpo"))
+    sys.exit(app(args=words, prog_name="dvpo"))
 
 
 if __name__ == "__main__":
