@@ -35,8 +35,9 @@ format:  ## Format and mend what ruff can
 bench:  ## Benchmarks: seeds, ablation, rivals, peers (hours; resumable)
 	@$(RUN) for name in seeds ablation algorithms critics robustness staleness step_time overheads whole_step weight_sync lora failures recovery planner control_plane; do python -m benchmarks.$$name; done
 
-docs:  ## Regenerate the configuration reference and the tables of datasets and models
+docs:  ## Regenerate the references of configuration and metrics and the tables of datasets and models
 	@$(RUN) python -m scripts.config_reference > docs/configuration.md
+	@$(RUN) python -m scripts.metric_reference
 	@$(RUN) python -m scripts.dataset_shapes
 	@$(RUN) python -m scripts.model_table
 

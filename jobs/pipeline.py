@@ -87,11 +87,6 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dic
     return result
 
 
-def main() -> None:
-    """Entry point of a Ray job: ``python -m jobs.pipeline RECIPE [--set KEY=VALUE]``."""
-    sys.argv[1:1] = ["demo"]
-    cli.main()
-
-
+# A Ray job: `python -m jobs.pipeline RECIPE [--set KEY=VALUE]`.
 if __name__ == "__main__":
-    main()
+    cli.main(["demo", *sys.argv[1:]])

@@ -175,11 +175,6 @@ def _seal(
     )
 
 
-def main() -> None:
-    """Entry point of a Ray job: ``python -m jobs.pretrain_value RECIPE [--set KEY=VALUE]``."""
-    sys.argv[1:1] = ["value", "train"]
-    cli.main()
-
-
+# A Ray job: `python -m jobs.pretrain_value RECIPE [--set KEY=VALUE]`.
 if __name__ == "__main__":
-    main()
+    cli.main(["value", "train", *sys.argv[1:]])

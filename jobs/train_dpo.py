@@ -224,11 +224,6 @@ def _accuracy(gained: np.ndarray, pairs: Sequence[EncodedPair]) -> dict[str, Any
     }
 
 
-def main() -> None:
-    """Entry point of a Ray job: ``python -m jobs.train_dpo RECIPE [--set KEY=VALUE]``."""
-    sys.argv[1:1] = ["dpo", "train"]
-    cli.main()
-
-
+# A Ray job: `python -m jobs.train_dpo RECIPE [--set KEY=VALUE]`.
 if __name__ == "__main__":
-    main()
+    cli.main(["dpo", "train", *sys.argv[1:]])

@@ -197,11 +197,6 @@ def _figures(s: Session[PolicyRecipe], hashes: Mapping[str, str]) -> dict[str, A
     return found
 
 
-def main() -> None:
-    """Entry point of a Ray job: ``python -m jobs.train_policy RECIPE [--set KEY=VALUE]``."""
-    sys.argv[1:1] = ["policy", "train"]
-    cli.main()
-
-
+# A Ray job: `python -m jobs.train_policy RECIPE [--set KEY=VALUE]`.
 if __name__ == "__main__":
-    main()
+    cli.main(["policy", "train", *sys.argv[1:]])

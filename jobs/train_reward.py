@@ -6,12 +6,6 @@ import sys
 
 from jobs.cli import main as cli
 
-
-def main() -> None:
-    """Entry point of a Ray job: ``python -m jobs.train_reward RECIPE [--set KEY=VALUE]``."""
-    sys.argv[1:1] = ["reward", "train"]
-    cli.main()
-
-
+# A Ray job: `python -m jobs.train_reward RECIPE [--set KEY=VALUE]`.
 if __name__ == "__main__":
-    main()
+    cli.main(["reward", "train", *sys.argv[1:]])

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from actors.cluster.telling import raised
+from actors.cluster.picklable_errors import described
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import (
     ActorDiedError,
@@ -37,7 +37,7 @@ def actor_errors(who: str, doing: str) -> Iterator[None]:
             raise error.cause from error
         if isinstance(error.cause, ObjectLostError):
             raise RowsLostError(f"{who}: what it was given is lost, while {doing}: {error.cause}") from error
-        raise failure(error.cause if isinstance(error.cause, RaisedError) else raised(who, error.cause), doing) from error
+        raise failure(error.cause if isinstance(error.cause, RaisedError) else described(who, error.cause), doing) from error
     except RayActorError as error:
         raise ActorDiedError(f"{who} died while {doing}: {_first_and_last_line(error)}", error.preempted) from error
     except ObjectLostError as error:

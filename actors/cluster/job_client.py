@@ -63,6 +63,8 @@ class _PatientClient(JobSubmissionClient):
 class JobClient:
     """The job server of one cluster. The token comes from the environment or a file (``actors.cluster.token``)."""
 
+    upload_limit = UPLOAD_LIMIT
+
     def __init__(self, address: str | None) -> None:
         """``address``: the dashboard's URL; none takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine.
 

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from dvpo_ray.runs.prometheus import BUSY, CATALOGUE, RUN_METRICS, Metric
+from dvpo_ray.runs.prometheus import BUSY, Exported, catalogue, run_metrics
 
 DRIVER = "driver"
 REFRESH_S = 5.0
@@ -29,7 +29,7 @@ class Gauges:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def set(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
+    def set(self, metric: Exported, value: float, labels: dict[str, str]) -> None:
         """Show a value from now on."""
         with self._lock:
             self._values[metric.name, tuple(sorted(labels.items()))] = value
@@ -63,7 +63,7 @@ class RayTracker:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Show one step, or one evaluation."""
-        for metric in RUN_METRICS:
+        for metric in run_metrics().values():
             for value, key in metric.keys.items():
                 if key in metrics:
                     GAUGES.set(metric, metrics[key], {"run": self._run} | ({metric.label: value} if metric.label else {}))
@@ -73,12 +73,12 @@ class RayTracker:
         GAUGES.forget("run", self._run)
 
 
-def show(metric: Metric, value: float) -> None:
+def show(metric: Exported, value: float) -> None:
     """Set a gauge of this process."""
     GAUGES.set(metric, value, {"actor": _actor()})
 
 
-def count(metric: Metric, amount: float = 1.0, **labels: str) -> None:
+def count(metric: Exported, amount: float = 1.0, **labels: str) -> None:
     """Add to a counter of this process."""
     if amount > 0:
         _sender(metric.name).inc(amount, {"actor": _actor()} | labels)
@@ -100,7 +100,7 @@ def _in_actor() -> bool:
 
 @cache
 def _sender(name: str) -> Any:
-    metric = next(metric for metric in CATALOGUE if metric.name == name)
+    metric = catalogue()[name]
     kind = Gauge if metric.kind == "gauge" else Counter
     return kind(metric.name, metric.meaning, metric.labels)
 

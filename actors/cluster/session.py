@@ -17,8 +17,8 @@ from ray._private import services
 from ray.exceptions import AuthenticationError
 
 from actors.cluster.family import children, end_family
+from actors.cluster.picklable_errors import with_picklable_errors
 from actors.cluster.scratch import scratch_dir
-from actors.cluster.telling import telling
 from actors.cluster.token import make_token, protect_token
 from actors.cluster.watchdog import LATE_AFTER
 from dvpo_ray.config.sections import ClusterSection
@@ -211,6 +211,8 @@ def nodes_for(role: str, cluster: ClusterSection) -> dict[str, Any]:
 
 def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float, **options: Any) -> Any:
     """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any. What it
-    raises is told in words (``actors.cluster.telling``)."""
+    raises is told in words (``actors.cluster.picklable_errors``)."""
     resources = {"num_cpus": 1, "num_gpus": gpus if cluster_has_gpus() else 0}
-    return ray.remote(telling(kind)).options(name=name, **resources, runtime_env={"env_vars": environment}, **options)
+    return ray.remote(with_picklable_errors(kind)).options(
+        name=name, **resources, runtime_env={"env_vars": environment}, **options
+    )

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from actors.cluster.failure_kinds import FailureKind, failure_kind_of_text, sentence
 from actors.cluster.nodes import this_actor
-from actors.cluster.recurrence import Recurrence, recurrence_of_text, sentence
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, DvpoError, PermanentFailureError
 from dvpo_ray.io.error_text import MOST_FRAMES, Said, place, said_of, shortened
 from dvpo_ray.io.remedies import remedy
@@ -280,11 +280,11 @@ def _failure(what: str, said: Said | None, cause: str, died: bool = False) -> Ac
     """The error for an engine's failure. What it serves when it dies is not the same the next time, so that only refusals that
     are known to be ones are certain to come again."""
     text = f"{this_actor()}: {what}: {cause}"
-    found = Recurrence.PASSING if said is None else recurrence_of_text(said.text)
-    if found is Recurrence.CERTAIN and (said is None or not died or remedy(said.text)):
+    found = FailureKind.TRANSIENT if said is None else failure_kind_of_text(said.text)
+    if found is FailureKind.PERMANENT and (said is None or not died or remedy(said.text)):
         return PermanentFailureError(text)
     kind = ActorDiedError if died else ActorFailedError
-    return kind(text, sentence="" if said is None or found is Recurrence.PASSING else f"{what}: {sentence(said.text)}")
+    return kind(text, sentence="" if said is None or found is FailureKind.TRANSIENT else f"{what}: {sentence(said.text)}")
 
 
 def _told(error: BaseException) -> str:

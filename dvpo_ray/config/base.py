@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.io.paths import expanded
+from dvpo_ray.metrics import Figure, Metric, declare
 from dvpo_ray.registry import Registry, load_entry_point
 
 # TOML knows neither paths nor tuples: these two read a string or a list where everything else stays strict.
@@ -62,9 +63,17 @@ FixedOnResume = Annotated[T, Mark.FIXED]
 class Section(BaseModel):
     """A group of settings. Unknown keys are errors and values never change after loading."""
 
+    # What runs with these settings record besides the metrics of all runs.
+    METRICS: ClassVar[tuple[Metric | Figure, ...]] = ()
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        declare(*cls.METRICS)
 
 
 def kind_of(default: str) -> Discriminator:

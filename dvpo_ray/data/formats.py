@@ -7,7 +7,7 @@ from typing import Any
 
 from dvpo_ray.data.messages import Messages
 from dvpo_ray.data.reasons import BadRow, Reason
-from dvpo_ray.data.shapes import best_answer, pairs_in, prompts_in, recognise
+from dvpo_ray.data.shapes import pairs_in, prompts_in, recognise
 
 # A row's own id, and ids that rows of one prompt or conversation share.
 ID_FIELDS = ("id", "row_id", "uid")
@@ -62,16 +62,6 @@ def parse_pair(row: Mapping[str, Any]) -> tuple[Messages, str, str]:
     found = recognise([row], "pairs").rows(row)[0]
     ((chosen, rejected), *_) = pairs_in(found)
     return found.prompt, chosen, rejected
-
-
-def parse_demonstration(row: Mapping[str, Any]) -> tuple[Messages, str]:
-    """Prompt and good answer of a row: its ``completion``, or the best answer of a preference row.
-
-    Raises:
-        BadRow: with the reason.
-    """
-    found = recognise([row], "demonstrations").rows(row)[0]
-    return found.prompt, best_answer(found)
 
 
 def parse_prompt(row: Mapping[str, Any]) -> Messages:

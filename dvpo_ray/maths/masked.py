@@ -22,12 +22,6 @@ def check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"shapes differ: {shapes}")
 
 
-def masked_mean(x_bt: Tensor, mask_bt: Tensor) -> Tensor:
-    """Mean over active positions, a scalar; 0 when none is active."""
-    check_same_shape(x=x_bt, mask=mask_bt)
-    return (x_bt * mask_bt).sum() / mask_bt.sum().clamp(min=1)
-
-
 def moments(x_bt: Tensor, mask_bt: Tensor) -> Tensor:
     """Sum, sum of squares and count over active positions, float64 [3].
 

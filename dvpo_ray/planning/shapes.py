@@ -213,11 +213,6 @@ class ModelShape:
         """All parameters of a causal language model."""
         return self.body_parameters + self._vocabulary_parameters
 
-    @property
-    def active_parameters(self) -> int:
-        """Parameters that one token passes through, as models with experts are advertised."""
-        return self.active_body_parameters + self._vocabulary_parameters
-
     def read_parameters(self, tokens: float) -> float:
         """Parameters that a pass over so many tokens reads: of experts those that a router which prefers none is expected to
         choose for any of them."""

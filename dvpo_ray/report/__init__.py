@@ -24,6 +24,7 @@ def write_report(folder: str | Path) -> Path:
     html = pages.get_template("report.html.j2").render(
         name=records.name,
         result=records.result,
+        cards=_cards(records),
         charts=all_charts(records),
         pairs=compare_answers(records, EXAMPLES),
         coloured=colour_tokens(records, 4),
@@ -33,3 +34,9 @@ def write_report(folder: str | Path) -> Path:
     path = records.folder / REPORT
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def _cards(records: RunRecords) -> list[tuple[str, str]]:
+    """The figures at the head of the page: label and number."""
+    shown = [(figure, records.result.get(key)) for key, figure in records.figures.items() if figure.card]
+    return [(figure.label, f"{value:.{figure.digits}f}") for figure, value in shown if type(value) in (int, float)]

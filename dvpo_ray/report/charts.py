@@ -1,51 +1,54 @@
-"""The report's curves, drawn by matplotlib as inline SVG."""
+"""The report's charts: what metrics declare, drawn by matplotlib as inline SVG."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
+from dvpo_ray.metrics import Metric, metric_of
 from dvpo_ray.report.records import STAGES, RunRecords
 
 Drawing = Callable[[Any], None]
 COLOURS = ("#2171b5", "#d95f0e", "#238b45", "#756bb1", "#636363")
+OF_VALUE = "Value pretraining: "
 
 
 def all_charts(records: RunRecords) -> list[dict[str, str]]:
     """Every chart the run has data for: title and SVG."""
-    charts: list[tuple[str, Drawing | None]] = [
-        ("Held-out gold (mean, 95% interval)", _gold(records)),
-        (
-            "Frozen value of the answers in training",
-            _lines(records.policy_steps, {"value/last": "last token", "value/mean": "mean"}),
-        ),
-        (
-            "KL to the reference (nats per token)",
-            _lines(records.policy_steps, {"kl/per_token": "engine log-probs", "kl/learner_per_token": "learner log-probs"}),
-        ),
-        ("Seconds of each stage", _stacked_seconds(records.policy_steps)),
-        ("Answer length (tokens)", _lines(records.policy_steps, {"answer/tokens": "tokens"})),
-        ("Entropy (nats per token)", _lines(records.policy_steps, {"policy/entropy": "entropy"})),
-        ("Log-prob gap, engine to learner (mean absolute)", _lines(records.policy_steps, {"gap/abs_log_prob": "gap"})),
-        ("Gradient norm before clipping", _lines(records.policy_steps, {"optimizer/grad_norm": "policy"})),
-        ("Value pretraining loss", _lines(records.value_steps, {"loss/value": "loss"})),
-        ("DPO loss", _lines(records.dpo_steps, {"loss/dpo": "loss"})),
-        (
-            "DPO: beta times margin, and share ranked right",
-            _lines(records.dpo_steps, {"dpo/margin": "margin", "dpo/accuracy": "right"}),
-        ),
-    ]
-    return [{"title": title, "svg": svg(draw)} for title, draw in charts if draw is not None]
+    drawings = _declared_charts(records.lines, records.metrics)
+    if records.policy_steps:
+        drawings["Seconds of each stage"] = _stacked_seconds(records.policy_steps)
+    # What the second half shows, too, has the first half's name before it.
+    for title, draw in _declared_charts(records.value_lines, records.metrics).items():
+        drawings[title if title.startswith(OF_VALUE.rstrip(": ")) else OF_VALUE + title] = draw
+    return [{"title": title, "svg": svg(draw)} for title, draw in drawings.items()]
 
 
-def _lines(rows: Sequence[dict[str, Any]], keys: dict[str, str]) -> Drawing | None:
-    if not rows:
-        return None
+def _declared_charts(rows: Sequence[dict[str, Any]], known: dict[str, Metric]) -> dict[str, Drawing]:
+    """What the declarations say of the numbers in rows, by title, in the order of the declarations."""
+    order, recorded = list(known), dict.fromkeys(key for row in rows for key in row)
+    charts: dict[str, dict[str, str]] = {}
+    shown = [(metric, key) for key in recorded if (metric := metric_of(key, known)) is not None and metric.chart]
+    for metric, key in sorted(shown, key=lambda pair: order.index(pair[0].key)):
+        charts.setdefault(metric.chart, {})[key] = metric.line or key.rpartition("/")[2]
+    return {title: _lines(rows, keys) for title, keys in charts.items()}
+
+
+def _lines(rows: Sequence[dict[str, Any]], keys: dict[str, str]) -> Drawing:
+    """A line for each key, over the rows that have it; with error bars where they have its 95% interval."""
 
     def draw(axes: Any) -> None:
-        for colour, (key, label) in zip(COLOURS, keys.items(), strict=False):
-            axes.plot([row["step"] for row in rows], [row[key] for row in rows], color=colour, label=label)
+        for colour, (key, label) in zip(cycle(COLOURS), keys.items(), strict=False):
+            having = [row for row in rows if key in row]
+            steps, numbers = [row["step"] for row in having], [row[key] for row in having]
+            low, high = f"{key}_ci95_low", f"{key}_ci95_high"
+            if all(low in row and high in row for row in having):
+                ends = [[row[key] - row[low] for row in having], [row[high] - row[key] for row in having]]
+                axes.errorbar(steps, numbers, yerr=ends, color=colour, marker="o", capsize=4, label=label)
+            else:
+                axes.plot(steps, numbers, color=colour, label=label)
         axes.set_xlabel("step")
         if len(keys) > 1:
             axes.legend(frameon=False)
@@ -53,25 +56,7 @@ def _lines(rows: Sequence[dict[str, Any]], keys: dict[str, str]) -> Drawing | No
     return draw
 
 
-def _gold(records: RunRecords) -> Drawing | None:
-    rows = [row for row in records.evaluations if "eval/gold" in row]
-    if not rows:
-        return None
-
-    def draw(axes: Any) -> None:
-        steps, gold = [row["step"] for row in rows], [row["eval/gold"] for row in rows]
-        below = [row["eval/gold"] - row["eval/gold_ci95_low"] for row in rows]
-        above = [row["eval/gold_ci95_high"] - row["eval/gold"] for row in rows]
-        axes.errorbar(steps, gold, yerr=[below, above], color=COLOURS[0], marker="o", capsize=4)
-        axes.set_xlabel("step")
-
-    return draw
-
-
-def _stacked_seconds(rows: Sequence[dict[str, Any]]) -> Drawing | None:
-    if not rows:
-        return None
-
+def _stacked_seconds(rows: Sequence[dict[str, Any]]) -> Drawing:
     def draw(axes: Any) -> None:
         series = [[row[f"seconds/{stage}"] for row in rows] for stage in STAGES]
         axes.stackplot([row["step"] for row in rows], series, labels=STAGES, colors=COLOURS)

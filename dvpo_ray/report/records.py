@@ -10,24 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dvpo_ray.errors import DataError, UserInputError
 from dvpo_ray.io.json_files import REMEDY, check_numbers, read_object, read_records
+from dvpo_ray.metrics import Figure, Metric, metric_of
+from dvpo_ray.runs.declarations import read_declarations
 
 B = TypeVar("B", bound=BaseModel)
 STAGES = ("rollout", "score", "learn", "sync")
-CURVES = (
-    "value/last",
-    "value/mean",
-    "kl/per_token",
-    "kl/learner_per_token",
-    "answer/tokens",
-    "policy/entropy",
-    "gap/abs_log_prob",
-    "optimizer/grad_norm",
-)
 NEEDED = {
-    "seconds/rollout": ("step", "seconds/step", *(f"seconds/{stage}" for stage in STAGES), *CURVES),
-    "loss/value": ("step", "loss/value"),
-    "loss/dpo": ("step", "loss/dpo", "dpo/margin", "dpo/accuracy"),
-    "eval/gold": ("step", "eval/gold", "eval/gold_ci95_low", "eval/gold_ci95_high"),
+    "seconds/rollout": ("step", "seconds/step", *(f"seconds/{stage}" for stage in STAGES)),
+    "eval/gold": ("step", "eval/gold_ci95_low", "eval/gold_ci95_high"),
 }
 
 
@@ -63,16 +53,23 @@ class Intervals(BaseModel):
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a run left in its folder; a demo's value and policy runs lie in folders of these names below it."""
+    """What a run left in its folder; a pipeline's value and policy runs lie in folders of these names below it.
+
+    Attributes:
+        metrics: the declarations by which ``lines`` are shown.
+        figures: those by which ``result`` is.
+        lines: metrics of every step and evaluation, of a pipeline those of its policy.
+        value_lines: metrics of a pipeline's value pretraining.
+    """
 
     folder: Path
     name: str
     result: dict[str, Any]
     config_text: str
-    value_steps: list[dict[str, Any]]
-    policy_steps: list[dict[str, Any]]
-    dpo_steps: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
+    metrics: dict[str, Metric]
+    figures: dict[str, Figure]
+    lines: list[dict[str, Any]]
+    value_lines: list[dict[str, Any]]
     answers: list[dict[str, Any]]
 
     @classmethod
@@ -88,7 +85,7 @@ class RunRecords:
             raise UserInputError(f"'{folder}' holds no finished run: no result.json; give the folder of a run that ended")
         value = folder / "value" if (folder / "value").is_dir() else folder
         policy = folder / "policy" if (folder / "policy" / "metrics.jsonl").is_file() else folder
-        lines = read_metrics(policy / "metrics.jsonl")
+        metrics, figures = read_declarations(folder, value, policy)
         facts, config = read_object(result), folder / "config.json"
         _checked(Intervals, {name: facts[name] for name in Intervals.model_fields if name in facts}, str(result))
         read_object(config)
@@ -97,12 +94,17 @@ class RunRecords:
             name=folder.resolve().name,
             result=facts,
             config_text=config.read_text(encoding="utf-8"),
-            value_steps=[line for line in read_metrics(value / "metrics.jsonl") if "loss/value" in line],
-            policy_steps=[line for line in lines if "seconds/rollout" in line],
-            dpo_steps=[line for line in lines if "loss/dpo" in line],
-            evaluations=[line for line in lines if any(key.startswith("eval/") for key in line)],
+            metrics=metrics,
+            figures=figures,
+            lines=read_metrics(policy / "metrics.jsonl", metrics),
+            value_lines=read_metrics(value / "metrics.jsonl", metrics) if value != policy else [],
             answers=_answers(policy / "evaluations.jsonl"),
         )
+
+    @property
+    def policy_steps(self) -> list[dict[str, Any]]:
+        """Steps whose stages were timed."""
+        return [line for line in self.lines if "seconds/rollout" in line]
 
     def answers_at(self, first: bool) -> list[dict[str, Any]]:
         """Held-out answers before training, or after it."""
@@ -169,17 +171,17 @@ def _diverging(x: float) -> str:
     return f"rgba({red},{green},{blue},{min(1.0, abs(x)) * 0.7:.2f})"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; none when there is no file.
+def read_metrics(path: Path, known: dict[str, Metric] | None = None) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; none when there is no file. ``known`` are declarations, by default this process's.
 
     Raises:
-        DataError: naming a row without the numbers that its kind has.
+        DataError: naming a row without the numbers that its kind has, or with something else where a chart shows a number.
     """
     rows = read_records(path)
     for number, row in enumerate(rows, 1):
-        for mark, names in NEEDED.items():
-            if mark in row:
-                check_numbers(row, names, f"{path}, row {number}")
+        charted = [key for key in row if (metric := metric_of(key, known)) is not None and metric.chart]
+        needed = [name for mark, names in NEEDED.items() if mark in row for name in names]
+        check_numbers(row, ("step", *charted, *needed) if charted else tuple(needed), f"{path}, row {number}")
     return rows
 
 

@@ -16,6 +16,7 @@ from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import RunError, RunStoppedError
 from dvpo_ray.planning.device_defaults import number_types
+from dvpo_ray.runs.declarations import save_declarations
 from dvpo_ray.runs.folder import DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
 from dvpo_ray.runs.pace import Pace
 from dvpo_ray.runs.stopping import current
@@ -91,6 +92,7 @@ class Run:
         self.in_place = in_place
         self.folder = run_folder(recipe) if in_place else prepare_folder(recipe)
         (self.folder / CONFIG).write_text(dump_resolved(recipe))
+        save_declarations(self.folder)
         # Whoever goes on with a run reads its sources again, bad rows as well.
         (self.folder / DEAD_LETTERS).unlink(missing_ok=True)
         self.number_types = number_types(recipe)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import secrets
 import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actors.cluster.token import use_token
 from dvpo_ray.errors import RunError, UserInputError
-from dvpo_ray.runs.status import JobStatus, read_status
 from jobs.cli.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
+
+if TYPE_CHECKING:
+    from actors.cluster.job_client import JobClient
+    from dvpo_ray.runs.status import JobStatus
 
 INTERRUPTED = 130
 SHOWN = 200
@@ -48,12 +48,14 @@ def submit(
     """Run a recipe as a job of a Ray cluster; its sections say which training."""
 
     def work() -> dict[str, Any]:
-        submission = importlib.import_module("dvpo_ray.submission.package")
+        import secrets
+
+        from dvpo_ray.submission import package as submission
+
         asked = submission.parse(recipe, resumed(overrides, resume), reward)
         client = _connect(address)
         job = job_id or f"{asked.recipe.run.name[:56]}-{secrets.token_hex(3)}"
-        limit = importlib.import_module("actors.cluster.job_client").UPLOAD_LIMIT
-        options = submission.Options(limit, client.is_here(), image, tuple(include), as_json)
+        options = submission.Options(client.upload_limit, client.is_here(), image, tuple(include), as_json)
         with tempfile.TemporaryDirectory(prefix="dvpo-submit-") as folder:
             prepared = submission.build_package(asked, options, Path(folder) / "package.zip")
             client.submit(prepared, job)
@@ -73,7 +75,9 @@ def jobs_list(address: AddressOption = None, as_json: JsonOption = False) -> Non
     def work() -> dict[str, Any]:
         found = _connect(address).jobs()
         if not as_json:
-            importlib.import_module("jobs.cli.console").show_jobs(found)
+            from jobs.cli.console import show_jobs
+
+            show_jobs(found)
         return {"jobs": found} if as_json else {}
 
     guard(work, as_json)
@@ -140,20 +144,27 @@ def end_of_stop(status: JobStatus | None, log: str) -> str:
     return f"{where}; {said}"
 
 
-def _status_of(client: Any, job: dict[str, Any]) -> JobStatus | None:
+def _status_of(client: JobClient, job: dict[str, Any]) -> JobStatus | None:
     """What a job wrote of itself; None when its run's folder is on other machines, or has only what an earlier job wrote."""
+    from dvpo_ray.runs.status import read_status
+
     if not job["run_folder"] or not job["started"] or not client.is_here():
         return None
     status = read_status(Path(job["run_folder"]))
     return status if status is not None and status.began >= datetime.fromisoformat(job["started"]).timestamp() else None
 
 
-def _connect(address: str | None) -> Any:
+def _connect(address: str | None) -> JobClient:
+    from actors.cluster.token import use_token
+
+    # Before Ray is imported, which reads the token once.
     use_token()
-    return importlib.import_module("actors.cluster.job_client").JobClient(address)
+    from actors.cluster.job_client import JobClient
+
+    return JobClient(address)
 
 
-def _follow(client: Any, job: str) -> dict[str, Any]:
+def _follow(client: JobClient, job: str) -> dict[str, Any]:
     """Print what a job prints until it ends, and end as it does."""
     goes_on = f"job '{job}' goes on: `dvpo jobs logs {job} --follow` follows it again, `dvpo jobs stop {job}` stops it"
     ended = _until_its_end(client, job, lambda text: typer.echo(text, nl=False), goes_on)
@@ -166,7 +177,7 @@ def _follow(client: Any, job: str) -> dict[str, Any]:
     return ended
 
 
-def _until_its_end(client: Any, job: str, write: Callable[[str], None], interrupted: str) -> dict[str, Any]:
+def _until_its_end(client: JobClient, job: str, write: Callable[[str], None], interrupted: str) -> dict[str, Any]:
     try:
         return dict(client.follow(job, write))
     except KeyboardInterrupt:

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from dvpo_ray.errors import DvpoError, RunStoppedError, exit_code_of
 
+# The names of dvpo_ray.config.kinds.KINDS, which help and completion show without importing the recipes.
+RecipeKind = Literal["pipeline", "value", "reward", "policy", "dpo"]
 RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a shipped one.")]
 ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a checkpoint's folder (run.resume).")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
@@ -34,7 +35,9 @@ def guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None 
     if as_json:
         typer.echo(json.dumps(result, indent=indent, default=str))
     elif result:
-        importlib.import_module("jobs.cli.console").show_result(result)
+        from jobs.cli.console import show_result
+
+        show_result(result)
 
 
 def _fail(error: DvpoError, as_json: bool) -> NoReturn:

@@ -19,37 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from dvpo_ray.metrics import figures, metrics
 from dvpo_ray.runs.logs import log_as_json
 from dvpo_ray.runs.pace import rounded
 from dvpo_ray.runs.run import Event, Listener
 from dvpo_ray.runs.stopping import heeding, show_cursor
 
 ALIVE_S = 10.0
-SHOWN_KEYS = (
-    ("gold_before", "gold before"),
-    ("gold_after", "gold after"),
-    ("gold_after_ci95", "gold after, 95% interval"),
-    ("gold", "gold"),
-    ("win_rate", "win rate against the start"),
-    ("win_rate_ci95", "win rate, 95% interval"),
-    ("kl_per_token", "KL per token (nats)"),
-    ("cut_share_after", "share of answers cut at max_new_tokens"),
-    ("cut_share", "share of answers cut at max_new_tokens"),
-    ("gvm_pair_accuracy_mean", "value model pair accuracy, mean value"),
-    ("gvm_pair_accuracy_last", "value model pair accuracy, last value"),
-    ("gvm_label_concordance", "value model agreement with labels, mean value"),
-    ("reward_pair_accuracy", "reward model pair accuracy"),
-    ("dpo_pair_accuracy", "policy pair accuracy"),
-    ("seconds_per_step", "seconds per step"),
-    ("kept_best_by", "checkpoints kept by keep_best"),
-    ("seconds_total", "seconds in all"),
-    ("peak_memory_gb", "peak memory (GB)"),
-    ("logprob_gap_mean", "log-prob gap, engine to learner"),
-    ("value_model", "value model"),
-    ("reward_model", "reward model"),
-    ("policy", "policy"),
-    ("report", "report"),
-)
 
 
 @contextmanager
@@ -168,32 +144,20 @@ def job_progress(as_json: bool, run: str) -> Iterator[Listener]:
         yield listener
 
 
-def headline(metrics: dict[str, float]) -> str:
-    """The few numbers worth a line."""
-    names = (
-        ("eval/gold", "gold"),
-        ("eval/kl_per_token", "KL/token"),
-        ("eval/cut_share", "cut"),
-        ("value/last", "value"),
-        ("kl/per_token", "KL/token"),
-        ("loss/value", "loss"),
-        ("loss/dpo", "loss"),
-        ("dpo/margin", "margin"),
-        ("policy/entropy", "entropy"),
-        ("answer/tokens", "tokens"),
-        ("answer/cut_share", "cut"),
-        ("seconds/step", "s/step"),
-    )
-    return "  ".join(f"{label} {metrics[key]:.3f}" for key, label in names if key in metrics)
+def headline(recorded: dict[str, float]) -> str:
+    """The few numbers worth a line: those that are declared with a name for the console."""
+    shown = [(metric.console, recorded[key]) for key, metric in metrics().items() if metric.console and key in recorded]
+    return "  ".join(f"{label} {number:.3f}" for label, number in shown)
 
 
 def show_result(result: dict[str, Any]) -> None:
-    """The closing figures, on standard output, one a line; paths are never cut."""
-    known = [(label, result[key]) for key, label in SHOWN_KEYS if key in result] or list(result.items())
-    width = max(len(label) for label, _ in known)
+    """The closing figures, on standard output, one a line; paths are never cut. Without any, all that the result holds."""
+    known = [(one.label, _format(result[key], one.digits)) for key, one in figures().items() if key in result]
+    lines = known or [(key, _format(value)) for key, value in result.items()]
+    width = max(len(label) for label, _ in lines)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for label, value in known:
-        console.print(f"{label:<{width}}  {_format(value)}")
+    for label, text in lines:
+        console.print(f"{label:<{width}}  {text}")
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:
@@ -279,13 +243,13 @@ def _types(number_types: dict[str, str]) -> str:
     return ", ".join(f"{role} in {dtype}" for role, dtype in number_types.items())
 
 
-def _format(value: Any) -> str:
+def _format(value: Any, digits: int = 3) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.{digits}f}"
     if isinstance(value, list | tuple) and all(isinstance(item, float) for item in value):
-        return " to ".join(f"{item:.3f}" for item in value)
+        return " to ".join(f"{item:.{digits}f}" for item in value)
     text = str(value)
     return text.removeprefix(f"{Path.cwd()}/")
 

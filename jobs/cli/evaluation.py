@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from dvpo_ray.config import PolicyRecipe, load_recipe
 from jobs.cli.commands import JsonOption, RecipeArg, SetOption, guard
+
+if TYPE_CHECKING:
+    from dvpo_ray.config import PolicyRecipe
+    from dvpo_ray.runs.run import Listener
 
 PolicyOption = Annotated[Path | None, typer.Option(help="Policy folder to evaluate; default: the recipe's model.")]
 FormatOption = Annotated[str, typer.Option("--format", help="mt-bench, alpaca-eval, arena-hard or jsonl.")]
@@ -59,7 +61,13 @@ def eval_policy(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a policy recipe's held-out prompts and measure gold, KL and length; `policy` may be left out."""
-    _evaluate("jobs.evaluate", "evaluate_policy", recipe, overrides, as_json, policy=policy)
+
+    def job(settings: PolicyRecipe, listener: Listener) -> dict[str, Any]:
+        from jobs.evaluate import evaluate_policy
+
+        return evaluate_policy(settings, policy, listener)
+
+    _evaluate(job, recipe, overrides, as_json)
 
 
 @eval_app.command("answers")
@@ -74,18 +82,13 @@ def eval_answers(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a benchmark's questions, in its own format; the recipe's policy.rollout says how."""
-    _evaluate(
-        "jobs.answer",
-        "answer_questions",
-        recipe,
-        overrides,
-        as_json,
-        policy=policy,
-        questions=questions,
-        kind=form,
-        out=out,
-        name=name,
-    )
+
+    def job(settings: PolicyRecipe, listener: Listener) -> dict[str, Any]:
+        from jobs.answer import answer_questions
+
+        return answer_questions(settings, policy, questions, form, out, name, listener)
+
+    _evaluate(job, recipe, overrides, as_json)
 
 
 @eval_app.command("best-of")
@@ -100,7 +103,13 @@ def eval_best_of(
     as_json: JsonOption = False,
 ) -> None:
     """Gold of the best of n answers, chosen by gold and by the value model."""
-    _evaluate("jobs.evaluate", "best_of", recipe, overrides, as_json, "curve", policy=policy, counts=counts, samples=samples)
+
+    def job(settings: PolicyRecipe, listener: Listener) -> dict[str, Any]:
+        from jobs.evaluate import best_of
+
+        return best_of(settings, policy, counts, samples, listener)
+
+    _evaluate(job, recipe, overrides, as_json, "curve")
 
 
 @eval_app.command("judge")
@@ -128,13 +137,14 @@ def eval_judge(
     """Compare two models' answers by a judge, each pair in both orders; given again, it goes on where it was."""
 
     def work() -> dict[str, Any]:
-        judge = importlib.import_module("dvpo_ray.judging.judge")
+        from dvpo_ray.judging import judge
+        from jobs.cli.console import progress
+
         settings = judge.JudgeSettings(endpoint, model, key_variable, max_tokens, temperature, concurrency, timeout, patience)
         consent = judge.Consent(yes, max_cost, judge.Prices(input_price, output_price), tokenizer)
         file = verdicts or default_verdicts(a, b)
-        with importlib.import_module("jobs.cli.console").progress(as_json, file.stem) as listener:
-            found: dict[str, Any] = judge.compare_answers(a, b, form, questions, settings, file, consent, listener)
-        return found
+        with progress(as_json, file.stem) as listener:
+            return judge.compare_answers(a, b, form, questions, settings, file, consent, listener)
 
     guard(work, as_json)
 
@@ -148,22 +158,30 @@ def eval_frontier(
     """Gold against KL of several runs in one plot, with what no other checkpoint beats in both."""
 
     def work() -> dict[str, Any]:
-        found = importlib.import_module("dvpo_ray.report.frontier").write_frontier(runs, out)
+        from dvpo_ray.report.frontier import write_frontier
+
+        found = write_frontier(runs, out)
         return found if as_json else _without_table(found, "points")
 
     guard(work, as_json)
 
 
 def _evaluate(
-    module: str, function: str, recipe: str, overrides: list[str], as_json: bool, table: str | None = None, **arguments: Any
+    job: Callable[[PolicyRecipe, Listener], dict[str, Any]],
+    recipe: str,
+    overrides: list[str],
+    as_json: bool,
+    table: str | None = None,
 ) -> None:
     """Run a job on a policy recipe; what it returns under ``table`` are rows."""
 
     def work() -> dict[str, Any]:
+        from dvpo_ray.config import PolicyRecipe, load_recipe
+        from jobs.cli.console import job_progress
+
         settings = load_recipe(PolicyRecipe, recipe, overrides)
-        with importlib.import_module("jobs.cli.console").job_progress(as_json, settings.run.name) as listener:
-            job: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
-            found = job(settings, **arguments, listener=listener)
+        with job_progress(as_json, settings.run.name) as listener:
+            found = job(settings, listener)
         return found if as_json or table is None else _without_table(found, table)
 
     guard(work, as_json)
@@ -171,5 +189,7 @@ def _evaluate(
 
 def _without_table(found: dict[str, Any], name: str) -> dict[str, Any]:
     """Show the rows of a result as a table; returns the rest."""
-    importlib.import_module("jobs.cli.console").show_rows(found[name])
+    from jobs.cli.console import show_rows
+
+    show_rows(found[name])
     return {key: value for key, value in found.items() if key != name}

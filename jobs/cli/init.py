@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dvpo_ray.config import PipelineRecipe
-from dvpo_ray.config.loading import build, toml_value
 from dvpo_ray.errors import UserInputError
 from jobs.cli.commands import JsonOption, guard
 
@@ -43,6 +41,9 @@ def init(
     """Write a commented recipe; asks for what no option says."""
 
     def work() -> dict[str, Any]:
+        from dvpo_ray.config import PipelineRecipe
+        from dvpo_ray.config.loading import build
+
         if output.exists() and not overwrite:
             raise UserInputError(f"'{output}' is there already: name another --output, or give --overwrite")
         asking = sys.stdin.isatty() and not as_json
@@ -112,6 +113,8 @@ def _device_settings(wanted: Wanted) -> DeviceSettings:
 
 def _best_split(wanted: Wanted, folder: Path, prompts_per_step: int) -> Split | None:
     """How many of each actor take the shortest step; None where none fits."""
+    from dvpo_ray.config import PipelineRecipe
+    from dvpo_ray.config.loading import build
     from dvpo_ray.planning.device_defaults import ROLES, settle
     from dvpo_ray.planning.devices import parse_devices
     from dvpo_ray.planning.plan import best_split
@@ -132,6 +135,8 @@ def _best_split(wanted: Wanted, folder: Path, prompts_per_step: int) -> Split | 
 
 def recipe_text(wanted: Wanted, name: str, settings: DeviceSettings) -> str:
     """The recipe as commented TOML."""
+    from dvpo_ray.config.loading import toml_value
+
     sections: dict[str, dict[str, int]] = {}
     for path, count in settings.split.items():
         section, key = path.split(".")

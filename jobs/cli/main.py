@@ -1,37 +1,27 @@
-"""The command line. Heavy packages are imported by the commands that need them."""
+"""The command line. What a command needs is imported in it, so that help, version and completion are quick."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from dvpo_ray import __version__
-from dvpo_ray.config import (
-    DpoRecipe,
-    PipelineRecipe,
-    PolicyRecipe,
-    Recipe,
-    RewardRecipe,
-    ValueRecipe,
-    dump_resolved,
-    load_recipe,
-)
-from dvpo_ray.config.kinds import KINDS, kind_of
-from dvpo_ray.config.loading import build, recipe_tree
-from dvpo_ray.config.sections import MAX_BAD_SHARE
 from dvpo_ray.errors import DvpoError, UserInputError
 from jobs.cli import cluster as job_commands
-from jobs.cli.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
+from jobs.cli.commands import JsonOption, RecipeArg, RecipeKind, ResumeOption, SetOption, guard, resumed
 from jobs.cli.evaluation import eval_app
 from jobs.cli.init import init
+
+if TYPE_CHECKING:
+    from dvpo_ray.config import Recipe
 
 app = typer.Typer(
     help="RLHF with a frozen value model: DVPO on Ray, vLLM and DeepSpeed.",
@@ -72,9 +62,7 @@ def version(
     """RLHF with a frozen value model: DVPO on Ray, vLLM and DeepSpeed."""
 
 
-KindArg = Annotated[
-    str | None, typer.Option("--kind", help=f"What the recipe is for: {', '.join(KINDS)}; default: what its sections say.")
-]
+KindArg = Annotated[RecipeKind | None, typer.Option("--kind", help="What the recipe is for; default: what its sections say.")]
 
 
 @app.command()
@@ -85,7 +73,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Align a small language model on this machine, from preference pairs to a report."""
-    _run_job(PipelineRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job("pipeline", recipe, resumed(overrides, resume), as_json)
 
 
 @app.command("run")
@@ -110,7 +98,7 @@ def value_train(
     as_json: JsonOption = False,
 ) -> None:
     """Pretrain a value model on preference pairs and seal it."""
-    _run_job(ValueRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job("value", recipe, resumed(overrides, resume), as_json)
 
 
 @value_app.command("eval")
@@ -125,17 +113,22 @@ def value_eval(
     ] = [],  # noqa: B006
     max_prompt_tokens: Annotated[int, typer.Option(help="Longest prompt, in tokens.")] = 512,
     max_answer_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
-    max_bad_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of rows that may be unusable.")] = MAX_BAD_SHARE,
+    max_bad_share: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of rows that may be unusable; default: that of recipes.")
+    ] = None,
     dead_letters: Annotated[Path | None, typer.Option(help="File for the rows that cannot be used.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pair accuracy of a value model on preference pairs."""
 
     def work() -> dict[str, Any]:
-        rows = importlib.import_module("dvpo_ray.data")
-        source, reading = rows.Source(data, split, subset), rows.Reading(form, _named_columns(columns))
-        evaluate = importlib.import_module("jobs.evaluate").evaluate_value
-        found = evaluate(folder, source, max_prompt_tokens, max_answer_tokens, max_bad_share, dead_letters, reading)
+        from dvpo_ray.config.sections import MAX_BAD_SHARE
+        from dvpo_ray.data import Reading, Source
+        from jobs.evaluate import evaluate_value
+
+        source, reading = Source(data, split, subset), Reading(form, _named_columns(columns))
+        allowed = MAX_BAD_SHARE if max_bad_share is None else max_bad_share
+        found = evaluate_value(folder, source, max_prompt_tokens, max_answer_tokens, allowed, dead_letters, reading)
         return found if as_json else _accuracies(found)
 
     guard(work, as_json)
@@ -149,7 +142,7 @@ def reward_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a reward model on preference pairs and seal it; `dvpo value eval` measures it on others."""
-    _run_job(RewardRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job("reward", recipe, resumed(overrides, resume), as_json)
 
 
 @policy_app.command("train")
@@ -160,7 +153,7 @@ def policy_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy under a frozen value model."""
-    _run_job(PolicyRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job("policy", recipe, resumed(overrides, resume), as_json)
 
 
 @dpo_app.command("train")
@@ -171,7 +164,7 @@ def dpo_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy on preference pairs alone (DPO, IPO), without generation, values or rewards."""
-    _run_job(DpoRecipe, recipe, resumed(overrides, resume), as_json)
+    _run_job("dpo", recipe, resumed(overrides, resume), as_json)
 
 
 @app.command()
@@ -180,7 +173,13 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's report: one self-contained HTML page."""
-    guard(lambda: {"report": str(importlib.import_module("dvpo_ray.report").write_report(run))}, as_json)
+
+    def work() -> dict[str, Any]:
+        from dvpo_ray.report import write_report
+
+        return {"report": str(write_report(run))}
+
+    guard(work, as_json)
 
 
 @app.command()
@@ -197,10 +196,12 @@ def plan(
     """Memory, step time, bottleneck and best split of a recipe on given devices, without starting anything."""
 
     def work() -> dict[str, Any]:
-        settings = _checked(recipe, overrides, kind)
-        found = importlib.import_module("dvpo_ray.planning.report").describe(settings, devices, model, run, answer_tokens)
+        from dvpo_ray.planning.report import describe
+        from jobs.cli.console import show_plan
+
+        found = describe(_checked(recipe, overrides, kind), devices, model, run, answer_tokens)
         if not as_json:
-            importlib.import_module("jobs.cli.console").show_plan(found)
+            show_plan(found)
         if found["problems"]:
             raise UserInputError("this recipe does not fit: " + "; ".join(found["problems"]))
         return found if as_json else {}
@@ -213,8 +214,11 @@ def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: versions, engine build, cores, memory, shared memory, Ray."""
 
     def work() -> dict[str, Any]:
-        checks = importlib.import_module("jobs.cli.doctor").examine()
-        importlib.import_module("jobs.cli.console").show_checks(checks, as_json)
+        from jobs.cli.console import show_checks
+        from jobs.cli.doctor import examine
+
+        checks = examine()
+        show_checks(checks, as_json)
         failed = [check["name"] for check in checks if check["status"] == "fail"]
         if failed:
             raise DvpoError(f"{len(failed)} check(s) failed: {', '.join(failed)}")
@@ -234,9 +238,13 @@ def debug_replay(
     """Compute the rows of an update that was withheld again, one by one: which of them is not finite, and where."""
 
     def work() -> dict[str, Any]:
-        found = importlib.import_module("jobs.replay").replay(dump, load_recipe(PolicyRecipe, recipe, overrides), policy)
+        from dvpo_ray.config import PolicyRecipe, load_recipe
+        from jobs.cli.console import show_replay
+        from jobs.replay import replay
+
+        found = replay(dump, load_recipe(PolicyRecipe, recipe, overrides), policy)
         if not as_json:
-            importlib.import_module("jobs.cli.console").show_replay(found)
+            show_replay(found)
         return found if as_json else {}
 
     guard(work, as_json)
@@ -260,10 +268,15 @@ def k8s_render(
     """Print a RayJob (or RayCluster) for a recipe, sized by the planner; apply it with `kubectl apply -f -`."""
 
     def work() -> dict[str, Any]:
-        jobs = importlib.import_module("dvpo_ray.kubernetes.render")
-        jobs.refuse_image(image)
-        request = jobs.Request(devices, image, jobs.flavour(flavour), name, claim, queue, secret, gpus_per_node, model)
-        typer.echo(jobs.render(_kind(kind, recipe, overrides), recipe, overrides, request), nl=False)
+        from dvpo_ray.config.kinds import KINDS, kind_of
+        from dvpo_ray.config.loading import recipe_tree
+        from dvpo_ray.kubernetes.render import Request, refuse_image, render
+        from dvpo_ray.kubernetes.render import flavour as named_flavour
+
+        refuse_image(image)
+        request = Request(devices, image, named_flavour(flavour), name, claim, queue, secret, gpus_per_node, model)
+        recipe_type = KINDS[kind or kind_of(*recipe_tree(recipe, overrides))]
+        typer.echo(render(recipe_type, recipe, overrides, request), nl=False)
         return {}
 
     guard(work, as_json=False)
@@ -277,7 +290,8 @@ def k8s_check(
     """Check manifests for what the operator and safety ask beyond the schema."""
 
     def work() -> dict[str, Any]:
-        kubernetes = importlib.import_module("dvpo_ray.kubernetes")
+        from dvpo_ray import kubernetes
+
         read = [(document, str(file)) for file in files for document in kubernetes.read_manifests(file)]
         documents = [document for document, _ in read]
         found = kubernetes.check(documents, ["standard input" if file == "-" else file for _, file in read])
@@ -291,7 +305,14 @@ def k8s_check(
 @config_app.command("show")
 def config_show(recipe: RecipeArg, kind: KindArg = None, overrides: SetOption = []) -> None:  # noqa: B006
     """Print a recipe with all defaults filled in, secrets redacted."""
-    guard(lambda: json.loads(dump_resolved(_checked(recipe, overrides, kind))), as_json=True, indent=2)
+
+    def work() -> dict[str, Any]:
+        from dvpo_ray.config import dump_resolved
+
+        resolved: dict[str, Any] = json.loads(dump_resolved(_checked(recipe, overrides, kind)))
+        return resolved
+
+    guard(work, as_json=True, indent=2)
 
 
 @config_app.command("check")
@@ -299,6 +320,8 @@ def config_check(recipe: RecipeArg, kind: KindArg = None, overrides: SetOption =
     """Check a recipe without starting anything."""
 
     def work() -> dict[str, Any]:
+        from dvpo_ray.config.kinds import KINDS
+
         found = type(_checked(recipe, overrides, kind))
         return {"recipe": recipe, "kind": next(name for name, one in KINDS.items() if one is found), "valid": True}
 
@@ -308,7 +331,13 @@ def config_check(recipe: RecipeArg, kind: KindArg = None, overrides: SetOption =
 @config_app.command("schema")
 def config_schema(kind: KindArg = "pipeline") -> None:
     """Print the JSON schema of a recipe."""
-    guard(lambda: _named(kind or "pipeline").model_json_schema(), as_json=True, indent=2)
+
+    def work() -> dict[str, Any]:
+        from dvpo_ray.config.kinds import KINDS
+
+        return KINDS[kind or "pipeline"].model_json_schema()
+
+    guard(work, as_json=True, indent=2)
 
 
 def _named_columns(given: list[str]) -> dict[str, str]:
@@ -335,31 +364,25 @@ def _accuracies(found: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _named(kind: str) -> type[Recipe]:
-    if kind not in KINDS:
-        raise UserInputError(f"unknown kind '{kind}': use one of {', '.join(KINDS)}")
-    return KINDS[kind]
-
-
-def _kind(kind: str | None, recipe: str, overrides: list[str]) -> type[Recipe]:
-    """The class of a recipe: of the kind that was named, or that its sections are of."""
-    return _named(kind) if kind is not None else KINDS[kind_of(*recipe_tree(recipe, overrides))]
-
-
-def _checked(recipe: str, overrides: list[str], kind: str | None = None) -> Recipe:
+def _checked(recipe: str, overrides: list[str], kind: RecipeKind | None = None) -> Recipe:
     """A recipe of the kind that was named, or that its sections are of."""
+    from dvpo_ray.config.kinds import KINDS, kind_of
+    from dvpo_ray.config.loading import build, recipe_tree
+
     tree, origin = recipe_tree(recipe, overrides)
-    return build(_named(kind or kind_of(tree, origin)), tree, origin)
+    return build(KINDS[kind or kind_of(tree, origin)], tree, origin)
 
 
-def _run_job(kind: type[Recipe] | None, recipe: str, overrides: list[str], as_json: bool) -> None:
+def _run_job(kind: RecipeKind | None, recipe: str, overrides: list[str], as_json: bool) -> None:
     """Do the work of a recipe of a kind, or of that which its sections say."""
 
     def work() -> dict[str, Any]:
-        settings = load_recipe(kind, recipe, overrides) if kind is not None else _checked(recipe, overrides)
-        with importlib.import_module("jobs.cli.console").job_progress(as_json, settings.run.name) as listener:
-            done: dict[str, Any] = importlib.import_module("dvpo_ray.api").run(settings, listener)
-            return done
+        from dvpo_ray.api import run
+        from jobs.cli.console import job_progress
+
+        settings = _checked(recipe, overrides, kind)
+        with job_progress(as_json, settings.run.name) as listener:
+            return run(settings, listener)
 
     guard(work, as_json)
 
@@ -375,10 +398,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def main() -> None:
-    """Entry point of the ``dvpo`` command."""
+def main(words: Sequence[str] | None = None) -> NoReturn:
+    """The ``dvpo`` command with the words after it, by default those of this process; ends the process with its exit code."""
     quiet_libraries()
-    sys.exit(app(prog_name="dvpo"))
+    sys.exit(app(args=words, prog_name="dvpo"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import ray as ray_module
 import yaml
 
 from actors.learner.rank import free_port
-from dvpo_ray.runs.prometheus import CATALOGUE, RUN_METRICS
+from dvpo_ray.runs.prometheus import catalogue, run_metrics
 from dvpo_ray.runs.run import Event
 from jobs.train_policy import train_policy
 from scripts.grafana_dashboard import ROWS
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 PATIENCE_S = 45.0
 LOOK_AT = STEPS - 1
 # A run of policy training does not send what value pretraining does.
-OTHERS = [metric for metric in RUN_METRICS if "loss/value" in metric.keys.values()]
+OTHERS = [metric for metric in run_metrics().values() if "loss/value" in metric.keys.values()]
 
 
 class Prometheus:
@@ -105,7 +105,7 @@ class Onlooker:
         assert server.ask_until(version, bool), "Prometheus never saw the step"
         # Every process sends its own numbers, each when its time comes.
         assert server.ask_until(f"max(ray_dvpo_engine_weights_version) == {step}", bool), "nor the engine's version"
-        for metric in CATALOGUE:
+        for metric in catalogue().values():
             if metric not in OTHERS and not server.ask_until(metric.exported, bool):
                 self.missing.append(metric.exported)
         for name in ("engine_weights_version", "engine_fenced", "gvm_checksum_ok"):

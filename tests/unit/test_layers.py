@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # From the ground up; packages of one layer may import each other.
 LAYERS = (
-    ("dvpo_ray.io", "dvpo_ray.types", "dvpo_ray.errors", "dvpo_ray.registry", "dvpo_ray.cli"),
+    ("dvpo_ray.io", "dvpo_ray.types", "dvpo_ray.errors", "dvpo_ray.registry", "dvpo_ray.cli", "dvpo_ray.metrics"),
     ("dvpo_ray.config", "dvpo_ray.maths"),
     ("dvpo_ray.data", "dvpo_ray.algorithms", "dvpo_ray.rewards", "dvpo_ray.environments", "dvpo_ray.rollouts", "dvpo_ray.stages"),
     ("dvpo_ray.models", "dvpo_ray.learning", "dvpo_ray.planning"),

@@ -52,7 +52,7 @@ def names_until(sent: Sent, name: str, times: int) -> list[str]:
 
 def test_a_step_is_shown_under_the_names_of_the_catalogue(sent: Sent) -> None:
     metrics.RayTracker("mine").log(3, {"kl/per_token": 0.5, "ledger/trained": 32.0, "unknown": 1.0})
-    assert said(sent, "run", "mine") == [("dvpo_rows", 32.0, {"run": "mine", "state": "trained"}), (KL, 0.5, {"run": "mine"})]
+    assert said(sent, "run", "mine") == [(KL, 0.5, {"run": "mine"}), ("dvpo_rows", 32.0, {"run": "mine", "state": "trained"})]
 
 
 def test_gauges_are_said_again_until_their_run_has_ended(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:

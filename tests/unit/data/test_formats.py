@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 
-from dvpo_ray.data.formats import parse_demonstration, parse_pair, parse_prompt, row_id
-from dvpo_ray.data.messages import Message
+from dvpo_ray.data.formats import parse_pair, parse_prompt, row_id
+from dvpo_ray.data.messages import Message, Messages
 from dvpo_ray.data.reasons import BadRow, Reason
+from dvpo_ray.data.shapes import best_answer, recognise
 
 USER = {"role": "user", "content": "Hi"}
 GOOD = {"role": "assistant", "content": "Hello!"}
 BAD = {"role": "assistant", "content": "Go away."}
 EXPECTED = ((Message("user", "Hi"),), "Hello!", "Go away.")
+
+
+def demonstration_in(row: dict[str, Any]) -> tuple[Messages, str]:
+    """Prompt and good answer of a row, as loading reads them."""
+    found = recognise([row], "demonstrations").rows(row)[0]
+    return found.prompt, best_answer(found)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +95,7 @@ def test_prompt_formats(row: dict[str, Any]) -> None:
     ids=["strings", "conversations", "question", "pair", "pair with an implicit prompt"],
 )
 def test_demonstration_formats(row: dict[str, Any]) -> None:
-    assert parse_demonstration(row) == ((Message("user", "Hi"),), "Hello!")
+    assert demonstration_in(row) == ((Message("user", "Hi"),), "Hello!")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_demonstration_formats(row: dict[str, Any]) -> None:
 )
 def test_bad_demonstrations(row: dict[str, Any], reason: Reason) -> None:
     with pytest.raises(BadRow) as caught:
-        parse_demonstration(row)
+        demonstration_in(row)
     assert caught.value.reason == reason
 
 

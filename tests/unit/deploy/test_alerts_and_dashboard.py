@@ -13,12 +13,13 @@ import pytest
 import yaml
 
 from dvpo_ray.config.updates import HealthSection
-from dvpo_ray.runs.prometheus import CATALOGUE, RUN_METRICS, table
+from dvpo_ray.runs.prometheus import catalogue, table
 from scripts.grafana_dashboard import FILE, ROWS, dashboard
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 NAME = re.compile(r"\bray_[a-z_]+")
+CATALOGUE = list(catalogue().values())
 KNOWN = {metric.exported for metric in CATALOGUE}
 WRITTEN_BY_RAY = "/tmp/ray/prom_metrics_service_discovery.json"  # absent where no Ray head has run yet
 
@@ -46,7 +47,7 @@ def test_names_are_unique_and_follow_prometheus() -> None:
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"dvpo_[a-z_]+", name) for name in names)
     assert all(metric.name.endswith("_total") == (metric.kind == "counter") for metric in CATALOGUE)
-    keys = [key for metric in RUN_METRICS for key in metric.keys.values()]
+    keys = [key for metric in CATALOGUE for key in metric.keys.values()]
     assert len(set(keys)) == len(keys), "two metrics show the same number"
 
 
@@ -58,7 +59,7 @@ def test_dashboard_and_alerts_use_every_metric_and_no_other() -> None:
 
 def test_the_page_lists_every_metric() -> None:
     page = (ROOT / "docs" / "monitoring.md").read_text()
-    assert table() in page, "paste what `python -m dvpo_ray.runs.prometheus` prints"
+    assert table() in page, "run `make docs`"
     assert set(NAME.findall(page)) - KNOWN == set()
     assert [name for name in alerts() if f"`{name}`" not in page] == []
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from actors.cluster.recurrence import Recurrence, recurrence, recurrence_of_text, sentence
+from actors.cluster.failure_kinds import FailureKind, failure_kind, failure_kind_of_text, sentence
 from dvpo_ray import errors
 from dvpo_ray.errors import ActorFailedError, DvpoError, PermanentFailureError, RaisedError, RowDeadlineError
 from dvpo_ray.io.error_text import MOST_FRAMES, MOST_TEXT, Said, said_of
@@ -123,44 +123,44 @@ def test_of_unknown_sentences_nothing_is_invented() -> None:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (IndexError("index out of range in self"), Recurrence.CERTAIN),
-        (KeyError("timeout"), Recurrence.CERTAIN),
-        (TypeError("no"), Recurrence.CERTAIN),
-        (NotImplementedError("no kernel"), Recurrence.CERTAIN),
-        (AssertionError(), Recurrence.CERTAIN),
-        (AssertionError("Error in memory profiling. Initial free memory 9 GiB, current 12 GiB"), Recurrence.PASSING),
-        (UnicodeDecodeError("utf-8", b"x", 0, 1, "no"), Recurrence.CERTAIN),
-        (ZeroDivisionError("division by zero"), Recurrence.CERTAIN),
-        (RuntimeError("Unsupported CPU attention configuration: head_dim=20"), Recurrence.CERTAIN),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"), Recurrence.UNKNOWN),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), Recurrence.UNKNOWN),
-        (FileNotFoundError(2, "No such file"), Recurrence.UNKNOWN),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), Recurrence.PASSING),
-        (ValueError("Free memory on device cuda:0 (1/2 GiB) on startup is less than desired"), Recurrence.PASSING),
-        (MemoryError(), Recurrence.PASSING),
-        (ConnectionResetError(104, "Connection reset by peer"), Recurrence.PASSING),
-        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3"), Recurrence.PASSING),
-        (OSError(28, "No space left on device"), Recurrence.PASSING),
+        (IndexError("index out of range in self"), FailureKind.PERMANENT),
+        (KeyError("timeout"), FailureKind.PERMANENT),
+        (TypeError("no"), FailureKind.PERMANENT),
+        (NotImplementedError("no kernel"), FailureKind.PERMANENT),
+        (AssertionError(), FailureKind.PERMANENT),
+        (AssertionError("Error in memory profiling. Initial free memory 9 GiB, current 12 GiB"), FailureKind.TRANSIENT),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "no"), FailureKind.PERMANENT),
+        (ZeroDivisionError("division by zero"), FailureKind.PERMANENT),
+        (RuntimeError("Unsupported CPU attention configuration: head_dim=20"), FailureKind.PERMANENT),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"), FailureKind.UNKNOWN),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), FailureKind.UNKNOWN),
+        (FileNotFoundError(2, "No such file"), FailureKind.UNKNOWN),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), FailureKind.TRANSIENT),
+        (ValueError("Free memory on device cuda:0 (1/2 GiB) on startup is less than desired"), FailureKind.TRANSIENT),
+        (MemoryError(), FailureKind.TRANSIENT),
+        (ConnectionResetError(104, "Connection reset by peer"), FailureKind.TRANSIENT),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3"), FailureKind.TRANSIENT),
+        (OSError(28, "No space left on device"), FailureKind.TRANSIENT),
     ],
 )
-def test_which_failures_come_again(error: Exception, expected: Recurrence) -> None:
-    assert recurrence(error, said_of(error).text) is expected
+def test_which_failures_come_again(error: Exception, expected: FailureKind) -> None:
+    assert failure_kind(error, said_of(error).text) is expected
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("ValueError: To serve at least one request with the model's max seq len", Recurrence.CERTAIN),
-        ("vllm.exceptions.VLLMValidationError: no", Recurrence.CERTAIN),
-        ("IndexError: list index out of range", Recurrence.CERTAIN),
-        ("torch.AcceleratorError: CUDA error: device-side assert triggered", Recurrence.UNKNOWN),
-        ("Fatal Python error: Segmentation fault", Recurrence.UNKNOWN),
-        ("torch.OutOfMemoryError: CUDA out of memory.", Recurrence.PASSING),
-        ("Fatal Python error: Aborted (std::bad_alloc)", Recurrence.PASSING),
+        ("ValueError: To serve at least one request with the model's max seq len", FailureKind.PERMANENT),
+        ("vllm.exceptions.VLLMValidationError: no", FailureKind.PERMANENT),
+        ("IndexError: list index out of range", FailureKind.PERMANENT),
+        ("torch.AcceleratorError: CUDA error: device-side assert triggered", FailureKind.UNKNOWN),
+        ("Fatal Python error: Segmentation fault", FailureKind.UNKNOWN),
+        ("torch.OutOfMemoryError: CUDA out of memory.", FailureKind.TRANSIENT),
+        ("Fatal Python error: Aborted (std::bad_alloc)", FailureKind.TRANSIENT),
     ],
 )
-def test_which_failures_of_other_processes_come_again(text: str, expected: Recurrence) -> None:
-    assert recurrence_of_text(text) is expected
+def test_which_failures_of_other_processes_come_again(text: str, expected: FailureKind) -> None:
+    assert failure_kind_of_text(text) is expected
 
 
 def test_the_same_failure_has_the_same_sentence_whatever_its_addresses() -> None:

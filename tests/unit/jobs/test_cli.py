@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,27 @@ def test_the_command_says_its_name_and_version(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main()
     assert "Usage: dvpo policy train [OPTIONS]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("train_policy", "policy train"),
+        ("pretrain_value", "value train"),
+        ("train_reward", "reward train"),
+        ("train_dpo", "dpo train"),
+        ("pipeline", "demo"),
+    ],
+)
+def test_a_job_by_its_module_is_its_command(
+    module: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [f"jobs/{module}.py", "--help"])
+    monkeypatch.delitem(sys.modules, f"jobs.{module}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"jobs.{module}", run_name="__main__")
+    assert ended.value.code == 0 and sys.argv[1:] == ["--help"]
+    assert f"Usage: dvpo {command} [OPTIONS]" in capsys.readouterr().out
 
 
 def test_config_commands() -> None:

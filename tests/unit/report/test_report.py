@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_page(folder: Path) -> None:
     html = write_report(folder).read_text()
-    assert "0.812</b><span>share of answers cut at the limit" in html
+    assert "0.812</b><span>share of answers cut at max_new_tokens" in html
     assert "never saw" not in html, "gold may have ranked the pairs"
     for expected in ("0.712", "before answer", "after answer", "0.600 to 0.800", "&lt;b&gt;sea&lt;/b&gt;", " &lt;sea&gt;"):
         assert expected in html

@@ -1,4 +1,4 @@
-"""Whether the same work fails in the same way when it is tried again."""
+"""Permanent or transient: whether the same work fails in the same way when it is tried again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from enum import Enum
 from dvpo_ray.io.remedies import remedy
 
 # By the names of classes, with those they derive from: what a process only wrote in its log has no more.
-CERTAIN = {
+PERMANENT = {
     *("TypeError", "ValueError", "LookupError", "AttributeError", "NameError", "ImportError", "SyntaxError", "AssertionError"),
     *("ArithmeticError", "NotImplementedError", "RecursionError"),
     *("ValidationError", "VLLMClientError", "VLLMValidationError", "SafetensorError"),
 }
-PASSING = {"MemoryError", "OutOfMemoryError", "ConnectionError", "TimeoutError", "EOFError", "DistError", "ObjectLostError"}
+TRANSIENT = {"MemoryError", "OutOfMemoryError", "ConnectionError", "TimeoutError", "EOFError", "DistError", "ObjectLostError"}
 # Of errors of any class: memory that others may give back. Allocators say it in RuntimeErrors, vLLM in a ValueError.
 MEMORY = re.compile(
     r"out of memory|can(no|')t allocate memory|Free memory on device|Error in memory profiling|bad_alloc|No space left",
@@ -30,21 +30,21 @@ TYPE = re.compile(r"^(?:[\w]+\.)*(?P<name>[A-Za-z_]\w*)(?::|$)")
 NUMBERS = re.compile(r"0x[0-9a-f]+|\d+", re.IGNORECASE)
 
 
-class Recurrence(Enum):
-    """Of a failure."""
+class FailureKind(Enum):
+    """Whether it helps to try again."""
 
-    CERTAIN = "the same work fails in the same way again"
+    PERMANENT = "the same work fails in the same way again"
     UNKNOWN = "one more try will tell"
-    PASSING = "what it was due to may pass: memory, peers, connections"
+    TRANSIENT = "what it was due to may pass: memory, peers, connections"
 
 
-def recurrence(error: BaseException, text: str) -> Recurrence:
-    """Of an exception of this process that has this text."""
+def failure_kind(error: BaseException, text: str) -> FailureKind:
+    """The kind of an exception of this process that has this text."""
     return _of({kind.__name__ for kind in type(error).__mro__}, text)
 
 
-def recurrence_of_text(text: str) -> Recurrence:
-    """Of an exception that another process wrote down, as ``module.Type: message``, or of what its fault handler wrote."""
+def failure_kind_of_text(text: str) -> FailureKind:
+    """The kind of what another process wrote of its end: ``module.Type: message``, or what its fault handler said."""
     found = TYPE.match(text)
     name = found["name"] if found else ""
     kind = getattr(builtins, name, None)
@@ -57,9 +57,9 @@ def sentence(text: str) -> str:
     return NUMBERS.sub("#", text.partition("\n")[0])
 
 
-def _of(types: set[str], text: str) -> Recurrence:
-    if MEMORY.search(text) or types & PASSING:
-        return Recurrence.PASSING
-    if types & CERTAIN or remedy(text):
-        return Recurrence.CERTAIN
-    return Recurrence.PASSING if PEERS.search(text) else Recurrence.UNKNOWN
+def _of(types: set[str], text: str) -> FailureKind:
+    if MEMORY.search(text) or types & TRANSIENT:
+        return FailureKind.TRANSIENT
+    if types & PERMANENT or remedy(text):
+        return FailureKind.PERMANENT
+    return FailureKind.TRANSIENT if PEERS.search(text) else FailureKind.UNKNOWN

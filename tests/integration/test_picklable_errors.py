@@ -56,7 +56,7 @@ def test_whatever_an_actor_raises_is_told(failing: Any, how: str, kind: type[Exc
     told = str(raised.value)
     assert type(raised.value) is kind
     assert told.startswith(f"failing failed while failing: {text}") and "tests/support/failing.py:" in told and " in fail" in told
-    assert "telling.py" not in told and "isn't serializable" not in told and "deserialize" not in told
+    assert "picklable_errors.py" not in told and "isn't serializable" not in told and "deserialize" not in told
     assert get(failing.pid.remote(), 60, "an actor", "living on")
 
 

@@ -1,4 +1,4 @@
-"""Actors that tell what they meet in words: whatever they raise can be read by whoever called them.
+"""Actors whose errors can be pickled: whatever they raise reaches whoever called them, as ``RaisedError`` in words.
 
 Of exceptions that cannot be pickled Ray tells only that; of those that cannot be made again from their pickle, not even the
 message; and where pickling itself fails the actor's process dies.
@@ -15,33 +15,33 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from actors.cluster.failure_kinds import FailureKind, failure_kind, sentence
 from actors.cluster.nodes import this_actor
-from actors.cluster.recurrence import Recurrence, recurrence, sentence
 from dvpo_ray.errors import DvpoError, RaisedError
 from dvpo_ray.io.error_text import said_of
 
 
 @cache
-def telling(kind: type) -> type:
+def with_picklable_errors(kind: type) -> type:
     """The same class, whose public methods raise nothing but our errors and Ray's (and what ends a process, as SystemExit).
 
     A class of its own: within a process, as in tests, the methods of ``kind`` raise what they raise.
     """
     methods = {name: method for name, method in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (kind,), names | {name: _telling(method) for name, method in methods.items()})
+    return type(kind.__name__, (kind,), names | {name: _with_picklable_errors(method) for name, method in methods.items()})
 
 
-def raised(actor: str, error: BaseException, outer: int = 0) -> RaisedError:
-    """An exception in words; so many of its ``outer`` frames are not told."""
+def described(actor: str, error: BaseException, outer: int = 0) -> RaisedError:
+    """An exception in words, without the outermost ``outer`` frames of its traceback."""
     said = said_of(error, outer)
-    found = recurrence(error, said.text)
-    known = sentence(said.text) if found is Recurrence.UNKNOWN else ""
-    return RaisedError(actor, said.explained, found is Recurrence.CERTAIN, known)
+    found = failure_kind(error, said.text)
+    known = sentence(said.text) if found is FailureKind.UNKNOWN else ""
+    return RaisedError(actor, said.explained, found is FailureKind.PERMANENT, known)
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
+def picklable_errors() -> Iterator[None]:
     """Turn what is raised in the block into ``RaisedError``; its traceback goes to the log."""
     try:
         yield
@@ -50,10 +50,10 @@ def in_words() -> Iterator[None]:
     except Exception as error:
         logging.getLogger(__name__).error("%s failed", this_actor(), exc_info=error)
         # That of this block, and that of the method that it is in.
-        raise raised(this_actor(), error, outer=2) from error
+        raise described(this_actor(), error, outer=2) from error
 
 
-def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
+def _with_picklable_errors(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that raises in words, of the same kind: Ray calls coroutines and generators in their own ways."""
     if inspect.isasyncgenfunction(method):
 
@@ -61,7 +61,7 @@ def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
         async def stream(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             # One that is given up is ended at once, and not when memory is tidied.
             async with aclosing(method(*args, **kwargs)) as items:
-                with in_words():
+                with picklable_errors():
                     async for item in items:
                         yield item
 
@@ -70,14 +70,14 @@ def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
 
         @wraps(method)
         async def wait(*args: Any, **kwargs: Any) -> Any:
-            with in_words():
+            with picklable_errors():
                 return await method(*args, **kwargs)
 
         return wait
 
     @wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with in_words():
+        with picklable_errors():
             return method(*args, **kwargs)
 
     return call
