@@ -67,5 +67,5 @@ def test_the_notebook_runs_from_top_to_bottom(
     result, answer = namespace["result"], namespace["answer"]
     assert result["gold_after"] > result["gold_before"]
     shown = capsys.readouterr().out
-    assert "training for 16 steps" in shown and f"gold {answer['gold']:.2f}" in shown
+    assert "training for 20 steps" in shown and f"gold {answer['gold']:.2f}" in shown
     assert all(f"{value:+.3f}" in shown for value in answer["values"])
