@@ -22,6 +22,8 @@ from torch import Tensor
 from actors.learner.pieces import ReadWhole
 from dvpo_ray.config.backends import BackendSettings
 from dvpo_ray.config.sections import LearnerSection
+from dvpo_ray.models.reader_check import check_reader
+from dvpo_ray.models.token_reader import PolicyReader, ValueReader
 
 
 class TrainingBackend(Protocol):
@@ -104,6 +106,16 @@ def make_backend(settings: BackendSettings, reader: Any, learner: LearnerSection
         ConfigError: the backend cannot be imported.
     """
     return cast(TrainingBackend, settings.build(reader, learner, total_steps))
+
+
+def check_wrapped(reader: Any) -> None:
+    """Compare a reader, within its backend, with its model's own forward pass; other modules have none to be compared with.
+
+    Raises:
+        ModelError: as ``dvpo_ray.models.reader_check.check_reader``.
+    """
+    if isinstance(reader, PolicyReader | ValueReader):
+        check_reader(reader)
 
 
 def prepare_reader(reader: Any, learner: LearnerSection) -> None:

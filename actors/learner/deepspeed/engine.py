@@ -12,15 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.learner.backend import prepare_reader
+from actors.learner.backend import check_wrapped, prepare_reader
 from actors.learner.deepspeed.state import inner, live_pieces, load_live
 from actors.learner.deepspeed.whole_adam import WholeAdam
 from actors.learner.pieces import ReadWhole
 from actors.learner.schedule import learning_rate
 from dvpo_ray.config.backends import DeepSpeedSettings
 from dvpo_ray.config.sections import LearnerSection
-from dvpo_ray.models.reader_check import check_reader
-from dvpo_ray.models.token_reader import PolicyReader, ValueReader
 
 SHARED_MEMORY_OPERATOR = "deepspeed_shm_comm"
 
@@ -58,9 +56,7 @@ class DeepSpeedBackend:
         )
         if settings.zero_stage == 0:
             self.engine.optimizer = WholeAdam(self.engine.optimizer, config.grad_clip, self._world)
-        # Other modules have no model's own forward pass to be compared with.
-        if isinstance(reader, PolicyReader | ValueReader):
-            check_reader(reader)
+        check_wrapped(reader)
 
     @property
     def model(self) -> Any:

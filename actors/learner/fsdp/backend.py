@@ -13,14 +13,12 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from actors.learner.backend import prepare_reader
+from actors.learner.backend import check_wrapped, prepare_reader
 from actors.learner.fsdp.sharding import drop_unreduced, first_element, local, shard, sharded_parts
 from actors.learner.pieces import MOMENTS, WEIGHT, ReadWhole, piece_name
 from actors.learner.schedule import learning_rate
 from dvpo_ray.config.backends import FsdpSettings
 from dvpo_ray.config.sections import LearnerSection
-from dvpo_ray.models.reader_check import check_reader
-from dvpo_ray.models.token_reader import PolicyReader, ValueReader
 
 
 class FsdpBackend:
@@ -43,11 +41,9 @@ class FsdpBackend:
         self._optimizer = self._adam()
         # Whether gradients were summed that are not reduced.
         self._open = False
-        # Other modules have no model's own forward pass to be compared with.
-        if isinstance(reader, PolicyReader | ValueReader):
-            self._within(check_reader, reader)
-            # The check tries what some models cannot do, and layers that failed are still within a pass.
-            sharded_parts(self._root)[0].reset_iter_state()
+        self._within(check_wrapped, reader)
+        # The check tries what some models cannot do, and layers that failed are still within a pass.
+        sharded_parts(self._root)[0].reset_iter_state()
 
     @property
     def model(self) -> Any:
