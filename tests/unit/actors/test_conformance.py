@@ -27,11 +27,11 @@ def test_the_projects_own_pass(name: str) -> None:
 
 def one_of_two(rank: int, port: int) -> None:
     join_process_group(rank, 2, "127.0.0.1", port, 1)
-    for name in ("zero-3", "fsdp", "fsdp-gradients"):
+    for name in ("fsdp", "fsdp-gradients"):
         check_training_backend(BACKENDS[name])
 
 
-def test_those_that_share_weights_pass_as_two_ranks() -> None:
+def test_fsdp_passes_as_two_ranks() -> None:
     """A weight of one row lies on one rank only, and five rows are not halved."""
     processes = torch.multiprocessing.start_processes(one_of_two, (free_port(),), nprocs=2, join=False, start_method="spawn")
     while not processes.join(timeout=300):
