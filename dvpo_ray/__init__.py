@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dvpo_ray.api import RunRecord, load_recipe, read_run, run
     from dvpo_ray.config.registration import (
         register_algorithm,
+        register_backend,
         register_environment,
         register_plan,
         register_refresh,
@@ -27,6 +28,7 @@ __all__ = [
     "load_recipe",
     "read_run",
     "register_algorithm",
+    "register_backend",
     "register_environment",
     "register_plan",
     "register_refresh",

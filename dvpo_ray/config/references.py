@@ -38,7 +38,8 @@ def functions(recipe: Recipe) -> dict[str, str]:
     found = marked(recipe, Mark.FUNCTION)
     for path, settings in own_parts(recipe):
         found[f"{path}.type"] = settings.type
-        if settings.implementation.partition(":")[0] not in ("", settings.type.partition(":")[0]):
+        module = settings.implementation.partition(":")[0]
+        if module != settings.type.partition(":")[0] and module.partition(".")[0] not in ("", *CODE):
             found[f"{path}.implementation"] = settings.implementation
     return found
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dvpo_ray.config.algorithms import ALGORITHMS, AlgorithmSettings
+from dvpo_ray.config.backends import BACKENDS, BackendSettings
 from dvpo_ray.config.base import Choice
 from dvpo_ray.config.environments import ENVIRONMENTS, EnvironmentSettings
 from dvpo_ray.config.plans import PLANS, PlanSettings
@@ -63,6 +64,11 @@ def register_refresh(name: str) -> Decorator[type[RefreshSettings]]:
 def register_trainer(name: str) -> Decorator[type[TrainerSettings]]:
     """Give a trainer a name, by its class derived from ``TrainerSettings``. Raises as ``register_reward``."""
     return lambda settings: _register(TRAINERS, TrainerSettings, name, settings)
+
+
+def register_backend(name: str) -> Decorator[type[BackendSettings]]:
+    """Give a training backend a name, by its class derived from ``BackendSettings``. Raises as ``register_reward``."""
+    return lambda settings: _register(BACKENDS, BackendSettings, name, settings)
 
 
 def _register(registry: Registry, base: type[Choice], name: str, settings: Any) -> Any:

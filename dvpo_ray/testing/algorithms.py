@@ -84,7 +84,8 @@ def _variants(settings: AlgorithmSettings, signals: Signals, advantages: Tensor)
         ("with padding", replace(signals, **wide), torch.nn.functional.pad(advantages, (0, 3))),
         ("with what groups are called", replace(signals, group_b=7 - signals.group_b), advantages),
     ]
-    if not settings.reads_values:
+    # With an online critic, values are that critic's.
+    if not settings.reads_values and settings.online_critic is None:
         found.append(("with values, though reads_values is False", replace(signals, q_bt=signals.q_bt + 1.0), advantages))
     if not settings.compares_answers:
         alone = replace(signals, group_b=torch.arange(len(LENGTHS)))

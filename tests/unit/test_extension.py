@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 import dvpo_ray
+from actors.learner.conformance import check_training_backend
 from dvpo_ray import registry
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.config.algorithms import ALGORITHMS
+from dvpo_ray.config.backends import BACKENDS
 from dvpo_ray.config.environments import ENVIRONMENTS
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.plans import PLANS
@@ -55,7 +57,7 @@ from tests.support.fakes import drive, numbered, shuffled
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 BLOCK = re.compile(r"```python\n# (\S+\.py)\n(.*?)```", re.S)
 ENTRY = re.compile(r'\[project\.entry-points\."dvpo_ray\.plugins"\]\n(.*?)\n*```', re.S)
-REGISTRIES = (ALGORITHMS, ENVIRONMENTS, PLANS, REFRESHES, REWARDS, TRAINERS)
+REGISTRIES = (ALGORITHMS, BACKENDS, ENVIRONMENTS, PLANS, REFRESHES, REWARDS, TRAINERS)
 
 
 def installed(folder: Path) -> Path:
@@ -159,6 +161,23 @@ def test_a_scorer_refresh(extension: Path, tmp_path: Path) -> None:
     assert (version.number, version.folder) == (1, str(tmp_path))
 
 
+@pytest.mark.integration
+@pytest.mark.usefixtures("process_group")
+def test_a_training_backend(extension: Path) -> None:
+    """With the recipe's whole length it is AdamW as it is; with a share of it, its steps are others."""
+    check_training_backend(recipe(learner={"backend": {"type": "steady"}}).policy.learner.backend)
+    with pytest.raises(AssertionError):
+        check_training_backend(recipe(learner={"backend": {"type": "steady", "clip_share": 0.01}}).policy.learner.backend)
+
+
+def test_a_backend_by_name_and_by_place(extension: Path) -> None:
+    for name in ("steady", "my_extension.steady:Steady"):
+        found = recipe(learner={"backend": {"type": name, "clip_share": 0.5}})
+        settings = found.policy.learner.backend
+        assert (settings.type, settings.clip_share, settings.shards_weights) == (name, 0.5, True)  # type: ignore[attr-defined]
+        assert build(PolicyRecipe, json.loads(dump_resolved(found))) == found
+
+
 def test_a_trainer_without_gradients(extension: Path) -> None:
     check_trainer(recipe(**EVERYTHING).policy.trainer)
 
@@ -219,8 +238,8 @@ class ToyStages(IdleStages):
     def fetch(self, handles: Iterable[ScoredBatch]) -> list[ScoredBatch]:
         return list(handles)
 
-    def value_hash(self, version: ScorerVersion | None = None) -> str:
-        return "sealed"
+    def value_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
+        return {"value": "sealed"}
 
 
 def test_a_policy_learns_without_gradients(extension: Path, tmp_path: Path) -> None:
