@@ -27,6 +27,7 @@ from dvpo_ray.data import (
     refuse_if_too_bad,
     split_by_prompt,
 )
+from dvpo_ray.environments import check_prompts
 from dvpo_ray.runs.folder import DEAD_LETTERS
 from jobs.models import BaseModel
 
@@ -106,10 +107,13 @@ def read_policy_rows(
     """Prompts to train a policy on, and demonstrations for its pretraining loss, where it has one.
 
     Raises:
-        DataError: one is none that the model can read.
+        DataError: one is none that the model can read, or lacks a column that the environment needs.
+        ModelError: an environment could not speak through the chat template.
     """
     prompts = read_prompts(policy.data, base.tokenizer, folder, tell)
     base.limits.check_rows(prompts, policy.data.source)
+    if policy.environment is not None:
+        check_prompts(policy.environment, prompts, base.tokenizer, policy.data.source)
     demonstrations = read_demonstrations(policy.ptx, base.tokenizer, folder, tell)
     if policy.ptx is not None:
         base.limits.check_rows(demonstrations, policy.ptx.data.source)

@@ -114,6 +114,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel("Value model is as it was loaded", "bool_yes_no", ((f"ray_dvpo_gvm_checksum_ok{SESSION}", "{{actor}}"),)),
             Panel("Since the last step", "s", ((f"time() - ray_dvpo_last_step_timestamp_seconds{RUN}", "{{run}}"),)),
+            Panel(
+                "Failures of environments",
+                "none",
+                ((f"sum by (kind) (increase(ray_dvpo_environment_failures_total{SESSION}[$__range])) or vector(0)", "{{kind}}"),),
+            ),
             Panel("Loss of value pretraining", "none", ((f"ray_dvpo_value_loss{RUN}", "{{run}}"),)),
         ),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from actors.cluster.busy import BusyClock
@@ -19,11 +19,13 @@ from actors.cluster.metrics import busy_counter, count, show
 from actors.cluster.node_facts import doubt
 from actors.cluster.nodes import this_actor, this_node
 from actors.cluster.watchdog import dump_process_tree_stacks
+from actors.rollout.answer_tokens import AnswerTokens, sampled_by
 from actors.rollout.engine_log import EngineLog, engine_errors, start_errors
+from actors.rollout.episodes import Episode
 from actors.rollout.leftovers import clear, ending_before_us, keep_sockets_together, traces_of_children
 from actors.weights.buckets import SharedBuffer, verify
 from dvpo_ray.config.sections import GenerationSection, settled
-from dvpo_ray.data import load_tokenizer, turn_end
+from dvpo_ray.data import TurnJoiner, load_tokenizer, turn_end
 from dvpo_ray.errors import (
     ActorFailedError,
     DamagedWeightsError,
@@ -33,9 +35,10 @@ from dvpo_ray.errors import (
     WeightSyncError,
 )
 from dvpo_ray.io.error_text import said_of
+from dvpo_ray.maths.seeds import sampling_seed
 from dvpo_ray.models.folder import weights_sha256
 from dvpo_ray.models.packaged import folder_of
-from dvpo_ray.runs.prometheus import ENGINE_FENCED, ENGINE_VERSION, ROLLOUT_ROWS, ROLLOUT_TOKENS
+from dvpo_ray.runs.prometheus import ENGINE_FENCED, ENGINE_VERSION, ENVIRONMENT_FAILURES, ROLLOUT_ROWS, ROLLOUT_TOKENS
 from dvpo_ray.types import (
     Adapters,
     Channel,
@@ -94,6 +97,8 @@ class RolloutActor:
         self._received = 0
         self._base_sha256: str | None = None
         self._stop_ids: tuple[int, ...] = ()
+        # Of those who need it: answers of one turn do not.
+        self._joiner: TurnJoiner | None = None
         self._busy = BusyClock(busy_counter("rollout"))
 
     async def start(self, before: EngineLeftovers | None = None) -> tuple[str, EngineLeftovers]:
@@ -132,10 +137,11 @@ class RolloutActor:
         Raises:
             RowDeadlineError: no answer was finished for ``row_timeout_s``.
             WeightSyncError: the engine is fenced.
+            ModelError: an environment is asked for, and the chat template cannot write its replies.
         """
-        await self._served.wait()
-        if self._fence:
-            raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
+        await self._until_served()
+        if self._joiner is None and any(request.environment is not None for request in requests):
+            self._joiner = await asyncio.to_thread(self._make_joiner)
         tasks = [asyncio.create_task(self._answer(request)) for request in requests]
         self._under_way.update(tasks)
         self._busy.enter()
@@ -146,13 +152,16 @@ class RolloutActor:
                 except asyncio.CancelledError:
                     return
                 count(ROLLOUT_ROWS)
-                count(ROLLOUT_TOKENS, answer.response_ids.size)
+                count(ROLLOUT_TOKENS, int(answer.action_mask.sum()))
                 yield answer
         finally:
             self._busy.leave()
             self._under_way.difference_update(tasks)
             for task in tasks:
                 task.cancel()
+
+    def _make_joiner(self) -> TurnJoiner:
+        return TurnJoiner(load_tokenizer(self._model, self._trust_remote_code, self._template_arguments))
 
     async def cancel(self) -> None:
         """Give up all answers under way, and an update that no more buckets will come for."""
@@ -309,12 +318,49 @@ class RolloutActor:
             await asyncio.to_thread(clear, ending_before_us(traces))
 
     async def _answer(self, request: RolloutRequest) -> Trajectory:
-        """The answer to one request, or its error.
+        """The answer to one request, or its error."""
+        if request.environment is not None and request.plain is None:
+            return await self._episode(request)
+        tokens = AnswerTokens(request)
+        if request.plain is not None:
+            sampling = plain_sampling_params(request.plain, request.seed)
+        else:
+            sampling = sampling_params(self._config, request.seed, self._stop_ids, self._most_tokens(request) - len(tokens.ids))
+        written, end_state = await self._turn(request, str(request.row), tokens.all_ids, sampling)
+        tokens.wrote(written)
+        return tokens.trajectory(end_state)
+
+    async def _episode(self, request: RolloutRequest) -> Trajectory:
+        """The answer of several turns to one request. Turns that come after an update began wait for the new weights."""
+        assert self._joiner is not None
+
+        async def write(turn: int, ids: list[int], most: int) -> tuple[Written, str]:
+            await self._until_served()
+            sampling = sampling_params(self._config, sampling_seed(request.seed, "turn", turn), self._stop_ids, most)
+            return await self._turn(request, f"{request.row}#{turn}", ids, sampling)
+
+        return await Episode(request, self._most_tokens(request), self._joiner, write, _environment_failed).run()
+
+    def _most_tokens(self, request: RolloutRequest) -> int:
+        return request.max_new_tokens or self._config.max_new_tokens
+
+    async def _until_served(self) -> None:
+        """Wait for an update that is under way.
+
+        Raises:
+            WeightSyncError: the engine is fenced.
+        """
+        await self._served.wait()
+        if self._fence:
+            raise WeightSyncError(f"rollout engine is fenced: {self._fence}")
+
+    async def _turn(self, request: RolloutRequest, request_id: str, ids: list[int], sampling: Any) -> tuple[Written, str]:
+        """What the engine writes after these tokens, and why it stopped, or its error.
 
         Rows that wait behind others, in the engine's own queue, are not late: the engine is, once it finishes nothing.
         """
         limit, clock, engine = self._config.row_timeout_s, asyncio.get_running_loop().time, self._engine
-        asked, task = clock(), asyncio.create_task(self._final(request))
+        asked, task = clock(), asyncio.create_task(self._final(request, request_id, ids, sampling))
         try:
             while not task.done():
                 left = max(asked, self._finished) + limit - clock()
@@ -331,11 +377,12 @@ class RolloutActor:
                 if dead and not task.done():
                     with engine_errors(self._log):
                         raise engine.dead_error
-            return _to_trajectory(request, task.result())
+            output = task.result()
+            return sampled_by(output, request.row), str(output.finish_reason)
         finally:
             task.cancel()
 
-    async def _final(self, request: RolloutRequest) -> Any:
+    async def _final(self, request: RolloutRequest, request_id: str, ids: list[int], sampling: Any) -> Any:
         """What the engine says at last.
 
         Raises:
@@ -345,10 +392,8 @@ class RolloutActor:
 
         final = None
         try:
-            sampling = self._sampling(request)
-            prompt = {"prompt_token_ids": given_ids(request)}
             with engine_errors(self._log):
-                async for output in self._engine.generate(prompt, sampling, str(request.row)):
+                async for output in self._engine.generate({"prompt_token_ids": ids}, sampling, request_id):
                     final = output
         except VLLMClientError as error:
             raise PermanentFailureError(f"row {request.row}: {this_actor()} refuses it: {said_of(error).explained}") from error
@@ -356,14 +401,6 @@ class RolloutActor:
             raise ActorFailedError(f"row {request.row}: the engine ended without an answer")
         self._finished = asyncio.get_running_loop().time()
         return final.outputs[0]
-
-    def _sampling(self, request: RolloutRequest) -> Any:
-        if request.plain is not None:
-            return plain_sampling_params(request.plain, request.seed)
-        limit = request.max_new_tokens or self._config.max_new_tokens
-        return sampling_params(
-            self._config, request.seed, self._stop_ids, limit - len(given_ids(request)) + len(request.prompt_ids)
-        )
 
     def _tell_stacks_once(self) -> None:
         """Where the engine hangs, to the log; all rows of an engine that hangs miss their deadlines together."""
@@ -430,11 +467,6 @@ def stop_ids(model: Path, trust_remote_code: bool, arguments: Mapping[str, Any] 
     return turn_end(load_tokenizer(model, trust_remote_code, arguments), model).stop_ids
 
 
-def given_ids(request: RolloutRequest) -> list[int]:
-    """All tokens that are there before the engine writes."""
-    return [*request.prompt_ids, *request.forced_ids, *(request.resumed.ids if request.resumed else ())]
-
-
 def sampling_params(config: GenerationSection, seed: int, stop_ids: Sequence[int] = (), max_tokens: int | None = None) -> Any:
     """vLLM's sampling parameters (``SamplingParams``) for one answer, which any of ``stop_ids`` ends, and is part of."""
     from vllm import SamplingParams
@@ -484,28 +516,7 @@ def thread_binding(config: GenerationSection) -> str:
     return ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
 
 
-def _to_trajectory(request: RolloutRequest, output: Any) -> Trajectory:
-    """What an engine wrote after the tokens that were given: forced ones and those that were written before."""
-    written = np.asarray(output.token_ids, dtype=np.int32)
-    log_probs = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
-    if output.weight_versions is None:
-        raise ActorFailedError(f"row {request.row}: the engine did not say which weight version sampled it")
-    versions = np.zeros(written.size, dtype=np.int32)
-    for span in output.weight_versions:
-        versions[span.start : span.end] = int(span.version)
-    before = request.resumed or Written((), (), ())
-    forced = len(request.forced_ids)
-    # Tokens that nobody sampled are as old as the first that was.
-    oldest = before.versions[0] if before.versions else int(versions[0])
-    return Trajectory(
-        row=request.row,
-        prompt_ids=np.asarray(request.prompt_ids, dtype=np.int32),
-        response_ids=np.concatenate([np.asarray([*request.forced_ids, *before.ids], dtype=np.int32), written]),
-        log_probs=np.asarray([*[0.0] * forced, *before.log_probs, *log_probs], dtype=np.float32),
-        versions=np.concatenate([np.asarray([*[oldest] * forced, *before.versions], dtype=np.int32), versions]),
-        end_state=str(output.finish_reason),
-        group_id=request.group_id,
-        action_mask=np.arange(forced + len(before.ids) + written.size) >= forced,
-        turns=(forced,),
-        columns=request.columns,
-    )
+def _environment_failed(kind: str, text: str) -> None:
+    """Count a failure of an environment, and tell it."""
+    count(ENVIRONMENT_FAILURES, kind=kind)
+    logging.getLogger(__name__).warning(text)

@@ -20,6 +20,7 @@ from actors.cluster.metrics import count
 from actors.cluster.session import EMBEDDED_FOLDER, cluster_has_gpus, engine_environment, nodes_for, start_actor
 from actors.rollout.actor import RolloutActor
 from actors.rollout.leftovers import clear_on
+from dvpo_ray.config.environments import EnvironmentSettings
 from dvpo_ray.config.sections import ClusterSection, GenerationSection, ModelSection
 from dvpo_ray.errors import (
     RECOVERABLE_ERRORS,
@@ -76,6 +77,7 @@ class RolloutPool:
         earlier process that it names are removed."""
         self._arguments = (model_folder, model, rollout, seed)
         self._cluster = cluster
+        self._row_timeout = rollout.row_timeout_s
         self._timeout = rollout.row_timeout_s + cluster.call_timeout_s
         # When any engine last gave an answer.
         self._answered = 0.0
@@ -141,14 +143,15 @@ class RolloutPool:
         with self._members:
             for row in waiting:
                 self._missed.pop(row, None)
+        longest = self._timeout + max((self._episode_s(request) for request in requests), default=0.0)
         streams = self._deal(list(requests))
         while streams:
-            ready = self._wait(list(streams))
+            ready = self._wait(list(streams), longest)
             if self._cancelled.is_set():
                 return
             if not ready:
                 names = ", ".join(engine.name for engine, _ in streams.values())
-                raise ActorFailedError(f"{names}: no answer within {self._timeout} s")
+                raise ActorFailedError(f"{names}: no answer within {longest:g} s")
             stream = ready[0]
             engine, rows = streams[stream]
             try:
@@ -171,11 +174,16 @@ class RolloutPool:
             self._answered = time.monotonic()
             yield handle
 
-    def _wait(self, streams: list[Any]) -> list[Any]:
-        """The first of these streams that has something; none once all is cancelled, or nobody was given an answer for too long:
-        rows of other steps may be before these."""
+    def _episode_s(self, request: RolloutRequest) -> float:
+        """How much longer than one turn of the engine a row may take, in seconds."""
+        settings: EnvironmentSettings | None = request.environment
+        return 0.0 if settings is None else settings.longest_s(self._row_timeout)
+
+    def _wait(self, streams: list[Any], longest: float) -> list[Any]:
+        """The first of these streams that has something; none once all is cancelled, or nobody was given an answer for
+        ``longest`` seconds: rows of other steps may be before these."""
         began = time.monotonic()
-        while (left := max(began, self._answered) + self._timeout - time.monotonic()) > 0:
+        while (left := max(began, self._answered) + longest - time.monotonic()) > 0:
             ready, _ = ray.wait(streams, num_returns=1, timeout=left, fetch_local=False)
             if ready or self._cancelled.is_set():
                 return list(ready)

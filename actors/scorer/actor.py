@@ -17,6 +17,7 @@ from actors.cluster.busy import BusyClock
 from actors.cluster.metrics import busy_counter, count, show, started_again
 from actors.cluster.node_facts import doubt
 from actors.cluster.watchdog import watched
+from dvpo_ray.config.environments import ENVIRONMENT_REWARD
 from dvpo_ray.config.rewards import VALUE, RewardSettings, model_rewards
 from dvpo_ray.config.sections import ModelSection, ScorerSection, settled
 from dvpo_ray.data import load_tokenizer, turn_end
@@ -31,9 +32,6 @@ from dvpo_ray.models.value_model import load_value_model, read_seal
 from dvpo_ray.rewards import RewardRow, Rewards, Score
 from dvpo_ray.runs.prometheus import CHECKSUM_OK, RESTARTS, SCORED_ROWS, SCORED_TOKENS
 from dvpo_ray.types import Ragged, ScoredBatch, ScorerVersion, Trajectory
-
-# The channel of what an environment gives.
-ENVIRONMENT = "environment"
 
 
 class ScorerActor:
@@ -155,7 +153,7 @@ class ScorerActor:
         channels = {} if self._rewards is None else self._recipe_rewards(self._rewards, answers, given)
         if any(a.rewards is not None for a in answers):
             rows = [np.zeros(0) if a.rewards is None else a.rewards for a in answers]
-            channels[ENVIRONMENT] = Ragged.of(rows, np.float32)
+            channels[ENVIRONMENT_REWARD] = Ragged.of(rows, np.float32)
         return channels
 
     def _recipe_rewards(self, rewards: Rewards, answers: Sequence[Trajectory], given: Sequence[np.ndarray]) -> dict[str, Ragged]:

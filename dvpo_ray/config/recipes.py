@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dvpo_ray.config.algorithms import AlgorithmSettings, DvpoGae
 from dvpo_ray.config.base import FixedOnResume, ModelFolder, Section
-from dvpo_ray.config.environments import EnvironmentSettings
+from dvpo_ray.config.environments import ENVIRONMENT_REWARD, EnvironmentSettings
 from dvpo_ray.config.kl import KlSection
 from dvpo_ray.config.plans import PlanSettings, Shuffled
 from dvpo_ray.config.refresh import Never, RefreshSettings
@@ -277,9 +277,11 @@ class PolicyTraining(Section):
             raise ValueError(
                 f"ppo.mini_batches ({self.ppo.mini_batches}) does not divide the {rollout.rows_per_step} answers of a step"
             )
-        if not self.advantage.reads_values and not self.rewards:
+        if not self.advantage.reads_values and not self.rewards and not (self.environment and self.environment.gives_rewards):
             what = "type = 'ppo' learns from rewards" if self.advantage.needs_rewards else "score = 'none' leaves the value out"
-            raise ValueError(f"advantage.{what}: name at least one of policy.rewards")
+            raise ValueError(f"advantage.{what}: name at least one of policy.rewards, or a policy.environment that rewards")
+        if self.environment and ENVIRONMENT_REWARD in self.rewards:
+            raise ValueError(f"policy.rewards.{ENVIRONMENT_REWARD}: what policy.environment gives has this name; choose another")
         self.advantage.check(self)
         self.plan.check(self)
         if self.streaming:

@@ -9,6 +9,7 @@ from dvpo_ray.data.loading import load_demonstrations, load_pairs, load_preferen
 from dvpo_ray.data.sources import Source
 from dvpo_ray.data.splits import disjoint, fingerprint, split_by_prompt
 from dvpo_ray.data.turn_end import TurnEnd, turn_end
+from dvpo_ray.data.turn_joins import TurnJoiner
 
 __all__ = [
     "ChatEncoder",
@@ -22,6 +23,7 @@ __all__ = [
     "Reading",
     "Source",
     "TurnEnd",
+    "TurnJoiner",
     "arguments_of",
     "disjoint",
     "encode_prompt",

@@ -6,8 +6,9 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from dvpo_ray.data.columns import ReadRow
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.formats import GROUP, ID_FIELDS, SHARED_ID_FIELDS, own_id, row_id
 from dvpo_ray.data.messages import Messages
@@ -15,7 +16,6 @@ from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes import (
     SAMPLE,
     Prompted,
-    Row,
     Shape,
     Use,
     prompts_in,
@@ -82,28 +82,12 @@ def _listed(counts: Mapping[str, int], total: int, what: str) -> str:
     return f"{total} {what} ({', '.join(f'{name}: {count}' for name, count in sorted(counts.items()))})"
 
 
-class _Asked(dict[str, Any]):
-    """A row that knows which of its columns were asked for."""
-
-    def __init__(self, row: Row) -> None:
-        super().__init__(row)
-        self.names: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.names.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
-
-
 @dataclass
 class _Given:
     """What rows give to one prompt: of a gathered shape several, else one."""
 
     identity: str
-    row: Row
+    row: ReadRow
     found: list[Prompted]
     shape: Shape
     raws: list[tuple[RawRow, str]]
@@ -113,7 +97,7 @@ class Admission(Generic[T]):
     """Reads the rows of a source. ``build`` makes of a prompt with answers what is kept, or raises BadRow."""
 
     def __init__(
-        self, use: Use, dead_letters: DeadLetters, reading: Reading, build: Callable[[str, Row, Prompted], Sequence[T]]
+        self, use: Use, dead_letters: DeadLetters, reading: Reading, build: Callable[[str, ReadRow, Prompted], Sequence[T]]
     ) -> None:
         self._use = use
         self._dead_letters = dead_letters
@@ -166,12 +150,13 @@ class Admission(Generic[T]):
             if raw.row is None or raw.problem is not None:
                 raise BadRow(raw.problem or Reason.NOT_AN_OBJECT, raw.detail)
             # What went through an assembly has its columns under their known names already.
-            row = _Asked(raw.row if main.assembly else renamed(raw.row, self._reading.columns))
+            row = ReadRow(raw.row if main.assembly else renamed(raw.row, self._reading.columns))
             identity = self._identity(row, identity)
             other = auto and not raw.parts and not main.fits(row)
             shape = shape_of(row, self._use) or main if other else main
             row.names.clear()
             found = prompts_in(row, shape) if self._use == "prompts" else shape.rows(row)
+            row.settle()
         except BadRow as bad:
             self._reject([(part, identity) for part in raw.rows], bad)
             return
@@ -192,7 +177,7 @@ class Admission(Generic[T]):
             earlier.found = [together(one, found[0])]
             earlier.raws += given.raws
 
-    def _identity(self, row: Row, place: str) -> str:
+    def _identity(self, row: ReadRow, place: str) -> str:
         own, identity = own_id(row), row_id(row, place)
         check_text(identity)
         if identity not in self._seen:

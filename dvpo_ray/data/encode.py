@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ from dvpo_ray.data.messages import Message, Messages
 from dvpo_ray.data.reasons import BadRow, Reason
 from dvpo_ray.data.shapes import Prompted
 from dvpo_ray.data.thinking import Thinking
-from dvpo_ray.data.turn_end import turn_end
+from dvpo_ray.data.turn_end import TurnEnd, turn_end
 from dvpo_ray.errors import ModelError
 
 FOLDED = "system messages put before the first question, for want of a system turn"
@@ -57,7 +58,7 @@ class ChatEncoder:
         turns = self._turns(messages)
         if len(turns) < len(messages):
             self.notes[FOLDED] += 1
-        if any(self._controls(turn["content"]) for turn in turns):
+        if any(self.controls(turn["content"]) for turn in turns):
             self.notes[CONTROL] += 1
             return self._encoded_in_parts(turns, tools)
         return self._applied(turns, tools, add_generation_prompt=True)
@@ -68,17 +69,22 @@ class ChatEncoder:
         if self._thinking is not None:
             shown, note = self._thinking.without(shown)
             self.notes.update([note] if note else [])
-        if self._controls(shown):
+        if self.controls(shown):
             self.notes[CONTROL] += 1
-            return [*self._as_text(shown), self._end.end_id]
+            return [*self.as_text(shown), self.end.end_id]
         if self._answers_join:
             found = self._following(shown, asked)
             if found is not None:
                 return found
-        return [*self._ids(shown), self._end.end_id]
+        return [*self.ids(shown), self.end.end_id]
 
     @cached_property
-    def _end(self) -> Any:
+    def end(self) -> TurnEnd:
+        """What ends the model's turns.
+
+        Raises:
+            ModelError: as ``turn_end``.
+        """
         return turn_end(self.tokenizer)
 
     @cached_property
@@ -92,26 +98,28 @@ class ChatEncoder:
         words = sorted(self._special, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, words))) if words else None
 
-    def _controls(self, text: str) -> bool:
+    def controls(self, text: str) -> bool:
+        """Whether a text has words in it that are control words of the vocabulary."""
         return self._control_words is not None and self._control_words.search(text) is not None
 
     def _plain(self, messages: Messages) -> list[int]:
         text = "\n".join(m.content for m in messages) + "\n"
-        if self._controls(text):
+        if self.controls(text):
             self.notes[CONTROL] += 1
             frame = list(self.tokenizer("", add_special_tokens=True)["input_ids"])
             begins = [one for one in frame[:1] if one == self.tokenizer.bos_token_id]
-            return [*begins, *self._as_text(text)]
+            return [*begins, *self.as_text(text)]
         ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
         # A tokenizer that ends whatever it is given would end the prompt before its answer.
         while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
             ids.pop()
         return ids
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a piece of what the chat template wrote."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _as_text(self, text: str) -> list[int]:
+    def as_text(self, text: str) -> list[int]:
         """Token ids of a text whose control words are words.
 
         Raises:
@@ -137,10 +145,10 @@ class ChatEncoder:
         """Whether the template has no system turn: it refuses one, or leaves it out."""
         asked = {"role": "user", "content": ASKED}
         try:
-            text = self._rendered([{"role": "system", "content": SYSTEM}, asked])
+            text = self.rendered([{"role": "system", "content": SYSTEM}, asked])
         except BadRow:
             try:
-                return ASKED in self._rendered([asked])
+                return ASKED in self.rendered([asked])
             except BadRow:
                 return False
         return SYSTEM not in text and ASKED in text
@@ -149,7 +157,7 @@ class ChatEncoder:
     def _thinking(self) -> Thinking | None:
         """What the template itself writes of an answer's thinking."""
         try:
-            text = self._rendered([{"role": "user", "content": ASKED}]) if self.tokenizer.chat_template else ""
+            text = self.rendered([{"role": "user", "content": ASKED}]) if self.tokenizer.chat_template else ""
         except BadRow:
             return None
         return Thinking.of(text)
@@ -164,7 +172,7 @@ class ChatEncoder:
             found = self._following(ANSWERED, asked)
         except BadRow:
             return False
-        return found is not None and found != [*self._ids(ANSWERED), self._end.end_id]
+        return found is not None and found != [*self.ids(ANSWERED), self.end.end_id]
 
     def _following(self, text: str, asked: Prompted) -> list[int] | None:
         """What the answer adds to its prompt's tokens, up to the token that ends it; None where it does not follow them."""
@@ -174,16 +182,16 @@ class ChatEncoder:
         if whole[: len(before)] != before:
             return None
         added = whole[len(before) :]
-        if self._end.end_id not in added:
+        if self.end.end_id not in added:
             return None
-        last = max(i for i, one in enumerate(added) if one == self._end.end_id)
+        last = max(i for i, one in enumerate(added) if one == self.end.end_id)
         # Some templates write a space between an answer and its end.
         while last and not self.tokenizer.decode(added[last - 1 : last]).strip():
             last -= 1
-        return [*added[:last], self._end.end_id]
+        return [*added[:last], self.end.end_id]
 
     def _without_end(self, text: str) -> str:
-        marks = [word for word, number in self._special.items() if number in self._end.stop_ids]
+        marks = [word for word, number in self._special.items() if number in self.end.stop_ids]
         ended = text.rstrip()
         while mark := next((mark for mark in marks if ended.endswith(mark)), ""):
             ended = ended.removesuffix(mark).rstrip()
@@ -195,8 +203,13 @@ class ChatEncoder:
     def _applied(self, turns: list[dict[str, Any]], tools: str, *, add_generation_prompt: bool) -> list[int]:
         return list(self._templated(turns, tools, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False))
 
-    def _rendered(self, turns: list[dict[str, Any]], tools: str = "") -> str:
-        return str(self._templated(turns, tools, add_generation_prompt=True, tokenize=False))
+    def rendered(self, turns: list[dict[str, Any]], tools: str = "", add_generation_prompt: bool = True) -> str:
+        """What the chat template writes of a conversation, by default up to where the model's turn begins.
+
+        Raises:
+            BadRow: it refuses it, or fails.
+        """
+        return str(self._templated(turns, tools, add_generation_prompt=add_generation_prompt, tokenize=False))
 
     def _templated(self, turns: list[dict[str, Any]], tools: str, **options: Any) -> Any:
         """What the chat template makes of a conversation.
@@ -216,17 +229,33 @@ class ChatEncoder:
         Raises:
             BadRow: the template does not show what was said as it is.
         """
-        marks = [f"dvpo{i}turn{hashlib.sha256(turn['content'].encode()).hexdigest()[:12]}" for i, turn in enumerate(turns)]
-        marked = [turn | {"content": mark} for turn, mark in zip(turns, marks, strict=True)]
-        rest, ids = self._rendered(marked, tools), []
-        for turn, mark in zip(turns, marks, strict=True):
+        marked, said = marked_turns(turns)
+        return self.filled(self.rendered(marked, tools), said)
+
+    def filled(self, text: str, said: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of what a template wrote of marked turns (``marked_turns``), with what was said in place of each mark.
+
+        Raises:
+            BadRow: a mark is not there once, in its place.
+        """
+        rest, ids = text, []
+        for mark, content in said:
             before, found, rest = rest.partition(mark)
             if not found or mark in rest:
                 raise BadRow(
                     Reason.CONTROL_WORD, "a turn has a control word of the chat template, which does not show turns as they are"
                 )
-            ids += [*self._ids(before), *self._as_text(turn["content"])]
-        return [*ids, *self._ids(rest)]
+            ids += [*self.ids(before), *self.as_text(content)]
+        return [*ids, *self.ids(rest)]
+
+
+def marked_turns(turns: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Turns whose words are marks, and (mark, words) of each: a template writes marks as they are."""
+    said = [
+        (f"dvpo{i}turn{hashlib.sha256(turn['content'].encode()).hexdigest()[:12]}", turn["content"])
+        for i, turn in enumerate(turns)
+    ]
+    return [dict(turn) | {"content": mark} for turn, (mark, _) in zip(turns, said, strict=True)], said
 
 
 def refuse_nameless_templates(tokenizer: Any) -> None:

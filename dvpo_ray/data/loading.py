@@ -6,17 +6,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dvpo_ray.data.admission import Admission, LoadCounts, Reading, check_text
+from dvpo_ray.data.columns import ReadRow
 from dvpo_ray.data.dead_letters import DeadLetters
 from dvpo_ray.data.encode import ChatEncoder
 from dvpo_ray.data.encoded import EncodedAnswer, EncodedDemonstration, EncodedPair, EncodedPrompt, Preference
 from dvpo_ray.data.formats import row_group
 from dvpo_ray.data.reasons import BadRow, Reason
-from dvpo_ray.data.shapes import Prompted, Row, Scale, best_answer, has_pairs, labels_in, pairs_in
+from dvpo_ray.data.shapes import Prompted, Scale, best_answer, has_pairs, labels_in, pairs_in
 from dvpo_ray.data.sources import Source, iter_raw_rows
 from dvpo_ray.data.text_limits import cut_to_fit, refuse_what_cannot_fit
 from dvpo_ray.errors import DataError
@@ -48,7 +50,7 @@ def load_pairs(
     chat = ChatEncoder(tokenizer)
     fit = partial(_fit_answer, chat, limit=max_answer_tokens, overlong=overlong)
 
-    def build(identity: str, row: Row, found: Prompted) -> list[EncodedPair]:
+    def build(identity: str, row: ReadRow, found: Prompted) -> list[EncodedPair]:
         return _pairs(identity, row, found, chat, max_prompt_tokens, max_answer_tokens, fit)
 
     return _counted(chat, Admission("pairs", dead_letters, reading, build).run(iter_raw_rows(source), limit))
@@ -79,7 +81,7 @@ def load_preferences(
     labelled: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
 
-    def build(identity: str, row: Row, found: Prompted) -> list[Preference]:
+    def build(identity: str, row: ReadRow, found: Prompted) -> list[Preference]:
         compared = has_pairs(found)
         answers = labels_in(found, label_scale)
         made: list[Preference] = []
@@ -128,7 +130,7 @@ def load_demonstrations(
     """
     chat = ChatEncoder(tokenizer)
 
-    def build(identity: str, row: Row, found: Prompted) -> list[EncodedDemonstration]:
+    def build(identity: str, row: ReadRow, found: Prompted) -> list[EncodedDemonstration]:
         text = best_answer(found)
         check_text(text)
         answer = _fit_answer(chat, text, found, limit=max_answer_tokens, overlong=overlong, name="answer")
@@ -146,7 +148,7 @@ def load_prompts(
     limit: int | None = None,
     reading: Reading = AS_FOUND,
 ) -> tuple[list[EncodedPrompt], LoadCounts]:
-    """Prompts of a source; ``limit`` stops after so many.
+    """Prompts of a source, with the other columns of their rows; ``limit`` stops after so many.
 
     Raises:
         DataError: the source cannot be read at all.
@@ -154,8 +156,9 @@ def load_prompts(
     """
     chat = ChatEncoder(tokenizer)
 
-    def build(identity: str, row: Row, found: Prompted) -> list[EncodedPrompt]:
-        return [_encode(identity, row, found, chat, max_prompt_tokens)]
+    def build(identity: str, row: ReadRow, found: Prompted) -> list[EncodedPrompt]:
+        prompt = _encode(identity, row, found, chat, max_prompt_tokens)
+        return [replace(prompt, columns=row.others(chat.notes))]
 
     return _counted(chat, Admission("prompts", dead_letters, reading, build).run(iter_raw_rows(source), limit))
 
@@ -185,7 +188,7 @@ def refuse_if_too_bad(counts: LoadCounts, max_bad_share: float, source: str | So
 
 
 def _pairs(
-    identity: str, row: Row, found: Prompted, chat: ChatEncoder, max_prompt_tokens: int, max_answer_tokens: int, fit: Fit
+    identity: str, row: ReadRow, found: Prompted, chat: ChatEncoder, max_prompt_tokens: int, max_answer_tokens: int, fit: Fit
 ) -> list[EncodedPair]:
     pairs = pairs_in(found)
     made = []
@@ -199,7 +202,7 @@ def _pairs(
     return made
 
 
-def _encode(identity: str, row: Row, found: Prompted, chat: ChatEncoder, max_prompt_tokens: int) -> EncodedPrompt:
+def _encode(identity: str, row: ReadRow, found: Prompted, chat: ChatEncoder, max_prompt_tokens: int) -> EncodedPrompt:
     group, prompt = row_group(row), found.prompt
     check_text(*(text for message in prompt for text in (message.role, message.content)), group or "")
     # Templates leave out parts of earlier answers.

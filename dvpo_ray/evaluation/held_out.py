@@ -16,6 +16,7 @@ from dvpo_ray.algorithms import Signals, make_algorithm
 from dvpo_ray.config.algorithms import AlgorithmSettings
 from dvpo_ray.config.environments import EnvironmentSettings
 from dvpo_ray.data import EncodedPrompt
+from dvpo_ray.environments import check_prompts
 from dvpo_ray.errors import ActorFailedError, DataError
 from dvpo_ray.io.json_files import read_records
 from dvpo_ray.learning.batching import to_padded
@@ -132,6 +133,8 @@ class Evaluator:
         seed: int,
         environment: EnvironmentSettings | None = None,
     ) -> None:
+        if environment is not None:
+            check_prompts(environment, prompts, tokenizer, "evaluation.source")
         self._prompts = list(prompts)
         self._gold = None if gold is None else called("evaluation.gold", gold)
         self._advantage = advantage

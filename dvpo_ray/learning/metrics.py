@@ -98,6 +98,11 @@ METRICS = (
     Metric(
         "reward/*", "Mean score by a reward, before its weight.", recorded="every step with rewards", chart="Rewards (mean score)"
     ),
+    Metric(
+        "environment/failed_share",
+        "Share of episodes that ended because the environment failed (`crashed`, `timeout`).",
+        recorded="every step with an environment",
+    ),
     Metric("advantage/mean", "Mean advantage before whitening."),
     Metric("advantage/std", "Standard deviation of advantages before whitening.", gauge="dvpo_advantage_std"),
     Metric("ppo/clip_share", "Share of tokens whose ratio was clipped.", gauge="dvpo_clip_share"),

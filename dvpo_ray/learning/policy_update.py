@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dvpo_ray.algorithms import LossTerms, make_algorithm
 from dvpo_ray.config.algorithms import AlgorithmSettings
+from dvpo_ray.config.environments import ENVIRONMENT_REWARD, FAILED_EPISODES
 from dvpo_ray.config.kl import KlSection
 from dvpo_ray.config.rewards import RewardSettings
 from dvpo_ray.config.updates import OffPolicySection, PpoUpdateSection
@@ -83,6 +84,9 @@ def prepare(
         "answer/total_tokens": float(lengths.sum()),
         "answer/cut_share": cut,
     } | earned.metrics
+    if ENVIRONMENT_REWARD in scored.channels:
+        failed = sum(state in FAILED_EPISODES for state in scored.end_states)
+        metrics["environment/failed_share"] = failed / len(scored)
     return PreparedBatch(scored, Ragged(flat, lengths), ages(scored, version), sums, earned.moments), metrics
 
 

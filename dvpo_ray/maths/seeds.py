@@ -6,7 +6,7 @@ import hashlib
 from typing import Literal
 
 
-def sampling_seed(run_seed: int, what: Literal["train", "evaluate", "ask", "reset"], *place: int) -> int:
+def sampling_seed(run_seed: int, what: Literal["train", "evaluate", "ask", "reset", "turn"], *place: int) -> int:
     """The seed of one answer, below 2^63: the first bits of a hash over all that tells it from others.
 
     Sums of multiples give different places the same number as soon as a place grows past the multiple. A hash keeps apart what

@@ -63,6 +63,13 @@ def run_metrics() -> dict[str, Exported]:
 
 ROLLOUT_ROWS = Exported("dvpo_rollout_rows_total", "Answers generated.", "counter", source="rollout actor, every answer")
 ROLLOUT_TOKENS = Exported("dvpo_rollout_tokens_total", "Tokens generated.", "counter", source="rollout actor, every answer")
+ENVIRONMENT_FAILURES = Exported(
+    "dvpo_environment_failures_total",
+    "Failures of environments, by kind: crashed and timeout, which cost an answer each, and close.",
+    "counter",
+    "kind",
+    source="rollout actor, every failure",
+)
 ENGINE_VERSION = Exported("dvpo_engine_weights_version", "Version that an engine serves.", source="rollout actor, every update")
 ENGINE_FENCED = Exported(
     "dvpo_engine_fenced",
@@ -91,6 +98,7 @@ BUSY = Exported("dvpo_busy_seconds_total", "Time with work under way.", "counter
 ACTOR_METRICS = (
     ROLLOUT_ROWS,
     ROLLOUT_TOKENS,
+    ENVIRONMENT_FAILURES,
     ENGINE_VERSION,
     ENGINE_FENCED,
     SCORED_ROWS,

@@ -4,6 +4,7 @@ They take a part's settings, build the part as a run does, and hold it to what d
 None needs Ray, engines or a model.
 """
 
+from dvpo_ray.environments.conformance import check_environment
 from dvpo_ray.testing.algorithms import check_algorithm
 from dvpo_ray.testing.plans import check_plan, plan_context
 from dvpo_ray.testing.refreshes import check_refresh
@@ -13,6 +14,7 @@ from dvpo_ray.testing.trainers import check_trainer, trainer_context
 
 __all__ = [
     "check_algorithm",
+    "check_environment",
     "check_plan",
     "check_refresh",
     "check_reward",
