@@ -15,7 +15,7 @@ from threading import Event
 from typing import Any, Protocol
 
 import psutil
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.exceptions import RpcError

@@ -53,7 +53,11 @@ def _egress(place: EgressSection) -> Tree:
     assert place.cidr is not None
     network = ipaddress.ip_network(place.cidr)
     block: Tree = {"cidr": place.cidr}
-    if network.version == 4 and network.prefixlen < 16 and ipaddress.ip_network(METADATA).subnet_of(network):
+    if (
+        isinstance(network, ipaddress.IPv4Network)
+        and network.prefixlen < 16
+        and ipaddress.IPv4Network(METADATA).subnet_of(network)
+    ):
         block["except"] = [METADATA]
     return {"to": [{"ipBlock": block}], "ports": ports}
 

@@ -137,8 +137,8 @@ class _Sizes:
         if needed > self._devices.count:
             each = ", ".join(f"{group.most * group.gpus} of {group.name}" for group in groups)
             raise UserInputError(
-                f"the pods need {needed} GPUs ({each}), --devices has {self._devices.count}: name as many, or lower learner.ranks, "
-                "rollout.actors, or scorer.actors and max_actors"
+                f"the pods need {needed} GPUs ({each}), --devices has {self._devices.count}: name as many, or lower "
+                "learner.ranks, rollout.actors, or scorer.actors and max_actors"
             )
         return groups
 
@@ -146,10 +146,10 @@ class _Sizes:
         largest = max(self._plans, key=lambda plan: plan.ranks)
         per_pod = min(largest.ranks, gpus_per_node)
         if largest.ranks % per_pod:
-            critic = isinstance(largest.training, PolicyTraining) and largest.training.trained_models > 1
+            more = ", and as many of the critic" if largest.ranks > largest.training.learner.ranks else ""
             raise UserInputError(
-                f"{largest.name}.learner.ranks ({largest.training.learner.ranks}{', and as many of the critic' if critic else ''}) "
-                f"do not fill nodes of {gpus_per_node} GPUs: take a multiple, or another --gpus-per-node"
+                f"{largest.name}.learner.ranks ({largest.training.learner.ranks}{more}) do not fill nodes of {gpus_per_node} "
+                "GPUs: take a multiple, or another --gpus-per-node"
             )
         data = max(
             max(host[name] for name in host if name.endswith("rank")) * min(plan.ranks, per_pod)
@@ -214,16 +214,16 @@ def _gpu_shares(plan: TrainingPlan) -> list[float]:
 
 def _check_shares(plan: TrainingPlan, gpus: int) -> None:
     """Refuse a training whose actors would wait for a GPU for ever."""
-    free = [1.0] * gpus
-    for share in sorted(_gpu_shares(plan), reverse=True):
+    free, shares = [1.0] * gpus, sorted(_gpu_shares(plan), reverse=True)
+    for share in shares:
         whole = math.ceil(share)
         # Several whole ones, or the first with enough room.
         fits = [i for i, room in enumerate(free) if room >= min(share, 1.0) - 1e-9][:whole]
         if len(fits) < whole:
+            each = ", ".join(f"{one:g}" for one in shares)
             raise UserInputError(
-                f"{plan.name}: its actors reserve {sum(_gpu_shares(plan)):g} GPUs in shares of "
-                f"{', '.join(f'{one:g}' for one in sorted(set(_gpu_shares(plan)), reverse=True))}, which do not fit into {gpus}: name "
-                "more in --devices, or lower gpu_share of learner, rollout or scorer, or how many there are"
+                f"{plan.name}: its actors reserve {sum(shares):g} GPUs ({each}), which do not fit into {gpus}: name more in "
+                "--devices, or lower gpu_share of learner, rollout or scorer, or how many there are"
             )
         for i in fits:
             free[i] -= min(share, 1.0)
