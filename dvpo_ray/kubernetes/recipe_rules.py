@@ -13,6 +13,7 @@ from dvpo_ray.errors import ConfigError
 from dvpo_ray.kubernetes.manifests import GANG, JOB, ROLE, PodTemplate, RayObject, Tree, items, quantity, tree
 from dvpo_ray.kubernetes.operator_rules import Problem
 from dvpo_ray.kubernetes.pod_rules import GPU
+from dvpo_ray.kubernetes.secrets import reward_tokens
 from dvpo_ray.planning.trainings import trainings
 
 RECIPE = "recipe.toml"
@@ -35,14 +36,12 @@ def tokens_reach_the_scorers(ray: RayObject, documents: Sequence[Tree]) -> Itera
     recipe = _checked(ray, documents)
     if recipe is None:
         return
-    rewards = {name: one for part in trainings(recipe).values() for name, one in getattr(part, "rewards", {}).items()}
-    wanted = {name: variable for name, one in rewards.items() if (variable := getattr(one, "token_variable", None))}
     for pod in _pods_of(ray, "scorer"):
         container = tree((items(pod.spec.get("containers")) or [{}])[0])
         names = {tree(one).get("name") for one in items(container.get("env"))}
-        for name, variable in wanted.items():
+        for path, variable in reward_tokens(recipe).items():
             if variable not in names and not items(container.get("envFrom")):
-                yield f"{pod.where} has no {variable}, the token of reward '{name}'", f"{AGAIN} with --secret"
+                yield f"{pod.where} has no {variable}, which {path} names", f"{AGAIN} with --secret"
 
 
 def gpus_are_enough(ray: RayObject, documents: Sequence[Tree]) -> Iterator[Problem]:

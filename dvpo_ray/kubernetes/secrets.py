@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dvpo_ray.config import Recipe
 from dvpo_ray.config.references import models
-from dvpo_ray.config.rewards import HttpReward
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.kubernetes.additions import section_of
 from dvpo_ray.kubernetes.manifests import Tree
@@ -20,7 +19,8 @@ def reward_tokens(recipe: Recipe) -> dict[str, str]:
         f"{name}.rewards.{reward}.token_variable": config.token_variable
         for name, training in trainings(recipe).items()
         for reward, config in getattr(training, "rewards", {}).items()
-        if isinstance(config, HttpReward) and config.token_variable is not None
+        # Of whatever kind: a plug-in's may have one too.
+        if getattr(config, "token_variable", None) is not None
     }
 
 

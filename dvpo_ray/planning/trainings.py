@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dvpo_ray.config import Recipe
-from dvpo_ray.config.algorithms import Grpo, Ppo, PpoUpdateSection
+from dvpo_ray.config.algorithms import Grpo, Ppo
 from dvpo_ray.config.dpo import DpoTraining
 from dvpo_ray.config.recipes import PairTraining, PolicyTraining, ValueTraining
 from dvpo_ray.config.sections import EngineSection, RolloutSection, ScorerSection, TransferSection
+from dvpo_ray.config.updates import PpoUpdateSection
 from dvpo_ray.planning.devices import DeviceGroup
 from dvpo_ray.planning.memory import GB, ProcessMemory, processes
 from dvpo_ray.planning.plan import make_plan
@@ -71,7 +72,7 @@ def plan_trainings(recipe: Recipe, shape: ModelShape, devices: DeviceGroup) -> l
 
 def _plan_policy(name: str, policy: PolicyTraining, attention: str, shape: ModelShape, devices: DeviceGroup) -> TrainingPlan:
     plan = make_plan(policy, shape, attention, devices, Workload.of(policy))
-    kept = shape.trained_parameters(policy.lora) + (shape.value_parameters if policy.advantage.trains_critic else 0)
+    kept = shape.trained_parameters(policy.lora) + (shape.value_parameters if policy.advantage.online_critic is not None else 0)
     problems = tuple(f"{name}: {problem}" for problem in plan.problems)
     return TrainingPlan(name, policy, tuple(plan.processes), sum(plan.stages.values()), CHECKPOINT_BYTES * kept, problems)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -54,9 +55,13 @@ def raylets(token: Path) -> list[psutil.Process]:
 def hook(cluster: RayCluster, node: psutil.Process, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.support.pod_hook", str(node.pid), str(WAIT_S), *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=ROOT, env=cluster.environment(cluster.token), stdout=pipe, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=cluster.environment(cluster.token), stdout=pipe, stderr=pipe, text=True)
+
+
+def end_of(hook: subprocess.Popen[str]) -> Any:
+    said, trouble = hook.communicate(timeout=WAIT_S)
+    assert hook.returncode == 0, said + trouble
+    return json.loads(said.splitlines()[-1])
 
 
 def submit(cluster: RayCluster, folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -91,8 +96,7 @@ def test_deleted_pods_leave_a_checkpoint_and_the_next_cluster_goes_on(tiny_model
         head, worker = raylets(token)
         # The other node's hook comes first, as it may.
         hooks = [hook(cluster, worker), hook(cluster, head, "--stop")]
-        ended = [json.loads(one.communicate(timeout=WAIT_S)[0].splitlines()[-1]) for one in hooks]
-        assert ended == [{"first": "STOPPED"}] * 2
+        assert [end_of(one) for one in hooks] == [{"first": "STOPPED"}] * 2
         for process in processes_of(token):
             process.send_signal(signal.SIGTERM)
         job.communicate(timeout=60)
