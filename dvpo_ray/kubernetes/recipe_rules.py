@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from dvpo_ray.config.kinds import KINDS, kind_of
@@ -110,6 +111,7 @@ def _recipe_text(ray: RayObject, documents: Sequence[Tree]) -> str | None:
     return None
 
 
+@lru_cache(maxsize=8)
 def _recipe(text: str) -> Recipe:
     settings = tomllib.loads(text)
     return build(KINDS[kind_of(settings, RECIPE)], settings, RECIPE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from dvpo_ray.kubernetes.manifests import Tree, quantity, ray_object
 from dvpo_ray.kubernetes.render import Flavour, Request, render
 from dvpo_ray.kubernetes.sizing import HEADROOM, size
 from dvpo_ray.planning.trainings import plan_trainings, trainings
-from tests.support.manifests import by_rules, by_schema, crd_judge
+from tests.support.manifests import by_crds, by_rules, by_schema
 from tests.support.shapes import model_of
 
 IMAGE = "registry.test/dvpo@sha256:" + "5d" * 32
@@ -65,14 +64,9 @@ def rendered(tree: Tree, folder: Path, devices: str, **request: Any) -> list[Tre
     return list(yaml.safe_load_all(render(KINDS[tree["run"]["name"]], str(file), [], Request(devices, IMAGE, **request))))
 
 
-@pytest.fixture(scope="session")
-def by_crds() -> Callable[[list[Tree]], list[str]]:
-    return crd_judge() or (lambda documents: [])
-
-
 @pytest.mark.parametrize("size_name", SIZES)
 @pytest.mark.parametrize("kind", KIND_NAMES)
-def test_all_kinds_and_sizes_are_sound(kind: str, size_name: str, tmp_path: Path, by_crds: Callable[[Any], list[str]]) -> None:
+def test_all_kinds_and_sizes_are_sound(kind: str, size_name: str, tmp_path: Path) -> None:
     devices, ranks, _ = SIZES[size_name]
     tree, model = recipe(kind, size_name), model_of(size_name, tmp_path)
     documents = rendered(tree, tmp_path, devices, model=model, secret="tokens")
