@@ -187,3 +187,16 @@ def test_a_node_is_read_from_its_process() -> None:
     assert LocalNode.of(raylet) == LocalNode("ab12", "10.0.0.7:6379"), "names end with the head's readiness"
     raylet.peers = ()
     assert LocalNode.of(raylet) == LocalNode("ab12", "head-svc.dvpo.svc:6379")
+
+
+@pytest.mark.parametrize(("head", "gang"), [(True, True), (False, True), (False, False)])
+def test_hooks_of_rendered_pods_are_commands_of_ours(head: bool, gang: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from dvpo_ray.kubernetes.stopping import StopTimes, drain_hook
+    from jobs.cli.main import app
+
+    name, *words = drain_hook(StopTimes(300), head, gang)["preStop"]["exec"]["command"]
+    monkeypatch.setattr(LocalNode, "find", lambda: None)
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert name == "dvpo" and done.exit_code == 0 and json.loads(done.output) == {"jobs": {}}, done.output

@@ -21,7 +21,7 @@ POLICY = {
     "value_model": "/runs/value/value-model",
     "data": {"source": "/runs/prompts.jsonl"},
     "rollout": {"actors": 2, "engine": {"gpu_memory_utilization": 0.9}},
-    "learner": {"ranks": 8, "zero_stage": 3, "gradient_checkpointing": True},
+    "learner": {"ranks": 8, "backend": {"zero_stage": 3}, "gradient_checkpointing": True},
 }
 JUDGE = {"judge": {"type": "http", "url": "http://judge", "token_variable": "JUDGE_TOKEN"}}
 

@@ -34,7 +34,7 @@ KIND_NAMES = ("pipeline", "value", "reward", "policy", "dpo")
 def recipe(kind: str, size: str) -> Tree:
     """A recipe of a kind for a model of a size."""
     _, ranks, shards = SIZES[size]
-    large = {"gradient_checkpointing": True, "zero_stage": 3} if ranks > 1 else {}
+    large = {"gradient_checkpointing": True, "backend": {"zero_stage": 3}} if ranks > 1 else {}
     learner = {"ranks": ranks} | large
     engine = {"max_model_len": 1024, "tensor_parallel": shards, "gpu_memory_utilization": 0.9 if ranks > 1 else 0.4}
     rollout = {"max_new_tokens": 512, "engine": engine}
