@@ -64,7 +64,7 @@ def names_are_asked_for(documents: Sequence[Tree]) -> Iterator[Problem]:
     ]
     for what, port, leads_there in wanted:
         found = {
-            tree(one).get("protocol", "TCP")
+            str(tree(one).get("protocol", "TCP"))
             for rule in rules
             if not rule.get("to") or any(leads_there(tree(peer)) for peer in items(rule.get("to")))
             for one in items(rule.get("ports"))
@@ -82,9 +82,9 @@ def metadata_stays_closed(documents: Sequence[Tree]) -> Iterator[Problem]:
     """A cloud gives the node's credentials to whoever asks there by HTTP."""
     for name, spec in _policies(documents):
         for rule in map(tree, items(spec.get("egress"))):
-            ports = {tree(port).get("port") for port in items(rule.get("ports"))}
+            ports = {str(tree(port).get("port")) for port in items(rule.get("ports"))}
             peers = items(rule.get("to"))
-            if ports != {DNS_PORT} and any(_leads_to(tree(peer), METADATA) for peer in peers):
+            if ports != {str(DNS_PORT)} and any(_leads_to(tree(peer), METADATA) for peer in peers):
                 yield (
                     f"NetworkPolicy {name} lets pods ask {METADATA} for the node's credentials",
                     "put that address under `except`, or name narrower networks",
@@ -109,11 +109,11 @@ def jobs_keep_to_themselves(documents: Sequence[Tree]) -> Iterator[Problem]:
 
 def jobs_may_talk(documents: Sequence[Tree]) -> Iterator[Problem]:
     """Where all traffic is denied, a job without a policy of its own never finds its head."""
-    open_jobs = {
+    open_jobs = [
         _labels(spec.get("podSelector")).get(JOB)
         for _, spec in _policies(documents)
         if any(_labels(tree(peer).get("podSelector")).get(JOB) for rule in items(spec.get("egress")) for peer in _to(rule))
-    }
+    ]
     for ray in filter(None, map(ray_object, documents)):
         for pod in ray.pods():
             if pod.pod_labels.get(JOB) not in open_jobs:

@@ -162,7 +162,7 @@ def gpus_are_of_one_kind(pod: PodTemplate) -> Iterator[Problem]:
     affinity = tree(tree(pod.spec.get("affinity")).get("nodeAffinity"))
     required = tree(affinity.get("requiredDuringSchedulingIgnoredDuringExecution"))
     terms = [tree(one) for term in items(required.get("nodeSelectorTerms")) for one in items(tree(term).get("matchExpressions"))]
-    named = {one.get("key") for one in terms if one.get("operator") == "In"} | set(tree(pod.spec.get("nodeSelector")))
+    named = {str(one.get("key")) for one in terms if one.get("operator") == "In"} | set(tree(pod.spec.get("nodeSelector")))
     if not named - {PREEMPTIBLE}:
         yield (
             "asks for GPUs of any kind",

@@ -39,7 +39,7 @@ def tokens_reach_the_scorers(ray: RayObject, documents: Sequence[Tree]) -> Itera
         return
     for pod in _pods_of(ray, "scorer"):
         container = tree((items(pod.spec.get("containers")) or [{}])[0])
-        names = {tree(one).get("name") for one in items(container.get("env"))}
+        names = [tree(one).get("name") for one in items(container.get("env"))]
         for path, variable in reward_tokens(recipe).items():
             if variable not in names and not items(container.get("envFrom")):
                 yield f"{pod.where} has no {variable}, which {path} names", f"{AGAIN} with --secret"
@@ -72,8 +72,8 @@ def the_gang_is_kept_together(ray: RayObject, documents: Sequence[Tree]) -> Iter
     job = gang[0].pod_labels.get(JOB) if gang else None
     if job is None:
         return
-    sizes = {str(group.get("groupName")): group.get("replicas", 1) for group in ray.workers}
-    count = sum(1 if pod.role == "head" else int(sizes.get(pod.group, 0)) for pod in gang)
+    sizes = {str(group.get("groupName")): _replicas(group) for group in ray.workers}
+    count = sum(1 if pod.role == "head" else sizes.get(pod.group, 0) for pod in gang)
     budgets = [tree(one.get("spec")) for one in documents if one.get("kind") == "PodDisruptionBudget"]
     if not budgets:
         return
@@ -86,8 +86,12 @@ def _gpus(group: Tree) -> float:
     spec = tree(tree(group.get("template")).get("spec"))
     container = tree((items(spec.get("containers")) or [{}])[0])
     each = quantity(tree(tree(container.get("resources")).get("limits")).get(GPU, 0)) or 0.0
-    pods = group.get("replicas", 1)
-    return each * (pods if isinstance(pods, int) else 0)
+    return each * _replicas(group)
+
+
+def _replicas(group: Tree) -> int:
+    found = group.get("replicas", 1)
+    return found if isinstance(found, int) else 0
 
 
 def _pods_of(ray: RayObject, role: str) -> Iterator[PodTemplate]:
@@ -98,14 +102,14 @@ def _pods_of(ray: RayObject, role: str) -> Iterator[PodTemplate]:
 
 def _recipe_text(ray: RayObject, documents: Sequence[Tree]) -> str | None:
     """The recipe in the ConfigMap that the head mounts, where that is among the documents."""
-    names = {
+    names = [
         tree(tree(volume).get("configMap")).get("name")
         for pod in ray.pods()
         if pod.role == "head"
         for volume in items(pod.spec.get("volumes"))
-    }
+    ]
     for one in documents:
-        if one.get("kind") == "ConfigMap" and tree(one.get("metadata")).get("name") in names - {None}:
+        if one.get("kind") == "ConfigMap" and tree(one.get("metadata")).get("name") in names:
             text = tree(one.get("data")).get(RECIPE)
             return text if isinstance(text, str) else None
     return None
