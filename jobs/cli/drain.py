@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated, Any
 
 import typer
 
-from actors.cluster.token import use_token
 from jobs.cli.commands import JsonOption, guard
 
 
@@ -23,12 +21,16 @@ def drain(
     """Keep this machine's node of Ray until the jobs of its cluster have checkpointed and ended: the preStop hook of pods."""
 
     def work() -> dict[str, Any]:
+        from actors.cluster.token import use_token
+
+        # Before Ray is imported, which reads the token once.
         use_token()
-        draining = importlib.import_module("actors.cluster.drain")
-        node = draining.LocalNode.find()
+        from actors.cluster.drain import Drain, LocalNode, RayNotices, connect
+
+        node = LocalNode.find()
         if node is None:
             return {"jobs": {}}
-        drained = draining.Drain(draining.connect(node), draining.RayNotices(node), wait_s)
-        return {"jobs": drained.head() if stop else drained.worker(alone_s)}
+        draining = Drain(connect(node), RayNotices(node), wait_s)
+        return {"jobs": draining.head() if stop else draining.worker(alone_s)}
 
     guard(work, as_json)
