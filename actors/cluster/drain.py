@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address
 from threading import Event
 from typing import Any, Protocol
 
@@ -82,7 +83,15 @@ class LocalNode:
         host, _, port = flags["gcs_address"].rpartition(":")
         # The head may be known by a name, which is not served any more when it ends: the connection to it still stands.
         peers = [one.raddr for one in raylet.net_connections("tcp") if one.raddr and one.raddr.port == int(port)]
-        return cls(flags["node_id"], f"{peers[0].ip if peers else host}:{port}")
+        return cls(flags["node_id"], f"{_written(peers[0].ip) if peers else host}:{port}")
+
+
+def _written(address: str) -> str:
+    """An IP address as it stands before a port; the kernel gives those of IPv4 as `::ffff:10.0.0.7`."""
+    found = ip_address(address)
+    if isinstance(found, IPv4Address):
+        return address
+    return f"[{address}]" if found.ipv4_mapped is None else str(found.ipv4_mapped)
 
 
 class RayNotices:

@@ -185,6 +185,10 @@ def test_a_node_is_read_from_its_process() -> None:
 
     raylet: Any = Raylet()
     assert LocalNode.of(raylet) == LocalNode("ab12", "10.0.0.7:6379"), "names end with the head's readiness"
+    raylet.peers = (("::ffff:10.0.0.7", 6379),)
+    assert LocalNode.of(raylet).state == "10.0.0.7:6379", "as the kernel gives it"
+    raylet.peers = (("fd00::7", 6379),)
+    assert LocalNode.of(raylet).state == "[fd00::7]:6379"
     raylet.peers = ()
     assert LocalNode.of(raylet) == LocalNode("ab12", "head-svc.dvpo.svc:6379")
 
