@@ -23,6 +23,8 @@ A recipe is a TOML file. Its sections are the tables below, and any key can be o
 `--set dotted.path=value`. Unknown keys are refused, and the nearest known one is named. `dvpo config show RECIPE` prints a
 recipe with every default filled in; `dvpo config check RECIPE` checks one without starting anything.
 
+All of them may have `[kubernetes]`, which `dvpo k8s render` alone reads.
+
 - `dvpo value train` reads `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[value]`; so does `dvpo reward train`, whose
   `value.target` is `reward`.
 - `dvpo policy train` and `dvpo eval` read `[run]`, `[cluster]`, `[model]`, `[tracking]` and `[policy]`.
@@ -35,19 +37,22 @@ def reference() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
     shared = set(Recipe.model_fields)
-    parts += [_section(name, field) for name, field in Recipe.model_fields.items()]
+    parts += [_section(name, field, {}) for name, field in Recipe.model_fields.items()]
     for recipe in (ValueRecipe, PolicyRecipe, DpoRecipe):
-        parts += [_section(name, field) for name, field in recipe.model_fields.items() if name not in shared]
+        parts += [_section(name, field, {}) for name, field in recipe.model_fields.items() if name not in shared]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip("\n") + "\n"
 
 
-def _section(path: str, field: FieldInfo) -> str:
-    """Tables of a section and of the sections within it."""
+def _section(path: str, field: FieldInfo, told: dict[type[BaseModel], str]) -> str:
+    """Tables of a section and of the sections within it; ``told`` says where in the same part of a recipe a kind has its own."""
     kinds = sections_of(field.annotation)
+    if len(kinds) == 1 and kinds[0] in told:
+        return f"## `[{path}]`\n\n{field.description} Its keys are those of `[{told[kinds[0]]}]`.\n\n"
     if typing.get_origin(field.annotation) is dict:
         path += ".NAME"
     text = ""
     for kind in kinds:
+        told[kind] = path
         choice = kind.model_fields["type"].default if "type" in kind.model_fields else None
         heading = f"## `[{path}]`" + (f' with `type = "{choice}"`' if choice else "")
         text += f"{heading}\n\n{field.description}\n\n" if kind is kinds[0] else f"{heading}\n\n"
@@ -57,7 +62,7 @@ def _section(path: str, field: FieldInfo) -> str:
         if rows:
             text += "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n\n"
         text += "".join(
-            _section(f"{path}.{name}", inner) for name, inner in kind.model_fields.items() if sections_of(inner.annotation)
+            _section(f"{path}.{name}", inner, told) for name, inner in kind.model_fields.items() if sections_of(inner.annotation)
         )
     return text
 

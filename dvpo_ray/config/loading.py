@@ -28,6 +28,7 @@ REDACTED = "**redacted**"
 SHOWN = 200
 PATH_LETTERS = string.ascii_letters + string.digits + "._-"
 DEEPEST = 20
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 SURROGATE = re.compile("[\ud800-\udfff]")
 TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
@@ -78,12 +79,17 @@ def dump_resolved(config: BaseModel) -> str:
 
 def to_toml(tree: Mapping[str, Any], prefix: str = "") -> str:
     """A plain tree of settings as TOML."""
-    plain = [f"{key} = {toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    plain = [f"{_toml_key(key)} = {toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     text = (f"[{prefix}]\n" if prefix and plain else "") + "\n".join(plain) + "\n"
     for key, value in tree.items():
         if isinstance(value, dict):
-            text += to_toml(value, f"{prefix}.{key}" if prefix else key)
+            text += to_toml(value, f"{prefix}.{_toml_key(key)}" if prefix else _toml_key(key))
     return text
+
+
+def _toml_key(key: str) -> str:
+    """A key as TOML: names of labels hold slashes and dots."""
+    return key if BARE_KEY.fullmatch(key) else toml_value(key)
 
 
 def toml_value(value: Any) -> str:

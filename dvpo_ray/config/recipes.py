@@ -11,6 +11,7 @@ from dvpo_ray.config.algorithms import AlgorithmSettings, DvpoGae
 from dvpo_ray.config.base import FixedOnResume, ModelFolder, Section
 from dvpo_ray.config.environments import ENVIRONMENT_REWARD, EnvironmentSettings
 from dvpo_ray.config.kl import KlSection
+from dvpo_ray.config.kubernetes import KubernetesSection
 from dvpo_ray.config.plans import PlanSettings, Shuffled
 from dvpo_ray.config.refresh import Never, RefreshSettings
 from dvpo_ray.config.rewards import HttpReward, RewardName, RewardSettings
@@ -44,6 +45,9 @@ class Recipe(Section):
     cluster: ClusterSection = Field(default_factory=lambda: ClusterSection(), description="Ray.")
     model: ModelSection = Field(default_factory=lambda: ModelSection(), description="The model to start from.")
     tracking: TrackingSection = Field(default_factory=lambda: TrackingSection(), description="Metric trackers.")
+    kubernetes: KubernetesSection = Field(
+        default_factory=lambda: KubernetesSection(), description="What `dvpo k8s render` adds to a job's pods."
+    )
 
 
 class PairTraining(Section):

@@ -14,9 +14,17 @@ CREDENTIALS = re.compile(
         )=""",
     re.IGNORECASE | re.VERBOSE,
 )
+# What names of secrets hold, as whole words; TOKENIZERS_PARALLELISM is none, nor is what names a file that holds one.
+SECRET_WORDS = r"(?:TOKEN|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS?|(?:API|CHECKPOINT|PRIVATE|ACCESS)_?KEY)"
+SECRET_NAME = re.compile(rf"(?:^|_){SECRET_WORDS}(?!\w*_(?:PATH|FILE)$)(?:_|$)", re.IGNORECASE)
 URL = re.compile(r"([A-Za-z][\w+.-]{0,20}://)\S+")
 # Longer ones are data of some kind, and are not shown.
 LONGEST_URL = 2000
+
+
+def names_a_secret(variable: str) -> bool:
+    """Whether an environment variable of this name holds a secret, as far as names tell."""
+    return SECRET_NAME.search(variable) is not None
 
 
 def masked(text: str) -> str:

@@ -15,7 +15,8 @@ import yaml
 from dvpo_ray.errors import UserInputError
 
 Tree = dict[str, Any]
-ROLE = "dvpo-ray/role"
+PART_OF = {"app.kubernetes.io/part-of": "dvpo-ray"}
+JOB, GANG, ROLE = "dvpo-ray/job", "dvpo-ray/gang", "dvpo-ray/role"
 PREEMPTIBLE = "dvpo-ray/preemptible"
 MERGE = "tag:yaml.org,2002:merge"
 BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60}
@@ -39,13 +40,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class PodTemplate:
-    """One kind of pod of a Ray object. ``role`` is ``head``, ``worker`` or ``submitter``."""
+    """One kind of pod of a Ray object. ``role`` is ``head``, ``worker`` or ``submitter``; ``labels`` are those of Ray's node,
+    ``pod_labels`` those of the pod, ``group`` the name of a worker's group."""
 
     where: str
     role: str
     spec: Tree
     autoscaling: bool = False
     labels: Tree = field(default_factory=dict)
+    pod_labels: Tree = field(default_factory=dict)
+    group: str = ""
 
     @property
     def containers(self) -> list[Tree]:
@@ -86,12 +90,18 @@ class RayObject:
     def pods(self) -> Iterator[PodTemplate]:
         """Every kind of pod it makes."""
         if self.head:
-            yield PodTemplate(f"{self.where}, head", "head", _pod(self.head.get("template")), self.autoscaling)
+            yield self._pod("head", "head", self.head.get("template"))
         for group in self.workers:
-            where = f"{self.where}, group {group.get('groupName', '?')}"
-            yield PodTemplate(where, "worker", _pod(group.get("template")), labels=tree(group.get("labels")))
+            name = str(group.get("groupName", "?"))
+            yield self._pod("worker", f"group {name}", group.get("template"), tree(group.get("labels")), name)
         if "submitterPodTemplate" in self.job:
-            yield PodTemplate(f"{self.where}, submitter", "submitter", _pod(self.job["submitterPodTemplate"]))
+            yield self._pod("submitter", "submitter", self.job["submitterPodTemplate"])
+
+    def _pod(self, role: str, where: str, template: Any, labels: Tree | None = None, group: str = "") -> PodTemplate:
+        found = tree(template)
+        pod_labels = tree(tree(found.get("metadata")).get("labels"))
+        autoscaling = self.autoscaling and role == "head"
+        return PodTemplate(f"{self.where}, {where}", role, tree(found.get("spec")), autoscaling, labels or {}, pod_labels, group)
 
 
 def read_manifests(path: Path) -> list[Tree]:
@@ -148,10 +158,6 @@ def quantity(value: Any) -> float | None:
     """A Kubernetes quantity as a number; None when it is none. ``500m`` is 0.5, ``2Gi`` is 2147483648."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?(?:[eE]\d+)?)([KMGTPE]i|[numkMGTPE]?)", str(value))
     return None if found is None else float(Decimal(found[1]) * Decimal(str((BINARY | DECIMAL)[found[2]])))
-
-
-def _pod(template: Any) -> Tree:
-    return tree(tree(template).get("spec"))
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from dvpo_ray.kubernetes.manifests import PodTemplate, items, quantity, tree
+from dvpo_ray.io.secrets import names_a_secret
+from dvpo_ray.kubernetes.manifests import JOB, PREEMPTIBLE, PodTemplate, items, quantity, tree
 from dvpo_ray.kubernetes.operator_rules import Problem
 
 DIGEST = re.compile(r"[^@]+@sha256:([0-9a-f]{64})")
-# What names of secrets hold, as whole words; TOKENIZERS_PARALLELISM is none, nor is what names a file that holds one.
-SECRET_WORDS = r"(?:TOKEN|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS?|(?:API|CHECKPOINT|PRIVATE|ACCESS)_?KEY)"
-SECRET_NAME = re.compile(rf"(?:^|_){SECRET_WORDS}(?!\w*_(?:PATH|FILE)$)(?:_|$)", re.IGNORECASE)
 SHM = "/dev/shm"
+GPU = "nvidia.com/gpu"
 
 
 def requests_equal_limits(pod: PodTemplate) -> Iterator[Problem]:
@@ -114,7 +113,7 @@ def environment_is_text(pod: PodTemplate) -> Iterator[Problem]:
             name, value = str(variable.get("name")), variable.get("value")
             if value is not None and not isinstance(value, str):
                 yield f"environment variable {name} is {value!r}, no text", f'write "{value}" in quotes'
-            if value and SECRET_NAME.search(name):
+            if value and names_a_secret(name):
                 yield f"environment variable {name} stands in the manifest", "take it from a Secret with valueFrom.secretKeyRef"
 
 
@@ -135,6 +134,48 @@ def is_watched(pod: PodTemplate) -> Iterator[Problem]:
         yield "no container has a port named metrics", "add containerPort 8080 named metrics, where Ray offers its metrics"
 
 
+def variables_differ(pod: PodTemplate) -> Iterator[Problem]:
+    """Of two variables of one name the last one counts, whoever wrote the first."""
+    for container in pod.containers:
+        names = [str(tree(one).get("name")) for one in items(container.get("env"))]
+        for double in sorted({name for name in names if names.count(name) > 1}):
+            yield f"container {container.get('name')} sets {double} twice", "leave one of them"
+
+
+def mounts_have_volumes(pod: PodTemplate) -> Iterator[Problem]:
+    """The operator takes such a pod, and Kubernetes then refuses it, again and again."""
+    volumes = [tree(volume).get("name") for volume in items(pod.spec.get("volumes"))]
+    for container in pod.containers:
+        mounts = [tree(mount) for mount in items(container.get("volumeMounts"))]
+        for name in sorted({str(mount.get("name")) for mount in mounts if mount.get("name") not in volumes}):
+            yield f"container {container.get('name')} mounts '{name}', which is no volume of the pod", "add it under volumes"
+        paths = [str(mount.get("mountPath")) for mount in mounts]
+        for double in sorted({path for path in paths if paths.count(path) > 1}):
+            yield f"container {container.get('name')} mounts two volumes at {double}", "give each its own path"
+
+
+def gpus_are_of_one_kind(pod: PodTemplate) -> Iterator[Problem]:
+    """In a pool of several kinds a gang would be as fast as its slowest, and a plan for 80 GB would meet 40."""
+    limits = [tree(tree(container.get("resources")).get("limits")) for container in pod.containers]
+    if not any(quantity(one.get(GPU, 0)) for one in limits):
+        return
+    affinity = tree(tree(pod.spec.get("affinity")).get("nodeAffinity"))
+    required = tree(affinity.get("requiredDuringSchedulingIgnoredDuringExecution"))
+    terms = [tree(one) for term in items(required.get("nodeSelectorTerms")) for one in items(tree(term).get("matchExpressions"))]
+    named = {str(one.get("key")) for one in terms if one.get("operator") == "In"} | set(tree(pod.spec.get("nodeSelector")))
+    if not named - {PREEMPTIBLE}:
+        yield (
+            "asks for GPUs of any kind",
+            "name the label of their nodes in nodeSelector, nvidia.com/gpu.product for example (kubernetes.gpu_label)",
+        )
+
+
+def belongs_to_a_job(pod: PodTemplate) -> Iterator[Problem]:
+    """Network and disruption budget know a job's pods by this label."""
+    if not pod.pod_labels.get(JOB):
+        yield f"has no label {JOB}", "give all pods of a job the job's name as its value"
+
+
 POD_RULES: tuple[Callable[[PodTemplate], Iterator[Problem]], ...] = (
     requests_equal_limits,
     runs_without_root,
@@ -145,4 +186,8 @@ POD_RULES: tuple[Callable[[PodTemplate], Iterator[Problem]], ...] = (
     environment_is_text,
     ports_differ,
     is_watched,
+    variables_differ,
+    mounts_have_volumes,
+    gpus_are_of_one_kind,
+    belongs_to_a_job,
 )

@@ -220,14 +220,14 @@ def _check_functions(recipe: Recipe, included: Sequence[Path]) -> None:
 def _stop_wait_s(recipe: Recipe) -> int:
     """Time for a job that is asked to stop: what its stages may take until it has checkpointed and waited for its last copies."""
     found = (getattr(recipe, name, None) for name in ("value", "policy", "dpo"))
-    return math.ceil(max(_seconds_to_stop(part, recipe.cluster.call_timeout_s) for part in found if part is not None))
+    return math.ceil(max(seconds_to_stop(part, recipe.cluster.call_timeout_s) for part in found if part is not None))
 
 
 def _generation_s(rollout: GenerationSection, rows: int) -> float:
     return rollout.row_timeout_s * math.ceil(rows / (rollout.actors * rollout.engine.max_num_seqs))
 
 
-def _seconds_to_stop(part: PairTraining | PolicyTraining, call_s: float) -> float:
+def seconds_to_stop(part: PairTraining | PolicyTraining, call_s: float) -> float:
     """Deadlines of all stages that can lie between the signal and the end of one training; that of answers as often as they fill
     the engines."""
     seconds = CALLS_TO_STOP * call_s

@@ -17,6 +17,7 @@ from dvpo_ray import __version__
 from dvpo_ray.errors import DvpoError, UserInputError
 from jobs.cli import cluster as job_commands
 from jobs.cli.commands import JsonOption, RecipeArg, RecipeKind, ResumeOption, SetOption, guard, resumed
+from jobs.cli.drain import drain
 from jobs.cli.evaluation import eval_app
 from jobs.cli.init import init
 
@@ -44,6 +45,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(debug_app, name="debug")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(job_commands.jobs_app, name="jobs")
+job_commands.jobs_app.command("drain")(drain)
 app.command()(job_commands.submit)
 
 
@@ -260,7 +262,9 @@ def k8s_render(
     name: Annotated[str | None, typer.Option(help="Name of the job; default: the run's.")] = None,
     claim: Annotated[str, typer.Option(help="PersistentVolumeClaim that holds the runs.")] = "dvpo-runs",
     queue: Annotated[str, typer.Option(help="Kueue queue.")] = "dvpo",
-    secret: Annotated[str | None, typer.Option(help="Secret whose keys the driver gets as environment variables.")] = None,
+    secret: Annotated[
+        str | None, typer.Option(help="Secret of environment variables: the driver gets all, other pods what they read.")
+    ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node; a recipe that needs more gets a group a stage.")] = 8,
     model: Annotated[Path | None, typer.Option(help="Folder with config.json; default: the recipe's model.")] = None,
     overrides: SetOption = [],  # noqa: B006

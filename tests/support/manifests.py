@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,8 +14,8 @@ import yaml
 from dvpo_ray.kubernetes import check
 from dvpo_ray.kubernetes.manifests import Tree
 from scripts.k8s_overlays import IMAGE, JOBS, OVERLAYS, ROOT
+from tests.support.crds import CustomResources
 
-CRDS = ROOT.parent / "shared" / "k8s"
 DIGEST = "sha256:" + "5d" * 32
 OVERLAY_NAMES = sorted({str(Path(name).parent) for name, *_ in JOBS})
 
@@ -63,15 +59,11 @@ def by_schema(documents: list[Tree]) -> list[str]:
     return found
 
 
-def crd_judge() -> Callable[[list[Tree]], list[str]] | None:
-    """The validator of KubeRay's own schemas, where its folder lies beside the checkout."""
-    file = CRDS / "validate_crs.py"
-    if not file.is_file():
-        return None
-    spec = importlib.util.spec_from_file_location("validate_crs", file)
-    assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules["validate_crs"] = module
-    spec.loader.exec_module(module)
-    crds = module.CRDs(sorted(os.fspath(path) for path in (CRDS / "crds").glob("*.yaml*")))
-    return lambda documents: [str(error) for document in documents for error in crds.check(document) or []]
+@cache
+def _custom_resources() -> CustomResources:
+    return CustomResources()
+
+
+def by_crds(documents: list[Tree]) -> list[str]:
+    """KubeRay's own schemas know its kinds."""
+    return [problem for document in documents for problem in _custom_resources().problems(document)]

@@ -83,6 +83,37 @@ def ray_cluster(cpus: int) -> Iterator[RayCluster]:
         raise RuntimeError(f"files left behind: {left}")
 
 
+@contextmanager
+def another_node(cluster: RayCluster, cpus: int, labels: str) -> Iterator[None]:
+    """One more node of a cluster, with labels of Ray (``name=value``); it ends with the cluster's other processes.
+
+    Raises:
+        RuntimeError: it did not start.
+    """
+    names = [name for name in PORTS if name not in ("port", "dashboard-port")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [str(Path(sys.executable).with_name("ray")), "start", f"--address=127.0.0.1:{cluster.port}", "--block"]
+    command += ["--disable-usage-stats", f"--num-cpus={cpus}", f"--labels={labels}", "--object-store-memory=134217728"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", *(f"--{name}={port}" for name, port in ports.items())]
+    # Nodes with one folder would delete each other's packages.
+    folder = cluster.folder / f"node-{ports['node-manager-port']}"
+    folder.mkdir()
+    command.append(f"--temp-dir={folder}")
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "DVPO_", "PYTHONPATH"))}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(cluster.folder / "token")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        said = started(node)
+        if node.poll() is not None:
+            raise RuntimeError(f"the node did not start: {said}")
+        yield
+    finally:
+        if node.poll() is None:
+            node.send_signal(signal.SIGTERM)
+        node.communicate(timeout=END_S)
+
+
 def started(head: subprocess.Popen[str]) -> str:
     """What Ray says until it has started, or has failed to."""
     said = ""

@@ -16,7 +16,7 @@ from scripts.config_reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KEY = re.compile(r"`((?:run|cluster|model|tracking|value|policy|dpo)(?:\.[a-z_]+)+)(?:\s*=[^`]*)?`")
+KEY = re.compile(r"`((?:run|cluster|kubernetes|model|tracking|value|policy|dpo)(?:\.[a-z_]+)+)(?:\s*=[^`]*)?`")
 COMMAND = re.compile(r"\bdvpo ((?:value |reward |policy |dpo |eval |config |k8s |jobs )?[a-z0-9][a-z0-9-]*)")
 
 

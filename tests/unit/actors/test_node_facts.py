@@ -55,6 +55,11 @@ def test_actors_go_to_gpus_where_there_are_any_and_to_their_role(cluster: Any) -
     assert found == {"learner": ["g1"], "scorer": [], "rollout": ["g2"]}
 
 
+def test_ray_takes_the_measurement_as_a_task() -> None:
+    """On a node that is not the driver's, as on every cluster whose head computes nothing, it is one."""
+    assert callable(ray.remote(node_facts._measure).options(num_cpus=0).remote)
+
+
 def test_an_actor_says_when_its_number_type_is_slow_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_facts, "measure_node", lambda: SLOW)
     assert node_facts.doubt("a scorer", "float32") == []

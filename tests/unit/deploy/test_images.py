@@ -31,6 +31,11 @@ def test_the_image_runs_as_the_user_of_the_pods() -> None:
     assert instructions("COPY")[-1] == "--from=build /opt/dvpo /opt/dvpo"
 
 
+def test_the_image_is_made_of_one_that_does_not_change() -> None:
+    base = next(line for line in instructions("ARG") if line.startswith("PYTHON_IMAGE="))
+    assert re.fullmatch(r"PYTHON_IMAGE=python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base)
+
+
 @pytest.mark.parametrize("engine", ["cpu", "cuda"])
 def test_the_image_holds_the_versions_that_were_tested_and_no_tools_of_tests(engine: str) -> None:
     runtime, everything = pins(f"{engine}-runtime"), pins(engine)
@@ -75,10 +80,12 @@ def test_the_bare_cluster_fits_rays_schema_and_is_closed() -> None:
 def test_compose_listens_on_loopback_and_mounts_what_is_there() -> None:
     services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
     assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
-    assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    grafana = services["grafana"]["environment"]
+    assert grafana["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert grafana["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true", "else admin with the password admin"
     for name, service in services.items():
         assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["user"] != "0:0", name
-        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"]), name
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", service["image"]), name
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert not source.startswith(".") or (ROOT / "deploy" / source).exists(), source

@@ -13,19 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dvpo_ray.kubernetes.manifests import Tree
-from dvpo_ray.kubernetes.pods import METRICS_PORT
+from dvpo_ray.kubernetes.network import METRICS
+from dvpo_ray.submission.package import STOP_WAIT
 from scripts.k8s_overlays import ALERTS, OVERLAYS, ROOT, generated
-from tests.support.manifests import CRDS, OVERLAY_NAMES, built, by_rules, by_schema, crd_judge, needs_kubectl
+from tests.support.manifests import OVERLAY_NAMES, built, by_crds, by_rules, by_schema, needs_kubectl
 
 Fault = Callable[[Tree], None]
-
-
-@pytest.fixture(scope="session")
-def by_crds() -> Callable[[list[Tree]], list[str]]:
-    judge = crd_judge()
-    if judge is None:
-        pytest.skip(f"KubeRay's schemas are not at {CRDS}")
-    return judge
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +52,7 @@ def test_every_overlay_builds_and_is_sound(overlay: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("overlay", OVERLAY_NAMES)
-def test_every_overlay_fits_the_schemas_of_kuberay(overlay: str, tmp_path: Path, by_crds: Callable[[Any], list[str]]) -> None:
+def test_every_overlay_fits_the_schemas_of_kuberay(overlay: str, tmp_path: Path) -> None:
     needs_kubectl()
     assert by_crds(built(overlay, tmp_path)) == []
 
@@ -109,7 +102,18 @@ def remove(place: Tree, key: str) -> None:
 
 def started_before(job: Tree) -> None:
     """A container that runs before Ray's, sound in itself."""
-    worker_pod(job)["initContainers"] = [copy.deepcopy(head_container(job))]
+    first = copy.deepcopy(head_container(job))
+    first["volumeMounts"].pop()
+    worker_pod(job)["initContainers"] = [first]
+
+
+def hook(container: Tree) -> list[str]:
+    return container["lifecycle"]["preStop"]["exec"]["command"]
+
+
+def fewer_gpus(container: Tree) -> None:
+    for amounts in container["resources"].values():
+        amounts["nvidia.com/gpu"] = "4"
 
 
 TOLERATE = {"key": "dvpo-ray/preemptible", "operator": "Exists"}
@@ -181,6 +185,35 @@ FOUND_BY_RULES: list[tuple[str, str, Fault]] = [
     ),
     ("ports_differ", RETRY, lambda job: head_container(job)["ports"].append({"name": "gcs", "containerPort": 1})),
     ("is_watched", RETRY, lambda job: remove(worker_container(job), "ports")),
+    ("waits_before_it_ends", RETRY, lambda job: remove(head_container(job), "lifecycle")),
+    ("waits_before_it_ends", KUEUE, lambda job: remove(worker_container(job), "lifecycle")),
+    ("waits_before_it_ends", INTERACTIVE, lambda job: hook(head_container(job)).remove("--stop")),
+    ("waits_before_it_ends", RETRY, lambda job: hook(worker_container(job)).append("--stop")),
+    ("waits_before_it_ends", RETRY, lambda job: hook(worker_container(job)).remove("--wait-s")),
+    ("waits_before_it_ends", RETRY, lambda job: hook(head_container(job)).__setitem__(slice(3), ["ray", "stop"])),
+    ("grace_covers_the_hook", RETRY, lambda job: head_pod(job).update(terminationGracePeriodSeconds=60)),
+    ("grace_covers_the_hook", LARGE, lambda job: remove(worker_pod(job), "terminationGracePeriodSeconds")),
+    ("a_stop_waits_for_a_checkpoint", RETRY, lambda job: remove(spec(job), "runtimeEnvYAML")),
+    ("a_stop_waits_for_a_checkpoint", RETRY, lambda job: spec(job).update(runtimeEnvYAML="env_vars: [")),
+    ("a_stop_waits_for_a_checkpoint", RETRY, lambda job: spec(job).update(runtimeEnvYAML=f"env_vars: {{{STOP_WAIT}: 300}}")),
+    ("a_stop_waits_for_a_checkpoint", KUEUE, lambda job: spec(job).update(runtimeEnvYAML=f"env_vars: {{{STOP_WAIT}: '9999'}}")),
+    ("starting_has_an_end", RETRY, lambda job: remove(spec(job), "preRunningDeadlineSeconds")),
+    ("starting_has_an_end", KUEUE, lambda job: spec(job).update(preRunningDeadlineSeconds=0)),
+    ("variables_differ", RETRY, lambda job: head_container(job)["env"].append({"name": "HOME", "value": "/root"})),
+    ("mounts_have_volumes", RETRY, lambda job: head_pod(job)["volumes"].pop(3)),
+    (
+        "mounts_have_volumes",
+        LARGE,
+        lambda job: worker_container(job)["volumeMounts"].append({"name": "tmp", "mountPath": "/runs"}),
+    ),
+    ("gpus_are_of_one_kind", LARGE, lambda job: remove(worker_pod(job), "nodeSelector")),
+    ("gpus_are_of_one_kind", "gpu-small", lambda job: worker_pod(job).update(nodeSelector={})),
+    ("belongs_to_a_job", RETRY, lambda job: worker(job)["template"]["metadata"]["labels"].pop("dvpo-ray/job")),
+    ("gpus_are_enough", LARGE, lambda job: fewer_gpus(worker_container(job))),
+    ("gpus_are_enough", LARGE, lambda job: cluster(job)["workerGroupSpecs"].pop(2)),
+    ("gpus_are_enough", KUEUE, lambda job: worker(job, 2)["labels"].update({"dvpo-ray/role": "scorer"})),
+    ("the_gang_is_kept_together", LARGE, lambda job: worker(job).update(replicas=2, maxReplicas=2)),
+    ("jobs_may_talk", RETRY, lambda job: worker(job)["template"]["metadata"]["labels"].update({"dvpo-ray/job": "other"})),
 ]
 
 # What is sound, though it looks like a fault.
@@ -240,9 +273,7 @@ def test_rules_find_faults(jobs: dict[str, list[Tree]], rule: str, which: str, f
 
 
 @pytest.mark.parametrize(("what", "which", "fault"), FOUND_BY_CRDS, ids=[row[0] for row in FOUND_BY_CRDS])
-def test_schemas_find_faults(
-    jobs: dict[str, list[Tree]], by_crds: Callable[[Any], list[str]], what: str, which: str, fault: Fault
-) -> None:
+def test_schemas_find_faults(jobs: dict[str, list[Tree]], what: str, which: str, fault: Fault) -> None:
     faulty = copy.deepcopy(jobs[which])
     assert by_crds(faulty) == []
     fault(faulty[1])
@@ -267,7 +298,7 @@ def test_prometheus_reads_every_node_once(overlay: str, tmp_path: Path) -> None:
         assert all(wanted <= pod["metadata"]["labels"].items() for pod in templates)
         assert [end["port"] for end in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
     (rule,) = _policies(documents)["metrics"]["spec"]["ingress"]
-    assert {port["port"] for port in rule["ports"]} == ports == {METRICS_PORT}
+    assert {port["port"] for port in rule["ports"]} == ports == {METRICS}
 
 
 NATIVE_FAULTS: list[tuple[str, Fault]] = [
@@ -289,6 +320,17 @@ def test_native_schemas_find_faults(tmp_path: Path, kind: str, fault: Fault) -> 
     assert by_schema(documents) != []
 
 
+OURS = {"matchLabels": {"app.kubernetes.io/part-of": "dvpo-ray"}}
+
+
+def _egress(documents: list[Tree], policy: str, rule: int = 0) -> Tree:
+    return _policies(documents)[policy]["spec"]["egress"][rule]
+
+
+def _spec_of(documents: list[Tree]) -> Tree:
+    return _policies(documents)["gpu-large-pods"]["spec"]
+
+
 def _policies(documents: list[Tree]) -> dict[str, Tree]:
     return {one["metadata"]["name"]: one for one in documents if one["kind"] == "NetworkPolicy"}
 
@@ -302,8 +344,27 @@ def _policies(documents: list[Tree]) -> dict[str, Tree]:
             lambda documents: _policies(documents)["deny-all"]["spec"].update(policyTypes=["Ingress"]),
         ),
         ("senders_are_named", lambda documents: _policies(documents)["operator"]["spec"]["ingress"][0].pop("from")),
-        ("check_dns_egress", lambda documents: documents.remove(_policies(documents)["names"])),
-        ("check_dns_egress", lambda documents: _policies(documents)["names"]["spec"]["egress"][0]["ports"].pop(0)),
+        ("receivers_are_named", lambda documents: _spec_of(documents)["egress"].append({"ports": [{"port": 80}]})),
+        ("receivers_are_named", lambda documents: _egress(documents, "gpu-large-autoscaler")["ports"][0].update(port=80)),
+        ("ports_are_named", lambda documents: _policies(documents)["operator"]["spec"]["ingress"][0].pop("ports")),
+        ("ports_are_named", lambda documents: _egress(documents, "gpu-large-pods").pop("ports")),
+        ("names_are_asked_for", lambda documents: _egress(documents, "names")["ports"][0].update(protocol="TCP")),
+        ("names_are_asked_for", lambda documents: _egress(documents, "names")["to"].pop(0)),
+        ("names_are_asked_for", lambda documents: _egress(documents, "names")["to"].pop(1)),
+        ("names_are_asked_for", lambda documents: _egress(documents, "names")["to"].pop(2)),
+        ("names_are_asked_for", lambda documents: _policies(documents)["names"]["spec"]["egress"].pop(1)),
+        ("names_are_asked_for", lambda documents: _egress(documents, "names", 1)["ports"].pop(0)),
+        ("names_are_asked_for", lambda documents: _policies(documents)["names"]["spec"].update(podSelector=OURS)),
+        (
+            "metadata_stays_closed",
+            lambda documents: _egress(documents, "gpu-large-pods")["to"].append({"ipBlock": {"cidr": "0.0.0.0/0"}}),
+        ),
+        ("jobs_keep_to_themselves", lambda documents: _egress(documents, "gpu-large-pods")["to"].append({"podSelector": {}})),
+        (
+            "jobs_keep_to_themselves",
+            lambda documents: _policies(documents)["gpu-large-pods"]["spec"]["ingress"][0]["from"].append({"podSelector": OURS}),
+        ),
+        ("jobs_may_talk", lambda documents: documents.remove(_policies(documents)["gpu-large-pods"])),
         (
             "pods_are_restricted",
             lambda documents: next(one for one in documents if one["kind"] == "Namespace")["metadata"].pop("labels"),
@@ -314,7 +375,49 @@ def test_rules_of_a_namespace_find_faults(tmp_path: Path, rule: str, fault: Call
     needs_kubectl()
     documents = built("gpu-large", tmp_path)
     fault(documents)
-    assert [text.rpartition("[")[2] for text in by_rules(documents)] == [f"{rule}]"]
+    assert {text.rpartition("[")[2] for text in by_rules(documents)} == {f"{rule}]"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("the_recipe_is_there", "steps = 200"),
+        ("the_recipe_is_there", "[policy.rollout]"),
+        ("gpus_are_enough", "ranks = 8"),
+        ("gpus_are_enough", "actors = 4"),
+        ("tokens_reach_the_scorers", "[cluster]"),
+    ],
+)
+def test_a_recipe_that_its_pods_do_not_fit_is_found(jobs: dict[str, list[Tree]], rule: str, text: str) -> None:
+    """The recipe in the ConfigMap was edited after the job was rendered."""
+    changes = {
+        "steps = 200": "stepps = 200",
+        "[policy.rollout]": "[policy.rollout",
+        "ranks = 8": "ranks = 16",
+        "actors = 4": "actors = 5",
+        "[cluster]": "[policy.rewards.judge]\ntype = 'http'\nurl = 'http://judge'\ntoken_variable = 'JUDGE_TOKEN'\n[cluster]",
+    }
+    documents = copy.deepcopy(jobs[LARGE])
+    recipe = documents[0]["data"]
+    assert text in recipe["recipe.toml"]
+    recipe["recipe.toml"] = recipe["recipe.toml"].replace(text, changes[text])
+    found = by_rules(documents)
+    assert [one.rpartition("[")[2] for one in found] == [f"{rule}]"], found
+
+
+def test_grafanas_default_password_is_refused() -> None:
+    def grafana(*env: Tree, image: str = "grafana/grafana:12.1.0") -> list[str]:
+        container = {"name": "grafana", "image": image, "env": list(env)}
+        spec = {"template": {"spec": {"containers": [container]}}}
+        return by_rules([{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "grafana"}, "spec": spec}])
+
+    name = "GF_SECURITY_ADMIN_PASSWORD"
+    (found,) = grafana()
+    assert found.startswith("Deployment grafana: container grafana: Grafana's administrator has the default password: set GF_")
+    assert "stands in the manifest" in grafana({"name": name, "value": "admin"})[0]
+    assert grafana({"name": name, "valueFrom": {"secretKeyRef": {"name": "grafana", "key": "password"}}}) == []
+    assert grafana({"name": "GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION", "value": "true"}) == []
+    assert grafana(image="registry.test/grafana-agent:1") == []
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

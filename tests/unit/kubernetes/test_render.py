@@ -11,12 +11,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from dvpo_ray.config import PipelineRecipe, PolicyRecipe, ValueRecipe
+from dvpo_ray.config import PipelineRecipe, PolicyRecipe
 from dvpo_ray.config.loading import build, recipe_tree, to_toml
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.kubernetes.manifests import Tree, quantity, read_manifests
 from dvpo_ray.kubernetes.render import Flavour, Request, render
-from dvpo_ray.kubernetes.sizing import groups_of
+from dvpo_ray.kubernetes.sizing import size
 from jobs.cli.main import app
 from scripts.k8s_overlays import ROOT
 
@@ -28,7 +28,7 @@ EIGHT_B = Request("16xH100-80GB", IMAGE, model=MODEL)
 
 def rendered(kind: Any, recipe: str, request: Request, *overrides: str) -> tuple[Tree, Tree, Tree]:
     """(recipe in the ConfigMap, Ray object, disruption budget)."""
-    recipe_map, ray, budget = yaml.safe_load_all(render(kind, recipe, list(overrides), request))
+    recipe_map, ray, budget, *_ = yaml.safe_load_all(render(kind, recipe, list(overrides), request))
     return tomllib.loads(recipe_map["data"]["recipe.toml"]), ray, budget
 
 
@@ -81,12 +81,12 @@ def _tolerated(group: Tree) -> set[str]:
 
 
 def test_learner_ranks_fill_their_nodes_and_load_whole_models() -> None:
-    groups = groups_of(build(PolicyRecipe, recipe_tree(LARGE, ["policy.learner.ranks=16"])[0]), "32xH100-80GB", 8, MODEL)
+    groups = size(build(PolicyRecipe, recipe_tree(LARGE, ["policy.learner.ranks=16"])[0]), "32xH100-80GB", 8, MODEL).groups
     learner = groups[0]
     assert (learner.pods, learner.gpus, learner.actors) == (2, 8, 8)
     assert learner.memory_gib > 8 * 16, "each of 8 ranks loads 16 GB of weights before it keeps its shard"
     with pytest.raises(UserInputError, match=r"learner\.ranks \(12\).*multiple"):
-        groups_of(build(PolicyRecipe, recipe_tree(LARGE, ["policy.learner.ranks=12"])[0]), "32xH100-80GB", 8, MODEL)
+        size(build(PolicyRecipe, recipe_tree(LARGE, ["policy.learner.ranks=12"])[0]), "32xH100-80GB", 8, MODEL)
 
 
 def test_flavours() -> None:
@@ -130,13 +130,11 @@ def test_a_function_of_ones_own_must_be_in_the_image(tmp_path: Path, monkeypatch
         render(PolicyRecipe, LARGE, reward, EIGHT_B)
 
 
-def test_a_small_machine_and_value_training_alone_are_refused() -> None:
+def test_a_small_machine_is_refused() -> None:
     with pytest.raises(UserInputError, match="name a machine with more memory"):
         render(PipelineRecipe, "demo", [], Request("cpu:2:10:bf16", IMAGE))
     with pytest.raises(UserInputError, match="name a machine with more memory"):
         render(PipelineRecipe, "demo", [], Request("cpu:2:16", IMAGE))
-    with pytest.raises(UserInputError, match="a training on pairs alone"):
-        render(ValueRecipe, "hh-harmless-value", [], Request("cpu:2:16:bf16", IMAGE))
 
 
 def test_trackers_get_their_secret_from_kubernetes() -> None:
@@ -160,7 +158,7 @@ def test_the_commands(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(done.output)
     checked = CliRunner().invoke(app, ["k8s", "check", str(file), "--json"])
-    assert checked.exit_code == 0 and json.loads(checked.output) == {"documents": 3, "findings": 0}
+    assert checked.exit_code == 0 and json.loads(checked.output) == {"documents": 4, "findings": 0}
     file.write_text(done.output.replace("runAsUser: 1000", "runAsUser: 0"))
     refused = CliRunner().invoke(app, ["k8s", "check", str(file)])
     assert refused.exit_code == 2 and f"{file}: RayJob demo, head: container ray-head may run as root" in refused.output
