@@ -17,6 +17,7 @@ from ray._private import services
 from ray.exceptions import AuthenticationError
 
 from actors.cluster.family import children, end_family
+from actors.cluster.local import START, check_socket_room, own_session
 from actors.cluster.picklable_errors import with_picklable_errors
 from actors.cluster.scratch import scratch_dir
 from actors.cluster.token import make_token, protect_token
@@ -52,11 +53,10 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
         protect_token()
         try:
             with keeping_handlers():
-                ray.init(address=cluster.address, log_to_driver=False)
+                ray.init(address=_address(cluster.address), log_to_driver=False)
         except ConnectionError as error:
             raise RunError(
-                f"no Ray cluster at '{cluster.address}': {error}; start one with `ray start --head`, or leave cluster.address "
-                "out for an embedded one"
+                f"no Ray cluster at '{cluster.address}': {error}; {START}, or leave cluster.address out for an embedded one"
             ) from error
         except AuthenticationError as error:
             raise RunError(
@@ -72,8 +72,10 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
     end_ray = partial(end_family, children())
     with scratch_dir("dvpo-ray-") as folder, stop.at_once(partial(shutil.rmtree, folder, True)), stop.at_once(end_ray):
         try:
-            start_embedded(cluster, folder)
-            os.environ[EMBEDDED_FOLDER] = folder
+            # Ray makes its own folder open to everyone: the closed one is that above it.
+            inner = str(Path(folder) / "ray")
+            start_embedded(cluster, inner)
+            os.environ[EMBEDDED_FOLDER] = inner
             yield
         finally:
             with stop.ending():
@@ -84,11 +86,15 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
                     end_ray()
 
 
+def _address(asked: str) -> str:
+    """Where to connect to; "auto" is RAY_ADDRESS or this user's own Ray. Ray itself would take one of any user of the machine."""
+    return own_session().address if asked == "auto" and not os.environ.get("RAY_ADDRESS") else asked
+
+
 def start_embedded(cluster: ClusterSection, folder: str) -> None:
     """Start a Ray of our own on this machine: loopback only, small, its files in ``folder``."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's own choice, 15, gives every other program of the machine the right of way.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    check_socket_room(Path(folder))
+    os.environ.update(ray_environment())
     # Ray turns token authentication on by itself, which is what we want, and warns of it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Actors import this very package, whether it is installed or run from a checkout.
@@ -113,6 +119,13 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
             f"Ray did not start on this machine: {_first_line(error)}; what its processes said:\n{_last_words(Path(folder))}\n"
             "see that processes of earlier runs have ended, that memory and /dev/shm have room (`dvpo doctor`), and start again"
         ) from error
+
+
+def ray_environment() -> dict[str, str]:
+    """Environment variables of a Ray that is started here; what is set already stays."""
+    # Ray's own choice of niceness, 15, gives every other program of the machine the right of way.
+    chosen = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
+    return {name: os.environ.get(name, value) for name, value in chosen.items()}
 
 
 @contextmanager

@@ -24,7 +24,7 @@ jobs_app = typer.Typer(help="Jobs of a Ray cluster: list, look at, stop.", no_ar
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="URL of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine."
+        help="URL of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or your Ray on this machine."
     ),
 ]
 JobArg = Annotated[str, typer.Argument(help="The job's name, as `dvpo jobs list` shows it.")]
@@ -43,6 +43,9 @@ def submit(
     ] = False,
     reward: Annotated[bool, typer.Option("--reward", help="Train a reward model, as `dvpo reward train` does.")] = False,
     include: Annotated[list[Path], typer.Option(help="File or folder that goes along, as a module of your own.")] = [],  # noqa: B006
+    trust_local_users: Annotated[
+        bool, typer.Option("--trust-local-users", help="Take a Ray whose files other users of this machine can enter.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe as a job of a Ray cluster; its sections say which training."""
@@ -55,7 +58,10 @@ def submit(
         asked = submission.parse(recipe, resumed(overrides, resume), reward)
         client = _connect(address)
         job = job_id or f"{asked.recipe.run.name[:56]}-{secrets.token_hex(3)}"
-        options = submission.Options(client.upload_limit, client.is_here(), image, tuple(include), as_json)
+        here = client.is_here()
+        if here and not trust_local_users:
+            client.refuse_open_session()
+        options = submission.Options(client.upload_limit, here, image, tuple(include), as_json)
         with tempfile.TemporaryDirectory(prefix="dvpo-submit-") as folder:
             prepared = submission.build_package(asked, options, Path(folder) / "package.zip")
             client.submit(prepared, job)

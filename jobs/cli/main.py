@@ -18,6 +18,7 @@ from dvpo_ray.errors import DvpoError, UserInputError
 from jobs.cli import cluster as job_commands
 from jobs.cli.commands import JsonOption, RecipeArg, RecipeKind, ResumeOption, SetOption, guard, resumed
 from jobs.cli.evaluation import eval_app
+from jobs.cli.head import cluster_app
 from jobs.cli.init import init
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(debug_app, name="debug")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(job_commands.jobs_app, name="jobs")
+app.add_typer(cluster_app, name="cluster")
 app.command()(job_commands.submit)
 
 
