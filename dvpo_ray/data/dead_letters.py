@@ -12,21 +12,31 @@ from dvpo_ray.data.raw_rows import RawRow
 from dvpo_ray.data.reasons import Reason
 
 EXCERPT = 200
+MOST_LETTERS = 20_000
 
 
 class DeadLetters:
     """Appends to a JSON lines file, made when the first letter comes; None keeps counts only. Several sources share a file: who
-    reads them all anew removes it first."""
+    reads them all anew removes it first.
+
+    After ``MOST_LETTERS`` only counts go on, and the last line says how many rows it stands for: bad rows of a packed file may
+    take hundreds of times its room."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.counts: Counter[Reason] = Counter()
+        self._unwritten: Counter[Reason] = Counter()
+        self._written = 0
         self._stream: IO[str] | None = None
 
     def add(self, raw: RawRow, row_id: str | None, reason: Reason, detail: str) -> None:
         """Record one bad row; it is on disk when this returns."""
         self.counts[reason] += 1
         if self.path is None:
+            return
+        self._written += 1
+        if self._written > MOST_LETTERS:
+            self._unwritten[reason] += 1
             return
         if self._stream is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +51,8 @@ class DeadLetters:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._stream is not None:
+            if self._unwritten:
+                self._stream.write(json.dumps({"rows_not_written": dict(self._unwritten)}) + "\n")
             self._stream.close()
 
 

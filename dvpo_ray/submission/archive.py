@@ -39,8 +39,8 @@ class Archive:
         self._zip.writestr(self._entry(name, None), text)
 
     def add(self, name: str, path: Path, within: Path | None = None) -> None:
-        """Put a file in under a name, or a folder's files under names below it. Links may lead to what lies ``within`` a folder, or
-        without one to any file.
+        """Put a file in under a name, or a folder's files under names below it. Links may lead to files ``within`` a folder, or
+        without one to any.
 
         Raises:
             ConfigError: the archive gets too large, holds another file of that name, a file or folder cannot be read, or a link
@@ -103,8 +103,8 @@ def _refuse_leading_out(file: Path, within: Path) -> None:
     else:
         return
     raise ConfigError(
-        f"'{link}' is a link that {problem}, to '{target}', whose content would go to the cluster under its name: put the file itself "
-        "there if it is to go along, or remove the link"
+        f"'{link}' is a link that {problem}, to '{target}', whose content would go to the cluster under its name: put the file "
+        "itself there if it is to go along, or remove the link"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dvpo_ray.errors import RunError, UserInputError
+from dvpo_ray.io.printable import printable
 from jobs.cli.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def jobs_logs(job: JobArg, follow: FollowOption = False, address: AddressOption 
         if follow:
             _follow(client, job)
         else:
-            typer.echo(client.logs(job), nl=False)
+            typer.echo(printable(client.logs(job)), nl=False)
         return {}
 
     guard(work, as_json=False)
@@ -173,7 +174,7 @@ def _connect(address: str | None) -> JobClient:
 def _follow(client: JobClient, job: str) -> dict[str, Any]:
     """Print what a job prints until it ends, and end as it does."""
     goes_on = f"job '{job}' goes on: `dvpo jobs logs {job} --follow` follows it again, `dvpo jobs stop {job}` stops it"
-    ended = _until_its_end(client, job, lambda text: typer.echo(text, nl=False), goes_on)
+    ended = _until_its_end(client, job, lambda text: typer.echo(printable(text), nl=False), goes_on)
     if ended["status"] == "STOPPED":
         raise RunError(f"job '{job}' was stopped: submit the recipe again with --resume auto to go on with its run")
     if ended["status"] == "FAILED":

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from dvpo_ray.errors import DvpoError, RunStoppedError, exit_code_of
+from dvpo_ray.io.printable import printable
 
 # The names of dvpo_ray.config.kinds.KINDS, which help and completion show without importing the recipes.
 RecipeKind = Literal["pipeline", "value", "reward", "policy", "dpo"]
@@ -44,7 +45,7 @@ def _fail(error: DvpoError, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}))
     elif isinstance(error, RunStoppedError):
-        typer.echo(str(error), err=True)
+        typer.echo(printable(str(error)), err=True)
     else:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {printable(str(error))}", fg=typer.colors.RED, err=True)
     raise typer.Exit(exit_code_of(error))
