@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from dvpo_ray.errors import ConfigError
+from dvpo_ray.io.disk import writing
 
 MIB = 2**20
 
@@ -59,7 +60,7 @@ class Archive:
     def _write(self, entry: zipfile.ZipInfo, file: Path) -> None:
         before = self._path.stat().st_size
         entry.file_size = file.stat().st_size  # what is written is longer than a plain entry holds if this is
-        with file.open("rb") as source, self._zip.open(entry, "w") as target:
+        with writing(self._path), file.open("rb") as source, self._zip.open(entry, "w") as target:
             for piece in iter(partial(source.read, MIB), b""):
                 target.write(piece)
                 self._sizes[entry.filename] = self._path.stat().st_size - before

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from dvpo_ray.errors import DvpoError, RunStoppedError, exit_code_of
+from dvpo_ray.io.disk import full, is_full
 from dvpo_ray.io.printable import printable
 
 # The names of dvpo_ray.config.kinds.KINDS, which help and completion show without importing the recipes.
@@ -33,6 +37,10 @@ def guard(work: Callable[[], dict[str, Any]], as_json: bool, indent: int | None 
         result = work()
     except DvpoError as error:
         _fail(error, as_json)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _fail(full(Path(os.fsdecode(error.filename or tempfile.gettempdir()))), as_json)
     if as_json:
         typer.echo(json.dumps(result, indent=indent, default=str))
     elif result:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dvpo_ray.errors import UserInputError
+from dvpo_ray.io.disk import write_text
 from jobs.cli.commands import JsonOption, guard
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def init(
         text = recipe_text(wanted, output.stem, _device_settings(wanted))
         build(PipelineRecipe, tomllib.loads(text), str(output))
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        write_text(output, text)
         return {
             "recipe": str(output),
             "check": f"dvpo config check {output}",
