@@ -39,6 +39,8 @@ BRIDGE = re.compile(r"br-[0-9a-f]{12}|(?:cni|docker|podman|virbr)-?\d+")
 # What may stand in the path of a URL as it is.
 JOB = re.compile(r"[^\s/?#%]+")
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+# Ray says it of a head whose agent did not come up, with the status of any fault of its own.
+NO_AGENT = "No available agent"
 TIMEOUT_S = 60.0
 # A job that prints nothing for so long is asked after: a connection that broke in between does not say so.
 SILENCE_S = 60.0
@@ -228,6 +230,12 @@ class JobClient:
         except (RuntimeError, RayStateApiException) as error:
             if isinstance(error, _RefusedError) and error.status == HTTPStatus.NOT_FOUND and job is not None:
                 raise UserInputError(f"no job '{job}' on this cluster; `dvpo jobs list` shows those that are") from error
+            if NO_AGENT in str(error):
+                raise RunError(
+                    f"the head of the cluster at {self._where} takes no jobs: its agent does not run, most often because another "
+                    "Ray on that machine, an embedded one too, has its port (52365). End that one and start the cluster again, "
+                    f"or {START}, which takes a free port"
+                ) from error
             raise RunError(f"the cluster at {self._where} refuses: {error}") from error
 
     def _refusal(self, what: str) -> str:

@@ -16,6 +16,7 @@ import ray
 from ray._private import services
 from ray.exceptions import AuthenticationError
 
+from actors.cluster.actor_logs import keep_actor_logs
 from actors.cluster.family import children, end_family
 from actors.cluster.local import START, check_socket_room, own_session
 from actors.cluster.picklable_errors import with_picklable_errors
@@ -30,7 +31,6 @@ from dvpo_ray.runs.stopping import current, keeping_handlers
 SIGNALS_LOOKED_FOR = "RAY_get_check_signal_interval_milliseconds"
 ERROR = re.compile(r"error|fatal|exception| [EC] ", re.IGNORECASE)
 EMBEDDED_FOLDER = "DVPO_EMBEDDED_RAY"
-RAY_LOGS = "/tmp/ray/session_latest/logs/worker-*"
 LATE_SHARE = 0.9
 # How often a thread of OpenMP looks before it sleeps: enough on a quiet machine, where a step of 1.0 s takes as long with it.
 # Beside one busy process it takes 4.1 s, with threads that spin at niceness 15 31 s (benchmarks.neighbours).
@@ -154,13 +154,13 @@ def _last_words(folder: Path) -> str:
 
 
 def keep_logs(target: Path) -> str:
-    """Copy what the actors of an embedded Ray wrote to ``target``; on a cluster the logs stay with Ray. Returns where they are.
+    """Copy what this job's actors wrote to ``target``. Returns where it is, and what those that died wrote last.
 
-    For runs that fail: an embedded Ray takes its logs along when it stops.
+    For runs that fail: an embedded Ray takes its logs along when it stops, and on a cluster they lie with each actor's node.
     """
     folder = os.environ.get(EMBEDDED_FOLDER)
     if folder is None:
-        return f"with Ray, on the nodes of its actors: {RAY_LOGS}, or the dashboard's page of the actor"
+        return keep_actor_logs(target)
     logs = Path(folder) / "session_latest" / "logs"
     target.mkdir(parents=True, exist_ok=True)
     for log in sorted([*logs.glob("worker-*.out"), *logs.glob("worker-*.err")]):

@@ -16,6 +16,7 @@ import typer
 
 from dvpo_ray.errors import DvpoError, RunStoppedError, exit_code_of
 from dvpo_ray.io.disk import full, is_full
+from dvpo_ray.io.paths import refuse_url
 from dvpo_ray.io.printable import printable
 
 # The names of dvpo_ray.config.kinds.KINDS, which help and completion show without importing the recipes.
@@ -24,6 +25,15 @@ RecipeArg = Annotated[str, typer.Argument(help="A .toml recipe, or the name of a
 ResumeOption = Annotated[str | None, typer.Option("--resume", help="`auto`, `never`, or a checkpoint's folder (run.resume).")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a key: dotted.path=value. May be repeated.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines instead of text for people.")]
+
+
+def local_path(path: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: a URL is none."""
+    try:
+        refuse_url(str(path or ""))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return path
 
 
 def resumed(overrides: list[str], resume: str | None) -> list[str]:

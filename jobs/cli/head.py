@@ -11,13 +11,14 @@ import typer
 
 from actors.cluster.token import use_token
 from dvpo_ray.errors import UserInputError
-from jobs.cli.commands import JsonOption, guard
+from jobs.cli.commands import JsonOption, guard, local_path
 
 LEAST_CPUS = 8
 
 cluster_app = typer.Typer(help="A Ray on this machine, for you alone: start it, stop it.", no_args_is_help=True)
 FolderOption = Annotated[
-    Path | None, typer.Option(help="Closed folder for Ray's files; default: ray-UID among the temporary files.")
+    Path | None,
+    typer.Option(callback=local_path, help="Closed folder for Ray's files; default: ray-UID among the temporary files."),
 ]
 
 

@@ -12,7 +12,7 @@ import typer
 
 from dvpo_ray.errors import UserInputError
 from dvpo_ray.io.disk import write_text
-from jobs.cli.commands import JsonOption, guard
+from jobs.cli.commands import JsonOption, guard, local_path
 
 if TYPE_CHECKING:
     from dvpo_ray.planning.plan import Split
@@ -35,7 +35,7 @@ def init(
     pairs: Annotated[str | None, typer.Option(help="Preference pairs: a file, a folder, or a Hugging Face dataset.")] = None,
     prompts: Annotated[str | None, typer.Option(help="Prompts to train on; default: those of the pairs.")] = None,
     devices: Annotated[str | None, typer.Option(help="COUNTxNAME (8xA100-80GB), cpu:CORES:MEMORY_GB, or `here`.")] = None,
-    output: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.toml"),
+    output: Annotated[Path, typer.Option(callback=local_path, help="File to write.")] = Path("recipe.toml"),
     overwrite: Annotated[bool, typer.Option(help="Replace the file.")] = False,
     as_json: JsonOption = False,
 ) -> None:

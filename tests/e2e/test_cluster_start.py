@@ -57,6 +57,7 @@ def test_another_user_enters_nothing_of_a_ray_that_was_started_for_one(folder: P
         assert session.closed_by == folder.resolve() and session.dashboard == said["dashboard"]
         refuse_open(session.folder)
         assert json.loads(dvpo(folder, "jobs", "list", "--address", said["dashboard"], "--json").stdout) == {"jobs": []}
+        assert_logs_of_an_actor_that_died_are_kept(folder, said["address"])
         again = dvpo(folder, "cluster", "start", "--folder", str(folder))
         assert again.returncode == 2 and "already, its dashboard at" in again.stderr
         if os.geteuid() == 0:
@@ -73,3 +74,29 @@ def test_another_user_enters_nothing_of_a_ray_that_was_started_for_one(folder: P
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     left = [one for one in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(one.info["cmdline"] or ())]
     assert left == []
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from actors.cluster.token import use_token
+use_token()
+from actors.cluster.session import keep_logs, ray_session, start_actor
+from dvpo_ray.config.sections import ClusterSection
+from dvpo_ray.errors import ActorDiedError
+from dvpo_ray.runs.run import failures
+from actors.cluster.calls import get
+from tests.support.failing import Dying
+
+with ray_session(ClusterSection(address=sys.argv[1])), failures(Path("logs"), keep_logs):
+    actor = start_actor(Dying, "scorer-7", {}, 0).remote()
+    get(actor.die.remote(), 60, "scorer-7", "scoring")
+"""
+
+
+def assert_logs_of_an_actor_that_died_are_kept(folder: Path, address: str) -> None:
+    environment = dict(os.environ) | {"HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+    done = run([sys.executable, "-c", DRIVER, address], folder / "home", environment, TIMEOUT_S)
+    assert "logs: logs\nthe last of scorer-7-" in done.stderr and "  my last words" in done.stderr, done.stderr
+    (log,) = (folder / "home" / "logs").glob("scorer-7-*")
+    assert "my last words" in log.read_text()

@@ -140,3 +140,20 @@ def test_a_frontier_from_the_command_line(tmp_path: Path) -> None:
     assert code == 0 and "0.650" in output and (tmp_path / "f.svg").is_file()
     code, output = invoke("eval", "frontier", str(tmp_path / "nowhere"), "--json")
     assert code == 2 and "holds no evaluation with gold" in json.loads(output)["message"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("init", "--output", "s3://bucket/r.toml"),
+        ("eval", "frontier", "runs", "--out", "gs://bucket/f.svg"),
+        ("eval", "answers", "demo", "--questions", "q", "--format", "jsonl", "--out", "s3://bucket/a.jsonl"),
+        ("value", "eval", "v", "--data", "d", "--dead-letters", "s3://bucket/dead.jsonl"),
+        ("cluster", "start", "--folder", "s3://bucket/ray"),
+    ],
+)
+def test_a_url_is_no_file_to_write(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 2 and "is a URL" in done.output
+    assert list(tmp_path.iterdir()) == []
