@@ -25,14 +25,15 @@ def keep_actor_logs(target: Path) -> str:
     """
     stays = f"with Ray, on the nodes of its actors: {global_worker.node.get_logs_dir_path()}/worker-*"
     try:
-        job = ray.get_runtime_context().get_job_id()
-        actors = list_actors(filters=[("job_id", "=", job)], limit=MOST_ACTORS, timeout=TIMEOUT_S)
+        context = ray.get_runtime_context()
+        filters = [("job_id", "=", context.get_job_id())]
+        actors = list_actors(context.gcs_address, filters=filters, limit=MOST_ACTORS, timeout=TIMEOUT_S)
     except TROUBLE as error:
         return f"{stays} (they could not be fetched: {_line(error)})"
     kept, lost = [], []
     for actor in actors:
         try:
-            kept += [(actor, path) for path in _written(actor, target)]
+            kept += [(actor, path) for path in _written(actor, target, context.gcs_address)]
         except TROUBLE as error:
             lost.append(f"{_name(actor)}: {_line(error)}")
     if not kept:
@@ -45,10 +46,10 @@ def keep_actor_logs(target: Path) -> str:
     return "\n".join(said)
 
 
-def _written(actor: Any, target: Path) -> Iterator[Path]:
+def _written(actor: Any, target: Path, address: str) -> Iterator[Path]:
     """The files of an actor's log, those that hold anything."""
     for suffix in ("out", "err"):
-        pieces: Sequence[str] = list(get_log(actor_id=actor.actor_id, suffix=suffix, tail=MOST_LINES, timeout=TIMEOUT_S))
+        pieces: Sequence[str] = list(get_log(address, actor_id=actor.actor_id, suffix=suffix, tail=MOST_LINES, timeout=TIMEOUT_S))
         text = "".join(pieces)
         if text.strip():
             target.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,10 @@ import psutil
 from dvpo_ray.errors import ConfigError, RunError
 from dvpo_ray.io.closed_folders import closed_folder_above
 
-# Below Ray's temporary folder, with a process id of seven digits, the longest name of a socket.
-LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_UsageStatsHead"
+# Below Ray's temporary folder, with a process id of seven digits.
+SOCKETS = "/session_2026-01-01_00-00-00_000000_4194304/sockets/"
+# The longest names of sockets, of a Ray without and with a dashboard.
+LONGEST_SOCKETS = ("plasma_store", "dash_MetricsHead")
 SOCKET_BYTES = 107
 START = "start one by `dvpo cluster start`"
 
@@ -101,13 +103,13 @@ def refuse_open(folder: Path) -> None:
         )
 
 
-def check_socket_room(folder: Path) -> None:
+def check_socket_room(folder: Path, dashboard: bool = True) -> None:
     """Refuse a temporary folder of Ray's below which a Unix socket would have too long a name.
 
     Raises:
         ConfigError: naming the length that is left.
     """
-    most = SOCKET_BYTES - len(LONGEST_SOCKET)
+    most = SOCKET_BYTES - len(SOCKETS) - len(LONGEST_SOCKETS[dashboard])
     if len(os.fsencode(folder)) > most:
         raise ConfigError(
             f"'{folder}' is too long for Ray's temporary folder: the sockets below it may have {SOCKET_BYTES} bytes with their "

@@ -73,7 +73,7 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
     with scratch_dir("dvpo-ray-") as folder, stop.at_once(partial(shutil.rmtree, folder, True)), stop.at_once(end_ray):
         try:
             # Ray makes its own folder open to everyone: the closed one is that above it.
-            inner = str(Path(folder) / "ray")
+            inner = str(Path(folder) / "r")
             start_embedded(cluster, inner)
             os.environ[EMBEDDED_FOLDER] = inner
             yield
@@ -93,7 +93,7 @@ def _address(asked: str) -> str:
 
 def start_embedded(cluster: ClusterSection, folder: str) -> None:
     """Start a Ray of our own on this machine: loopback only, small, its files in ``folder``."""
-    check_socket_room(Path(folder))
+    check_socket_room(Path(folder), cluster.dashboard)
     os.environ.update(ray_environment())
     # Ray turns token authentication on by itself, which is what we want, and warns of it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

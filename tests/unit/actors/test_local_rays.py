@@ -75,7 +75,8 @@ def test_the_address_of_the_environment_is_named_when_nothing_answers_there(monk
 
 def test_a_folder_too_long_for_sockets_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 40)
-    with pytest.raises(ConfigError, match="which leaves 36 for it: name a shorter one"):
+    with pytest.raises(ConfigError, match="which leaves 39 for it: name a shorter one"):
         head.start_head(long, 2, None, None)
     assert not long.exists()
     local.check_socket_room(Path("/tmp/ray-4294967294/ray"))
+    local.check_socket_room(Path("/tmp/a-folder-of-tests/dvpo-ray-abcdefgh/r"), dashboard=False)

@@ -41,7 +41,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.cluster.session.ray.shutdown", lambda: None)
     monkeypatch.setattr("actors.cluster.session.make_token", lambda: None)
     # Tests' folders have long names.
-    monkeypatch.setattr("actors.cluster.session.check_socket_room", lambda folder: None)
+    monkeypatch.setattr("actors.cluster.session.check_socket_room", lambda folder, dashboard: None)
     monkeypatch.delenv(EMBEDDED_FOLDER, raising=False)
 
 
