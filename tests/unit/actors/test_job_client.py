@@ -212,7 +212,7 @@ def test_a_head_whose_agent_has_lost_its_port_is_told_in_words(monkeypatch: pyte
 
     client = object.__new__(job_client.JobClient)
     client._where = "http://127.0.0.1:8265"
-    client._client = SimpleNamespace(submit_job=refuses)  # type: ignore[assignment]
+    client._client = SimpleNamespace(submit_job=refuses, list_jobs=lambda: [])  # type: ignore[assignment]
     submission = Submission("runs/mine", "python", Path("package.zip"), {}, {})
     with pytest.raises(RunError, match=r"at http://127\.0\.0\.1:8265 takes no jobs: .*another Ray .*port \(52365\)"):
         client.submit(submission, "mine")
