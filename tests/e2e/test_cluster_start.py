@@ -98,5 +98,5 @@ def assert_logs_of_an_actor_that_died_are_kept(folder: Path, address: str) -> No
     environment = dict(os.environ) | {"HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
     done = run([sys.executable, "-c", DRIVER, address], folder / "home", environment, TIMEOUT_S)
     assert "logs: logs\nthe last of scorer-7-" in done.stderr and "  my last words" in done.stderr, done.stderr
-    (log,) = (folder / "home" / "logs").glob("scorer-7-*")
+    (log,) = (folder / "home" / "logs").glob("scorer-7-*.err")
     assert "my last words" in log.read_text()
