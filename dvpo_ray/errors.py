@@ -113,6 +113,10 @@ class RunStoppedError(RunError):
         return cls(f"stopped {where}, as asked: {again}")
 
 
+class DiskFullError(RunError):
+    """There is no room on a disk for what is to be written."""
+
+
 class WeightSyncError(RunError):
     """New weights did not reach an engine intact; the engine is fenced."""
 

@@ -21,6 +21,7 @@ from dvpo_ray.data.loading import AS_FOUND, Overlong
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.evaluation.best_of import best_of_curve, check_choosable
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.learning.batching import micro_batches, pad_sequences
 from dvpo_ray.learning.value_update import pair_accuracy, pair_wins
 from dvpo_ray.maths.statistics import share_ci95
@@ -157,7 +158,7 @@ def best_of(
     folder, evaluation, facts = _answer_held_out(recipe, policy, value_model, "best-of", listener)
     curve = best_of_curve(evaluation, counts, with_value=value_model is not None)
     chart = folder / "best_of.svg"
-    chart.write_text(draw_best_of(curve), encoding="utf-8")
+    write_text(chart, draw_best_of(curve))
     result = {"model": facts["policy"], "samples": samples, "seconds": facts["seconds_total"], "seed": facts["seed"]}
     result |= {"curve": curve, "chart": str(chart.resolve())}
     write_json(folder / RESULT, result)
@@ -186,7 +187,7 @@ def _answer_held_out(
     check_engines(recipe, place.folder, listener, trains=False)
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{suffix}"})
     folder = prepare_folder(recipe.model_copy(update={"run": run}))
-    (folder / CONFIG).write_text(dump_resolved(recipe))
+    write_text(folder / CONFIG, dump_resolved(recipe))
     prompts_trained_on, demonstrations = read_policy_rows(recipe.policy, base, folder)
     trained_on = [*prompts_trained_on, *demonstrations]
     prompts = read_evaluation_prompts(section, recipe.policy.data, base, folder, trained_on)
@@ -214,7 +215,7 @@ def _answer_held_out(
         listener(Event("phase", f"answering {len(prompts)} prompts"))
         evaluation = evaluator.run(0, rollouts, scorers)
     lines = "".join(json.dumps(row) + "\n" for row in evaluation.rows())
-    (folder / "evaluations.jsonl").write_text(lines, encoding="utf-8")
+    write_text(folder / "evaluations.jsonl", lines)
     facts = {"policy": model, "seconds_total": time.time() - began, "seed": recipe.run.seed}
     return folder, evaluation, facts | {NUMBER_TYPES: number_types(recipe)}
 

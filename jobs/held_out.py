@@ -13,6 +13,7 @@ from dvpo_ray.config.environments import EnvironmentSettings
 from dvpo_ray.config.sections import CheckpointSection, DataSection, EvaluationSection
 from dvpo_ray.data import EncodedPrompt
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator, compare
+from dvpo_ray.io.disk import LineFile
 from dvpo_ray.runs.folder import EVALUATIONS
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Rollouts, Scorers
@@ -62,8 +63,8 @@ def evaluate(evaluator: Evaluator, step: int, rollouts: Rollouts, scorers: Score
     pace = run.pace
     pace.later = lambda step_seconds: (ended - began) * (1 + (pace.total - 1) // every - pace.done // every if every else 1)
     run.timeline.add("evaluate", began, ended, step=step)
-    with (run.folder / EVALUATIONS).open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
+    with LineFile(run.folder / EVALUATIONS) as file:
+        file.add(*map(json.dumps, evaluation.rows()))
     summary = evaluation.summary() | {"seconds": ended - began}
     run.log(step, {f"eval/{name}": value for name, value in summary.items()}, "evaluation")
     return evaluation

@@ -11,6 +11,7 @@ from actors.cluster.session import ray_session
 from dvpo_ray.config import PipelineRecipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import DataError
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.io.json_files import REMEDY, check_numbers, read_object
 from dvpo_ray.report import write_report
 from dvpo_ray.runs.folder import locked, run_folder
@@ -65,7 +66,7 @@ def _run_pipeline(recipe: PipelineRecipe, listener: Listener, stop: Stop) -> dic
     settled, _ = settle_devices(recipe, base)
     check_engines(settled, base.folder, listener)
     folder = run_folder(recipe) if resuming else prepare_folder(recipe)
-    (folder / CONFIG).write_text(dump_resolved(recipe))
+    write_text(folder / CONFIG, dump_resolved(recipe))
     with status_kept(folder, stop), ray_session(recipe.cluster):
         done = folder / "value" / RESULT
         finished = resuming and done.is_file()

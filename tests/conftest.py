@@ -18,7 +18,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-pytest_plugins = ["tests.support.real"]
+pytest_plugins = ["tests.support.disks", "tests.support.real"]
 
 
 @pytest.fixture(scope="session")

@@ -20,13 +20,15 @@ import psutil
 import requests
 from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
+from actors.cluster.local import START, named_here, own_session, refuse_open
 from dvpo_ray.config.sections import RUN_NAME
 from dvpo_ray.errors import ConfigError, DvpoError, RunError, UserInputError
+from dvpo_ray.io.secrets import masked
 from dvpo_ray.submission.package import Submission
 
 # A package passes through the dashboard and into the store of the cluster's state: the smaller of their limits holds.
@@ -36,6 +38,9 @@ URL = re.compile(r"https?://[^@\s]+")
 BRIDGE = re.compile(r"br-[0-9a-f]{12}|(?:cni|docker|podman|virbr)-?\d+")
 # What may stand in the path of a URL as it is.
 JOB = re.compile(r"[^\s/?#%]+")
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+# Ray says it of a head whose agent did not come up, with the status of any fault of its own.
+NO_AGENT = "No available agent"
 TIMEOUT_S = 60.0
 # A job that prints nothing for so long is asked after: a connection that broke in between does not say so.
 SILENCE_S = 60.0
@@ -59,6 +64,17 @@ class _PatientClient(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, **({"timeout": TIMEOUT_S} | options))
 
+    def session_name(self) -> str:
+        """The name of the folder of the cluster's files.
+
+        Raises:
+            RuntimeError: the cluster does not say.
+        """
+        reply = self._do_request("GET", "/api/version")
+        if reply.status_code != requests.codes.ok:
+            self._raise_error(reply)
+        return str(reply.json()["session_name"])
+
 
 class JobClient:
     """The job server of one cluster. The token comes from the environment or a file (``actors.cluster.token``)."""
@@ -66,11 +82,11 @@ class JobClient:
     upload_limit = UPLOAD_LIMIT
 
     def __init__(self, address: str | None) -> None:
-        """``address``: the dashboard's URL; none takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine.
+        """``address``: the dashboard's URL; none takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this user's Ray on this machine.
 
         Raises:
             ConfigError: the address is no URL.
-            RunError: no cluster answers there, or it refuses.
+            RunError: no cluster answers there, or it refuses, or none is named and this user has none here.
         """
         if address is not None:
             if not URL.fullmatch(address):
@@ -79,7 +95,12 @@ class JobClient:
             os.environ["RAY_API_SERVER_ADDRESS"] = address  # what is asked for goes before RAY_ADDRESS
         for name in CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._where = address or "the address in RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or on this machine"
+        named = next((f"{masked(os.environ[name])} ({name})" for name in ADDRESSES if os.environ.get(name)), None)
+        if address is None and named is None:
+            # Ray itself would take the Ray of any user of the machine, and send it the token.
+            session = own_session()
+            address = session.dashboard or session.address
+        self._where = address or named
         with self._explained():
             self._client = _PatientClient(address)
             self.address: str = self._client.get_address()
@@ -90,6 +111,19 @@ class JobClient:
             heads = [node.node_ip for node in list_nodes(self.address, filters=[("is_head_node", "=", "True")])]
         mine = own_addresses(psutil.net_if_addrs())
         return any(lies_here(head, self.address, mine) for head in heads)
+
+    def refuse_open_session(self) -> None:
+        """Refuse a cluster of this machine whose files other users of it can enter. Those of a Ray in a container are not looked
+        at: their folder is none of this machine.
+
+        Raises:
+            RunError: as ``refuse_open``.
+        """
+        with self._explained():
+            name = self._client.session_name()
+        folder = named_here(name)
+        if folder is not None:
+            refuse_open(folder)
 
     def submit(self, submission: Submission, job: str) -> None:
         """Upload the package and start the job under a name.
@@ -189,14 +223,19 @@ class JobClient:
             if error.status in (401, 403):
                 raise RunError(self._refusal(error.message)) from error
             raise RunError(f"the cluster at {self._where} does not send the log of '{job}': {error.message}") from error
-        except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
+        except (ConnectionError, RpcError, requests.RequestException, aiohttp.ClientError) as error:
             raise RunError(
-                f"no Ray dashboard answers at {self._where}: {error}; start one with `ray start --head`, forward its port, or "
-                "correct --address"
+                f"no Ray dashboard answers at {self._where}: {error}; {START}, forward its port, or correct --address"
             ) from error
         except (RuntimeError, RayStateApiException) as error:
             if isinstance(error, _RefusedError) and error.status == HTTPStatus.NOT_FOUND and job is not None:
                 raise UserInputError(f"no job '{job}' on this cluster; `dvpo jobs list` shows those that are") from error
+            if NO_AGENT in str(error):
+                raise RunError(
+                    f"the head of the cluster at {self._where} takes no jobs: its agent does not run, most often because another "
+                    "Ray on that machine, an embedded one too, has its port (52365). End that one and start the cluster again, "
+                    f"or {START}, which takes a free port"
+                ) from error
             raise RunError(f"the cluster at {self._where} refuses: {error}") from error
 
     def _refusal(self, what: str) -> str:

@@ -16,7 +16,9 @@ import ray
 from ray._private import services
 from ray.exceptions import AuthenticationError
 
+from actors.cluster.actor_logs import keep_actor_logs
 from actors.cluster.family import children, end_family
+from actors.cluster.local import START, check_socket_room, own_session
 from actors.cluster.picklable_errors import with_picklable_errors
 from actors.cluster.scratch import scratch_dir
 from actors.cluster.token import make_token, protect_token
@@ -29,7 +31,6 @@ from dvpo_ray.runs.stopping import current, keeping_handlers
 SIGNALS_LOOKED_FOR = "RAY_get_check_signal_interval_milliseconds"
 ERROR = re.compile(r"error|fatal|exception| [EC] ", re.IGNORECASE)
 EMBEDDED_FOLDER = "DVPO_EMBEDDED_RAY"
-RAY_LOGS = "/tmp/ray/session_latest/logs/worker-*"
 LATE_SHARE = 0.9
 # How often a thread of OpenMP looks before it sleeps: enough on a quiet machine, where a step of 1.0 s takes as long with it.
 # Beside one busy process it takes 4.1 s, with threads that spin at niceness 15 31 s (benchmarks.neighbours).
@@ -52,11 +53,10 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
         protect_token()
         try:
             with keeping_handlers():
-                ray.init(address=cluster.address, log_to_driver=False)
+                ray.init(address=_address(cluster.address), log_to_driver=False)
         except ConnectionError as error:
             raise RunError(
-                f"no Ray cluster at '{cluster.address}': {error}; start one with `ray start --head`, or leave cluster.address "
-                "out for an embedded one"
+                f"no Ray cluster at '{cluster.address}': {error}; {START}, or leave cluster.address out for an embedded one"
             ) from error
         except AuthenticationError as error:
             raise RunError(
@@ -72,8 +72,10 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
     end_ray = partial(end_family, children())
     with scratch_dir("dvpo-ray-") as folder, stop.at_once(partial(shutil.rmtree, folder, True)), stop.at_once(end_ray):
         try:
-            start_embedded(cluster, folder)
-            os.environ[EMBEDDED_FOLDER] = folder
+            # Ray makes its own folder open to everyone: the closed one is that above it.
+            inner = str(Path(folder) / "r")
+            start_embedded(cluster, inner)
+            os.environ[EMBEDDED_FOLDER] = inner
             yield
         finally:
             with stop.ending():
@@ -84,11 +86,15 @@ def ray_session(cluster: ClusterSection) -> Iterator[None]:
                     end_ray()
 
 
+def _address(asked: str) -> str:
+    """Where to connect to; "auto" is RAY_ADDRESS or this user's own Ray. Ray itself would take one of any user of the machine."""
+    return own_session().address if asked == "auto" and not os.environ.get("RAY_ADDRESS") else asked
+
+
 def start_embedded(cluster: ClusterSection, folder: str) -> None:
     """Start a Ray of our own on this machine: loopback only, small, its files in ``folder``."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's own choice, 15, gives every other program of the machine the right of way.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    check_socket_room(Path(folder), cluster.dashboard)
+    os.environ.update(ray_environment())
     # Ray turns token authentication on by itself, which is what we want, and warns of it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Actors import this very package, whether it is installed or run from a checkout.
@@ -113,6 +119,13 @@ def start_embedded(cluster: ClusterSection, folder: str) -> None:
             f"Ray did not start on this machine: {_first_line(error)}; what its processes said:\n{_last_words(Path(folder))}\n"
             "see that processes of earlier runs have ended, that memory and /dev/shm have room (`dvpo doctor`), and start again"
         ) from error
+
+
+def ray_environment() -> dict[str, str]:
+    """Environment variables of a Ray that is started here; what is set already stays."""
+    # Ray's own choice of niceness, 15, gives every other program of the machine the right of way.
+    chosen = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
+    return {name: os.environ.get(name, value) for name, value in chosen.items()}
 
 
 @contextmanager
@@ -141,13 +154,13 @@ def _last_words(folder: Path) -> str:
 
 
 def keep_logs(target: Path) -> str:
-    """Copy what the actors of an embedded Ray wrote to ``target``; on a cluster the logs stay with Ray. Returns where they are.
+    """Copy what this job's actors wrote to ``target``. Returns where it is, and what those that died wrote last.
 
-    For runs that fail: an embedded Ray takes its logs along when it stops.
+    For runs that fail: an embedded Ray takes its logs along when it stops, and on a cluster they lie with each actor's node.
     """
     folder = os.environ.get(EMBEDDED_FOLDER)
     if folder is None:
-        return f"with Ray, on the nodes of its actors: {RAY_LOGS}, or the dashboard's page of the actor"
+        return keep_actor_logs(target)
     logs = Path(folder) / "session_latest" / "logs"
     target.mkdir(parents=True, exist_ok=True)
     for log in sorted([*logs.glob("worker-*.out"), *logs.glob("worker-*.err")]):

@@ -33,6 +33,7 @@ from dvpo_ray.errors import (
     RowDeadlineError,
     WeightSyncError,
 )
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.loop.restarts import Sentences
 from dvpo_ray.runs.prometheus import RESTARTS
 from dvpo_ray.runs.stopping import AT_ONCE_S, current
@@ -307,9 +308,7 @@ class RolloutPool:
             return
         with self._members:
             engines = {engine.name: asdict(engine.traces) for engine in [*self._engines, *starting]}
-            unfinished = self._traces.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(list(engines.values())) + "\n")
-            unfinished.replace(self._traces)
+            write_text(self._traces, json.dumps(list(engines.values())) + "\n")
 
     def _present(self) -> list[Engine]:
         """The engines that serve, waiting for one when there is none; none once all is cancelled.

@@ -17,6 +17,7 @@ from dvpo_ray.checkpoints.manifest import LARGEST, Manifest, read_manifest
 from dvpo_ray.checkpoints.store import LATEST, NAME, PREFIX, Checkpoint, CheckpointStore, step_of
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import CheckpointError, ConfigError, DamagedCheckpointError, DvpoError
+from dvpo_ray.io.disk import writing
 from dvpo_ray.models.folder import MANIFEST, flush_file
 from dvpo_ray.runs.folder import restore_records
 
@@ -111,8 +112,9 @@ class RemoteStore:
             for name in manifest.files:
                 with self._reaching():
                     self._get(step, name, unfinished / name)
-            (unfinished / MANIFEST).write_bytes(text)
-            flush_file(unfinished / MANIFEST)
+            with writing(unfinished / MANIFEST):
+                (unfinished / MANIFEST).write_bytes(text)
+                flush_file(unfinished / MANIFEST)
             checkpoint = store.open(unfinished)
             if not (unfinished / CONFIG).is_file():
                 raise DamagedCheckpointError(f"{self._where(step)} holds no {CONFIG}, without which a run cannot go on elsewhere")
@@ -124,7 +126,8 @@ class RemoteStore:
 
     def _get(self, step: int, name: str, to: Path) -> None:
         try:
-            self._fs.get_file(f"{self._folder(step)}/{name}", str(to))
+            with writing(to):
+                self._fs.get_file(f"{self._folder(step)}/{name}", str(to))
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{self._where(step)} lacks {name}") from error
         flush_file(to)

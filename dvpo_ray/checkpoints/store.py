@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from dvpo_ray.checkpoints.manifest import KEY_VARIABLE, LARGEST, manifest_text, read_manifest
 from dvpo_ray.checkpoints.retention import Retention
 from dvpo_ray.errors import CheckpointError, DamagedCheckpointError, ModelError
+from dvpo_ray.io.disk import writing
 from dvpo_ray.models.folder import MANIFEST, check_files
 
 LATEST = "latest"
@@ -193,7 +194,7 @@ def _read(manifest: Path, where: str) -> bytes:
 
 def write_flushed(path: Path, text: str) -> None:
     """Write a text file and flush it to the disk."""
-    with path.open("w", encoding="utf-8") as file:
+    with writing(path), path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

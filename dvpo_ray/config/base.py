@@ -20,12 +20,19 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from dvpo_ray.errors import ConfigError
-from dvpo_ray.io.paths import expanded
+from dvpo_ray.io.paths import expanded, refuse_url
 from dvpo_ray.metrics import Figure, Metric, declare
 from dvpo_ray.registry import Registry, load_entry_point
 
+
 # TOML knows neither paths nor tuples: these two read a string or a list where everything else stays strict.
-PathField = Annotated[Path, Field(strict=False), AfterValidator(lambda path: Path(expanded(str(path))))]
+def _local_path(path: Path) -> Path:
+    found = expanded(str(path))
+    refuse_url(found)
+    return Path(found)
+
+
+PathField = Annotated[Path, Field(strict=False), AfterValidator(_local_path)]
 Secret = Annotated[SecretStr, Field(strict=False)]
 
 

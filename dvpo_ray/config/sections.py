@@ -466,6 +466,13 @@ class CheckpointSection(Section):
     copy_attempts: int = Field(3, ge=1, le=10, description="Times a copy is tried before it is given up with a warning.")
     copy_wait_s: float = Field(600.0, gt=0, description="Longest wait at the run's end for the last copy, in seconds.")
 
+    @field_validator("copy_to")
+    @classmethod
+    def _validate_copy_to(cls, url: str | None) -> str | None:
+        if url is not None and re.search(r"(?:^|::)memory:", url):
+            raise ValueError(f"'{url}' is the memory of the driver, which ends with it: give the URL of a place that stays")
+        return url
+
     @model_validator(mode="after")
     def _validate_every(self) -> Self:
         idle = [name for name in ("keep_best", "copy_to") if getattr(self, name) and not self.every]

@@ -9,8 +9,13 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from dvpo_ray.errors import ModelError
+from dvpo_ray.io.time_limit import OutOfTimeError, within
+
 # What a template may do with a conversation that it was not written for.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+MOST_S = 30.0
+MOST_WRITTEN = 256 * 2**20
 Arguments = Mapping[str, bool | int | float | str]
 _ASKED, _ANSWERED = {"role": "user", "content": "dvpoQuestion"}, {"role": "assistant", "content": "dvpoAnswer"}
 _SYSTEM = {"role": "system", "content": "dvpoSystem"}
@@ -49,8 +54,25 @@ def templated(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any
 
     Raises:
         one of TEMPLATE_ERRORS: it refuses the conversation, or fails.
+        ModelError: it takes too long, or writes too much.
     """
-    return tokenizer.apply_chat_template(turns, **arguments_of(tokenizer), **options)
+    return _applied(tokenizer, turns, arguments_of(tokenizer) | options)
+
+
+def _applied(tokenizer: Any, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
+    """The template is a program that came with the model: what it may take is limited."""
+    try:
+        found = within(MOST_S, lambda: tokenizer.apply_chat_template(turns, **options))
+    except (OutOfTimeError, MemoryError) as error:
+        problem = f"took longer than {MOST_S:g} s" if isinstance(error, OutOfTimeError) else "asked for more memory than there is"
+    else:
+        if len(found) <= MOST_WRITTEN:
+            return found
+        problem = f"wrote more than {MOST_WRITTEN:,} characters"
+    raise ModelError(
+        f"the chat template of the model {problem} for a conversation of {sum(len(str(turn)) for turn in turns):,} characters: "
+        "mend chat_template in its folder, or take another model"
+    )
 
 
 def ignored_arguments(tokenizer: Any) -> list[str]:
@@ -67,7 +89,9 @@ def _written(tokenizer: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
     for turns in PROBES:
         for options in ({}, {"add_generation_prompt": True}, {"tools": [_TOOL]}):
             try:
-                yield str(tokenizer.apply_chat_template(turns, **arguments, **options, tokenize=False))
+                yield str(_applied(tokenizer, turns, {**arguments, **options, "tokenize": False}))
+            except ModelError:
+                raise
             except TEMPLATE_ERRORS as error:
                 yield repr(error)
 

@@ -216,10 +216,13 @@ class ChatEncoder:
 
         Raises:
             BadRow: it refuses it, or fails.
+            ModelError: it takes too long, or writes too much.
         """
         with_tools = {"tools": json.loads(tools)} if tools else {}
         try:
             return templated(self.tokenizer, turns, **options, **with_tools)
+        except ModelError:
+            raise
         except TEMPLATE_ERRORS as error:
             raise BadRow(Reason.BAD_CONVERSATION, f"the chat template refuses the conversation: {error}") from error
 

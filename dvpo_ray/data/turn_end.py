@@ -99,6 +99,8 @@ def _after_answer(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     """What the template writes after the assistant's words; nothing when it refuses the conversation, or leaves them out."""
     try:
         text = str(templated(tokenizer, turns, tokenize=False))
+    except ModelError:
+        raise
     except TEMPLATE_ERRORS:
         return ""
     return text.rpartition(ANSWER)[2] if ANSWER in text else ""

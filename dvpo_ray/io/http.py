@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import time
+import zlib
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -15,6 +16,8 @@ import httpx
 
 from dvpo_ray.errors import ConfigError
 
+# Far more than scores of a batch, or what a judge says.
+MOST_REPLY = 16 * 2**20
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 # What a header can carry: printable ASCII without blanks.
 TOKEN = re.compile(r"[!-~]+")
@@ -56,11 +59,42 @@ def _seconds_until(date: str) -> float:
     return max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time.time())
 
 
-class JsonClient:
-    """Posts JSON, one request at a time, and waits so many seconds for the whole reply, headers and all.
+class OversizedReplyError(httpx.DecodingError):
+    """A reply is larger than any honest one, packed or unpacked."""
 
-    httpx's own time-outs are about one read each: a reply that comes a byte at a time keeps them all.
+
+async def post_json(client: httpx.AsyncClient, url: str, body: Any, seconds: float) -> httpx.Response:
+    """The reply to a JSON body, whole within so many seconds and of ``MOST_REPLY`` bytes at most, unpacked.
+
+    httpx's own time-outs are about one read each: a reply that comes a byte at a time keeps them all. Nor does it limit what it
+    unpacks: a megabyte of gzip can be a gigabyte.
+
+    Raises:
+        httpx.RequestError: there was none, it was not whole in time, too large, or cannot be unpacked.
+        TimeoutError: as long as nothing came.
     """
+    async with asyncio.timeout(seconds), client.stream("POST", url, json=body, headers={"Accept-Encoding": "gzip"}) as reply:
+        packing = reply.headers.get("Content-Encoding", "identity").strip().lower()
+        if packing not in ("identity", "gzip", ""):
+            raise httpx.DecodingError(f"the reply is packed by '{packing[:40]}', which was not asked for", request=reply.request)
+        content = bytearray()
+        # 16 and above tell zlib that it is gzip.
+        unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS) if packing == "gzip" else None
+        async for piece in reply.aiter_raw():
+            try:
+                content += piece if unpacker is None else unpacker.decompress(piece, MOST_REPLY + 1 - len(content))
+            except zlib.error as error:
+                raise httpx.DecodingError(f"the reply is no whole gzip: {error}", request=reply.request) from error
+            if len(content) > MOST_REPLY:
+                raise OversizedReplyError(f"the reply has more than {MOST_REPLY:,} bytes", request=reply.request)
+        if unpacker is not None and content and not unpacker.eof:
+            raise httpx.DecodingError("the reply is no whole gzip: its end is missing", request=reply.request)
+        headers = {name: value for name, value in reply.headers.items() if name not in ("content-encoding", "content-length")}
+        return httpx.Response(reply.status_code, headers=headers, content=bytes(content), request=reply.request)
+
+
+class JsonClient:
+    """Posts JSON, one request at a time, and waits so many seconds for the whole reply, headers and all."""
 
     def __init__(self, headers: Mapping[str, str], seconds: float) -> None:
         self._seconds = seconds
@@ -77,8 +111,7 @@ class JsonClient:
 
     async def _post(self, url: str, body: Any) -> httpx.Response:
         try:
-            async with asyncio.timeout(self._seconds):
-                return await self._client.post(url, json=body)
+            return await post_json(self._client, url, body, self._seconds)
         except TimeoutError:
             raise httpx.ReadTimeout(f"no whole reply within {self._seconds:g} s") from None
 

@@ -29,6 +29,11 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "token_budget; or end other programs",
     ),
     (
+        r"No space left on device|Disk quota exceeded",
+        "make room on the disk that the sentence or its place names (shared memory: /dev/shm; Ray: its temporary folder), and go "
+        "on with --resume auto",
+    ),
+    (
         r"prompt \(length \d+\).*longer than the maximum|maximum context length is \d+ tokens",
         "lower data.max_prompt_tokens, or raise rollout.engine.max_model_len, which must hold prompt and answer",
     ),

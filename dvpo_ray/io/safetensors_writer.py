@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dvpo_ray.io.direct_file import DirectFile
+from dvpo_ray.io.disk import writing
 
 PIECE = 16 * 2**20
 NAMES = {
@@ -28,7 +29,11 @@ NAMES = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """Write tensors and text facts, flushed to the disk; returns the file's hex sha256."""
+    """Write tensors and text facts, flushed to the disk; returns the file's hex sha256.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
     entries: dict[str, object] = {"__metadata__": dict(facts)}
     position = 0
     for name, tensor in tensors.items():
@@ -42,7 +47,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with DirectFile(path) as file:
+    with writing(path), DirectFile(path) as file:
         for piece in (struct.pack("<Q", len(text)), text):
             file.write(piece)
             digest.update(piece)

@@ -10,13 +10,15 @@ from typing import Any, Self
 import httpx
 
 from dvpo_ray.errors import ConfigError, JudgeError, RequestRefusedError
-from dvpo_ray.io.http import Backoff, bearer, is_retryable, retry_after
+from dvpo_ray.io.http import Backoff, OversizedReplyError, bearer, is_retryable, post_json, retry_after
 from dvpo_ray.io.json_files import parse_object
 
 # What is wrong with the one request, as against the address, the model's name or the token.
 REFUSALS = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY)
 # Replies to one request that are no completion. The service charges for each: patience with more would be paid for.
 MALFORMED_REPLIES = 3
+# More than any model reads or writes at once.
+MOST_TOKENS = 10**8
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,7 @@ class Endpoint:
         malformed = 0
         while True:
             try:
-                # httpx's own time-outs are about one read each: a reply that comes a byte at a time keeps them all.
-                async with asyncio.timeout(settings.timeout_s):
-                    response = await self._client.post(self._url, json=body)
+                response = await self._post(body)
                 if not is_retryable(response):
                     return self._read(response)
                 trouble, asked = f"status {response.status_code}: {response.text[:200]}", retry_after(response)
@@ -129,6 +129,13 @@ class Endpoint:
                 )
             self.retries += 1
             await asyncio.sleep(pause)
+
+    async def _post(self, body: dict[str, Any]) -> httpx.Response:
+        try:
+            return await post_json(self._client, self._url, body, self._settings.timeout_s)
+        except OversizedReplyError as error:
+            # It may have been paid for.
+            raise MalformedReplyError(str(error)) from error
 
     def _read(self, response: httpx.Response) -> Reply:
         """What a reply says that is not to be asked for again."""
@@ -156,10 +163,16 @@ def read_completion(content: bytes) -> Reply:
         completion = parse_object(content)
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         said = _said(choice["message"].get("content"))
-        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        counts = [_tokens(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
         return Reply(_storable(said), _storable(str(choice.get("finish_reason"))), *counts)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise MalformedReplyError(f"no chat completion ({type(error).__name__}): {content[:200]!r}") from error
+
+
+def _tokens(said: Any) -> int:
+    """A count as a service gives it; one that cannot be is as none: costs, and the limit to them, depend on it."""
+    found = int(said or 0)
+    return found if 0 <= found <= MOST_TOKENS else 0
 
 
 def _said(content: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dvpo_ray.errors import ConfigError, DataError
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.io.json_files import iter_records
 from dvpo_ray.judging.formats import Answered, Format, Question
 
@@ -52,9 +53,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], form: Format) -> None
         text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    unfinished = _unfinished(path)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, text)
 
 
 def _unfinished(path: Path) -> Path:

@@ -6,11 +6,12 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TextIO, TypeVar
+from typing import Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dvpo_ray.errors import DataError
+from dvpo_ray.io.disk import LineFile
 from dvpo_ray.io.json_files import iter_records
 
 # How a line begins, by which one that a kill cut short is told from somebody else's last line.
@@ -39,7 +40,7 @@ class Journal(Generic[K]):
             DataError: naming the line that holds something else, and the remedy.
         """
         self._path = path
-        self._stream: TextIO
+        self._file: LineFile
         self.known: dict[str, K] = {}
         for number, line, row in iter_records(path):
             cut = not line.endswith(b"\n")
@@ -57,17 +58,16 @@ class Journal(Generic[K]):
 
     def add(self, one: K) -> None:
         """Keep a line, on the disk before this returns."""
-        self._stream.write(json.dumps(one.model_dump()) + "\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        self._file.add(json.dumps(one.model_dump()))
+        self._file.flush_to_disk()
         self.known[one.key] = one
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.is_file():
             os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
-        self._stream = self._path.open("a", encoding="utf-8")
+        self._file = LineFile(self._path)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stream.close()
+        self._file.close()

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dvpo_ray.errors import DataError
+from dvpo_ray.errors import DataError, DiskFullError
+from dvpo_ray.io.disk import writing
 from dvpo_ray.types import RAGGED_FIELDS, Ragged, RowId, ScoredBatch
 
 CHANNEL = "channels."
@@ -28,7 +29,12 @@ def write_dump(path: Path, scored: ScoredBatch, step: int, beta: float) -> Path:
     arrays |= {"rows": np.array([str(row) for row in scored.rows]), "end_states": np.array(scored.end_states)}
     arrays |= {"group_ids": scored.group_ids, "scorer_version": np.array(scored.scorer_version)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    try:
+        with writing(path):
+            np.savez_compressed(path, allow_pickle=False, **arrays)
+    except DiskFullError:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dvpo_ray.errors import DataError, ModelError
+from dvpo_ray.io.disk import writing
 from dvpo_ray.io.json_files import read_object
 
 MANIFEST = "manifest.json"
@@ -138,15 +140,20 @@ def written_atomically(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``target`` and rename it into place when the block succeeds.
 
     Every file is fsynced before the rename; after a failure the temporary folder is removed and ``target`` is untouched.
+
+    Raises:
+        DiskFullError: there is no room.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    # As open as the umask lets any new folder be; those of `tempfile` are for their owner alone.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                flush_file(file)
-        temporary.chmod(0o755)
+        with writing(target):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    flush_file(file)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)

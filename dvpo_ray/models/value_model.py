@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dvpo_ray.data.chat_template import said
 from dvpo_ray.errors import ModelError
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.models.folder import check_files, check_weights, hash_files, tensor_files
 from dvpo_ray.models.loading import load_whole, model_config
 from dvpo_ray.models.token_reader import kernel_for, load_policy, no_dropout
@@ -147,7 +148,7 @@ def _take_code_along(backbone: Any) -> None:
 def seal(folder: Path, **facts: Any) -> ValueModelSeal:
     """Write ``gvm.json`` into a saved model folder, with the sha256 of every file in it."""
     record = ValueModelSeal(**facts, files=hash_files(folder, exclude=(SEAL,)))
-    (folder / SEAL).write_text(record.model_dump_json(indent=2) + "\n")
+    write_text(folder / SEAL, record.model_dump_json(indent=2) + "\n")
     return record
 
 

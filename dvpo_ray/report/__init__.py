@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.report.charts import all_charts
 from dvpo_ray.report.records import RunRecords, colour_tokens, compare_answers, where_the_time_went
 
@@ -31,9 +32,7 @@ def write_report(folder: str | Path) -> Path:
         times=where_the_time_went(records),
         config=records.config_text,
     )
-    path = records.folder / REPORT
-    path.write_text(html, encoding="utf-8")
-    return path
+    return write_text(records.folder / REPORT, html)
 
 
 def _cards(records: RunRecords) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpo_ray.errors import DataError
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.io.json_files import check_numbers, read_object
 from dvpo_ray.report.charts import COLOURS, svg
 from dvpo_ray.report.records import read_metrics
@@ -26,7 +27,7 @@ def write_frontier(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     best = frontier(points)
     rows = [point | {"on_frontier": i in best} for i, point in enumerate(points)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(_draw_frontier(rows), encoding="utf-8")
+    write_text(out, _draw_frontier(rows))
     return {"points": rows, "chart": str(out.resolve())}
 
 

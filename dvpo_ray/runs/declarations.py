@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from dvpo_ray.errors import DataError
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.io.json_files import REMEDY, read_object
 from dvpo_ray.metrics import Figure, Metric, figures, metrics, plug_ins
 
@@ -23,7 +24,7 @@ def save_declarations(folder: Path) -> None:
             "metrics": [asdict(one) for one in added if isinstance(one, Metric)],
             "figures": [asdict(one) for one in added if isinstance(one, Figure)],
         }
-        (folder / DECLARATIONS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / DECLARATIONS, json.dumps(content, indent=2) + "\n")
 
 
 def read_declarations(*folders: Path) -> tuple[dict[str, Metric], dict[str, Figure]]:

@@ -18,6 +18,7 @@ from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.config.references import fixed_settings
 from dvpo_ray.errors import ConfigError, RunError
+from dvpo_ray.io.disk import writing
 from dvpo_ray.io.json_files import iter_records, read_object, read_records
 from dvpo_ray.models.folder import flush_file, sha256_file
 from dvpo_ray.runs.stopping import current
@@ -49,8 +50,9 @@ def locked(folder: Path) -> Iterator[None]:
     file = _locked_file(path, folder)
     try:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
+        with writing(path):
+            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
         with current().at_once(partial(path.unlink, missing_ok=True)):
             yield
     finally:
@@ -158,8 +160,9 @@ def save_records(run: Path, checkpoint: Path) -> dict[str, str]:
     digests = {}
     for name in RECORDS:
         if (run / name).is_file():
-            shutil.copyfile(run / name, checkpoint / name)
-            flush_file(checkpoint / name)
+            with writing(checkpoint / name):
+                shutil.copyfile(run / name, checkpoint / name)
+                flush_file(checkpoint / name)
             digests[name] = sha256_file(checkpoint / name)
     return digests
 
@@ -169,7 +172,8 @@ def restore_records(checkpoint: Path, run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     for name in RECORDS:
         if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, run / name)
+            with writing(run / name):
+                shutil.copyfile(checkpoint / name, run / name)
 
 
 def seconds_of_work(folder: Path) -> float:
@@ -206,7 +210,8 @@ def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if lost and lost != [last]:
         logging.getLogger(__name__).warning("%s: line(s) %s cannot be read and were dropped", path, str(lost)[1:80].rstrip("]"))
     temporary = path.with_suffix(".rewound")
-    temporary.write_bytes(b"".join(kept))
+    with writing(temporary):
+        temporary.write_bytes(b"".join(kept))
     temporary.rename(path)
 
 

@@ -15,6 +15,7 @@ from pydantic import FiniteFloat
 from dvpo_ray.config import Recipe, dump_resolved
 from dvpo_ray.config.loading import CONFIG
 from dvpo_ray.errors import RunError, RunStoppedError
+from dvpo_ray.io.disk import LineFile, write_text, writing
 from dvpo_ray.planning.device_defaults import number_types
 from dvpo_ray.runs.declarations import save_declarations
 from dvpo_ray.runs.folder import DEAD_LETTERS, METRICS, prepare_folder, rewind, run_folder, seconds_of_work
@@ -91,7 +92,7 @@ class Run:
         """``in_place`` goes on in the folder of an earlier run; ``trackers`` are told of every step."""
         self.in_place = in_place
         self.folder = run_folder(recipe) if in_place else prepare_folder(recipe)
-        (self.folder / CONFIG).write_text(dump_resolved(recipe))
+        write_text(self.folder / CONFIG, dump_resolved(recipe))
         save_declarations(self.folder)
         # Whoever goes on with a run reads its sources again, bad rows as well.
         (self.folder / DEAD_LETTERS).unlink(missing_ok=True)
@@ -109,7 +110,7 @@ class Run:
         self.closed = 0.0
         self.seconds_of_work = 0.0
         self._trackers = Trackers(recipe.tracking, self.folder, recipe.run.name, json.loads(dump_resolved(recipe)), trackers)
-        self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+        self._metrics = LineFile(self.folder / METRICS)
 
     @property
     def total_steps(self) -> int:
@@ -165,7 +166,7 @@ class Run:
         self._metrics.close()
         rewind(self.folder, step)
         self.seconds_of_work = seconds_of_work(self.folder)
-        self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+        self._metrics = LineFile(self.folder / METRICS)
         self.restart_clock()
 
     def phase(self, text: str) -> None:
@@ -205,9 +206,9 @@ class Run:
         self.seconds_of_work += metrics.get("eval/seconds", 0.0)
         if kind == "step":
             self.pace.step_done(step + 1, metrics["seconds/step"])
-        self._metrics.write(json.dumps({"step": step, "time": round(time.time() - self.began, 3)} | metrics) + "\n")
-        self._metrics.flush()
-        self._trackers.log(step, metrics)
+        self._metrics.add(json.dumps({"step": step, "time": round(time.time() - self.began, 3)} | metrics))
+        with writing(self.folder):
+            self._trackers.log(step, metrics)
         self.listener(Event(kind, "", step + (kind == "step"), self.total_steps, metrics, self.pace.left()))
 
     def write_json(self, name: str, content: Any) -> Path:
@@ -222,10 +223,11 @@ class Run:
 
     def close(self) -> None:
         """Write the timeline and close all files."""
-        self.write_json(TIMELINE, self.timeline.chrome_trace())
-        self._metrics.close()
-        self._trackers.close()
         self.stop.kept = self._kept_before
+        self._metrics.close()
+        with writing(self.folder):
+            self._trackers.close()
+        self.write_json(TIMELINE, self.timeline.chrome_trace())
 
 
 @contextmanager
@@ -236,7 +238,11 @@ def failures(folder: Path, keep_logs: KeepLogs) -> Iterator[None]:
     except RunStoppedError:
         raise
     except RunError as error:
-        error.args = (f"{error}\nlogs: {keep_logs(folder)}",)
+        try:
+            kept = keep_logs(folder)
+        except OSError as problem:
+            kept = f"could not be kept in '{folder}': {problem}"
+        error.args = (f"{error}\nlogs: {kept}",)
         raise
 
 
@@ -286,5 +292,4 @@ class StepRecord:
 
 def write_json(path: Path, content: Any) -> Path:
     """Write indented JSON."""
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    return path
+    return write_text(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dvpo_ray.errors import DataError, RunStoppedError, exit_code_of
+from dvpo_ray.io.disk import write_text
 from dvpo_ray.io.json_files import REMEDY, read_object
 from dvpo_ray.runs.pace import Pace
 from dvpo_ray.runs.stopping import Stop
@@ -86,7 +86,4 @@ def status_kept(folder: Path, stop: Stop, pace: Pace | None = None) -> Iterator[
 def _write(folder: Path, pace: Pace | None, **found: Any) -> None:
     """Replace the file as a whole: whoever reads it at any time reads one of both."""
     steps = {} if pace is None else {"steps": pace.done, "total_steps": pace.total, "checkpointed": pace.checkpointed}
-    path = folder / STATUS
-    temporary = path.with_name(f".{STATUS}")
-    temporary.write_text(JobStatus(**found, **steps).model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(folder / STATUS, JobStatus(**found, **steps).model_dump_json(indent=2) + "\n")

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from dvpo_ray.errors import ConfigError
+from dvpo_ray.io.disk import writing
 
 MIB = 2**20
 
@@ -38,14 +39,18 @@ class Archive:
         """Put a text in under a name."""
         self._zip.writestr(self._entry(name, None), text)
 
-    def add(self, name: str, path: Path) -> None:
-        """Put a file in under a name, or a folder's files under names below it.
+    def add(self, name: str, path: Path, within: Path | None = None) -> None:
+        """Put a file in under a name, or a folder's files under names below it. Links may lead to files ``within`` a folder, or
+        without one to any.
 
         Raises:
-            ConfigError: the archive gets too large, holds another file of that name, or a file or folder cannot be read.
+            ConfigError: the archive gets too large, holds another file of that name, a file or folder cannot be read, or a link
+                leads elsewhere.
         """
         try:
             for file in sorted(_files(path)):
+                if within is not None:
+                    _refuse_leading_out(file, within)
                 inner = name if file == path else f"{name}/{file.relative_to(path).as_posix()}"
                 if self._held.get(inner) != file.resolve():
                     self._write(self._entry(inner, file.resolve()), file)
@@ -55,7 +60,7 @@ class Archive:
     def _write(self, entry: zipfile.ZipInfo, file: Path) -> None:
         before = self._path.stat().st_size
         entry.file_size = file.stat().st_size  # what is written is longer than a plain entry holds if this is
-        with file.open("rb") as source, self._zip.open(entry, "w") as target:
+        with writing(self._path), file.open("rb") as source, self._zip.open(entry, "w") as target:
             for piece in iter(partial(source.read, MIB), b""):
                 target.write(piece)
                 self._sizes[entry.filename] = self._path.stat().st_size - before
@@ -80,8 +85,32 @@ class Archive:
             )
 
 
+def _refuse_leading_out(file: Path, within: Path) -> None:
+    """Refuse a file that a link stands for, itself or above it, whose target would not go along by itself.
+
+    Raises:
+        ConfigError: naming the link.
+    """
+    link = next((one for one in [file, *file.parents] if one.is_symlink()), None)
+    if link is None:
+        return
+    target, root = file.resolve(), within.resolve()
+    if not target.is_file():
+        problem = "leads to no file"
+    elif not target.is_relative_to(root):
+        problem = f"leads out of {root}"
+    elif any(part.startswith(".") for part in target.relative_to(root).parts):
+        problem = "leads to a hidden file"
+    else:
+        return
+    raise ConfigError(
+        f"'{link}' is a link that {problem}, to '{target}', whose content would go to the cluster under its name: put the file "
+        "itself there if it is to go along, or remove the link"
+    )
+
+
 def _files(path: Path) -> Iterator[Path]:
-    """A file, or those in a folder and below; links to folders are not followed.
+    """A file, or those in a folder and below, all links among them; links to folders are not followed.
 
     Raises:
         OSError: a folder cannot be read.
@@ -95,4 +124,6 @@ def _files(path: Path) -> Iterator[Path]:
 
     for folder, inner, files in os.walk(path, onerror=refuse):
         inner[:] = [name for name in inner if not name.startswith(".") and name != "__pycache__"]
-        yield from (Path(folder) / name for name in files if not name.startswith(".") and (Path(folder) / name).is_file())
+        linked = [name for name in inner if (Path(folder) / name).is_symlink()]
+        named = [Path(folder) / name for name in [*files, *linked] if not name.startswith(".")]
+        yield from (file for file in named if file.is_file() or file.is_symlink())

@@ -119,7 +119,7 @@ def build_package(asked: SubmissionRequest, options: Options, package: Path) -> 
         for name in () if options.image else CODE:
             archive.add(name, ROOT / name)
         for path in dict.fromkeys(included):
-            archive.add(path.as_posix(), path)
+            archive.add(path.as_posix(), path, within=Path())
     start = f"dvpo {command}" if options.image else f"python -m {module}"
     run_folder = str(recipe.run.output_dir / recipe.run.name)
     # The dashboard shows `job_name` in its list of jobs.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dvpo_ray.errors import RunError, UserInputError
+from dvpo_ray.io.printable import printable
 from jobs.cli.commands import JsonOption, RecipeArg, ResumeOption, SetOption, guard, resumed
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ jobs_app = typer.Typer(help="Jobs of a Ray cluster: list, look at, stop.", no_ar
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="URL of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine."
+        help="URL of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or your Ray on this machine."
     ),
 ]
 JobArg = Annotated[str, typer.Argument(help="The job's name, as `dvpo jobs list` shows it.")]
@@ -43,6 +44,9 @@ def submit(
     ] = False,
     reward: Annotated[bool, typer.Option("--reward", help="Train a reward model, as `dvpo reward train` does.")] = False,
     include: Annotated[list[Path], typer.Option(help="File or folder that goes along, as a module of your own.")] = [],  # noqa: B006
+    trust_local_users: Annotated[
+        bool, typer.Option("--trust-local-users", help="Take a Ray whose files other users of this machine can enter.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe as a job of a Ray cluster; its sections say which training."""
@@ -55,7 +59,10 @@ def submit(
         asked = submission.parse(recipe, resumed(overrides, resume), reward)
         client = _connect(address)
         job = job_id or f"{asked.recipe.run.name[:56]}-{secrets.token_hex(3)}"
-        options = submission.Options(client.upload_limit, client.is_here(), image, tuple(include), as_json)
+        here = client.is_here()
+        if here and not trust_local_users:
+            client.refuse_open_session()
+        options = submission.Options(client.upload_limit, here, image, tuple(include), as_json)
         with tempfile.TemporaryDirectory(prefix="dvpo-submit-") as folder:
             prepared = submission.build_package(asked, options, Path(folder) / "package.zip")
             client.submit(prepared, job)
@@ -103,7 +110,7 @@ def jobs_logs(job: JobArg, follow: FollowOption = False, address: AddressOption 
         if follow:
             _follow(client, job)
         else:
-            typer.echo(client.logs(job), nl=False)
+            typer.echo(printable(client.logs(job)), nl=False)
         return {}
 
     guard(work, as_json=False)
@@ -167,7 +174,7 @@ def _connect(address: str | None) -> JobClient:
 def _follow(client: JobClient, job: str) -> dict[str, Any]:
     """Print what a job prints until it ends, and end as it does."""
     goes_on = f"job '{job}' goes on: `dvpo jobs logs {job} --follow` follows it again, `dvpo jobs stop {job}` stops it"
-    ended = _until_its_end(client, job, lambda text: typer.echo(text, nl=False), goes_on)
+    ended = _until_its_end(client, job, lambda text: typer.echo(printable(text), nl=False), goes_on)
     if ended["status"] == "STOPPED":
         raise RunError(f"job '{job}' was stopped: submit the recipe again with --resume auto to go on with its run")
     if ended["status"] == "FAILED":

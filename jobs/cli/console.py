@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from dvpo_ray.io.printable import printable
 from dvpo_ray.metrics import figures, metrics
 from dvpo_ray.runs.logs import log_as_json
 from dvpo_ray.runs.pace import rounded
@@ -49,16 +50,16 @@ def progress(as_json: bool, run: str) -> Iterator[Listener]:
                 figures = headline(event.metrics)
                 bar.update(task, completed=event.step, total=event.total, description=figures, left=time_left(event))
             elif event.kind == "stage":
-                total, description = event.total, f"{figures}  {event.text}".strip()
+                total, description = event.total, escape(f"{figures}  {printable(event.text)}".strip())
                 bar.update(task, completed=event.step - 1, total=total, description=description, left=time_left(event))
             elif event.kind == "alive":
                 bar.update(task, left=time_left(event))
             elif event.kind == "phase":
                 figures = ""
-                bar.console.print(f"[bold cyan]•[/] {escape(event.text)}")
+                bar.console.print(f"[bold cyan]•[/] {escape(printable(event.text))}")
                 bar.reset(task, total=None, description="working", left="")
             elif event.kind in ("warning", "stopping"):
-                bar.console.print(f"[bold yellow]![/] {escape(event.text)}")
+                bar.console.print(f"[bold yellow]![/] {escape(printable(event.text))}")
             else:
                 bar.console.print(f"  after {event.step} steps: {headline(event.metrics)}", markup=False)
 
@@ -175,14 +176,15 @@ def show_checks(checks: list[dict[str, str]], as_json: bool) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        table.add_row(Text(check["status"], style=colours[check["status"]]), check["name"], check["found"], check["remedy"])
+        status = Text(check["status"], style=colours[check["status"]])
+        table.add_row(status, check["name"], printable(check["found"]), check["remedy"])
     Console(markup=False).print(table)
 
 
 def show_jobs(jobs: list[dict[str, Any]]) -> None:
     """A cluster's jobs, one a line; nothing is cut."""
     names = ("job", "status", "run", "recipe", "started", "ended")
-    rows = [names, *(tuple(job[name] or "" for name in names) for job in jobs)]
+    rows = [names, *(tuple(printable(job[name] or "").replace("\n", " ") for name in names) for job in jobs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -192,7 +194,8 @@ def show_replay(found: dict[str, Any]) -> None:
     """Rows of a withheld update, the bad ones first."""
     table = Table("row", "tokens", "loss", "gradient norm", "not finite", box=None, padding=(0, 2, 0, 0))
     for row in sorted(found["all"], key=lambda row: (not row["not_finite"], -row["gradient_norm"])):
-        table.add_row(row["row"], str(row["tokens"]), f"{row['loss']:.4g}", f"{row['gradient_norm']:.4g}", row["not_finite"])
+        name, figures = printable(row["row"]), [f"{row[key]:.4g}" for key in ("loss", "gradient_norm")]
+        table.add_row(name, str(row["tokens"]), *figures, row["not_finite"])
     console = Console(markup=False)
     console.print(table)
     console.print(f"\n{found['rows_not_finite']} of {found['rows']} rows of step {found['step']} are not finite")
@@ -250,7 +253,7 @@ def _format(value: Any, digits: int = 3) -> str:
         return f"{value:.{digits}f}"
     if isinstance(value, list | tuple) and all(isinstance(item, float) for item in value):
         return " to ".join(f"{item:.{digits}f}" for item in value)
-    text = str(value)
+    text = printable(str(value))
     return text.removeprefix(f"{Path.cwd()}/")
 
 
@@ -274,5 +277,5 @@ def _print_plain(event: Event) -> None:
         where = f"{event.step}/{event.total}" if event.kind == "step" else f"after {event.step} steps:"
         text = f"  {where}  {headline(event.metrics)}{_spaced(time_left(event))}"
     # In one piece: threads tell of signals, and that the job lives.
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()

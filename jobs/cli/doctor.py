@@ -10,6 +10,7 @@ import socket
 
 import psutil
 
+from actors.cluster.local import START, sessions
 from dvpo_ray.planning.node_facts import measure_node
 
 PACKAGES = ("torch", "transformers", "ray", "deepspeed")
@@ -20,7 +21,18 @@ Check = dict[str, str]
 
 def examine() -> list[Check]:
     """All checks, each with name, status (``ok``, ``warn``, ``fail``), what was found, and a remedy."""
-    return [*_versions(), _engine(), _accelerator(), *_compiler(), _cores(), _memory(), _shared_memory(), _trap(), _ray()]
+    return [
+        *_versions(),
+        _engine(),
+        _accelerator(),
+        *_compiler(),
+        _cores(),
+        _memory(),
+        _shared_memory(),
+        _trap(),
+        _ray(),
+        *_sessions(),
+    ]
 
 
 def _check(name: str, status: str, found: str, remedy: str = "") -> Check:
@@ -120,3 +132,14 @@ def _ray() -> Check:
             return _check("Ray", "ok", f"{address} answers")
     except (OSError, ValueError) as error:
         return _check("Ray", "fail", f"{address}: {error}", "start the cluster, or unset RAY_ADDRESS for an embedded Ray")
+
+
+def _sessions() -> list[Check]:
+    """Every Ray of this user on this machine: whether others can enter its files."""
+    remedy = f"other users of this machine could swap the code of its jobs: stop it and {START}"
+    checks = []
+    for session in sessions():
+        closed = session.closed_by
+        found = f"{session.folder}: {'open to everyone on this machine' if closed is None else f'closed by {closed}'}"
+        checks.append(_check("Ray's files", "fail" if closed is None else "ok", found, remedy))
+    return checks

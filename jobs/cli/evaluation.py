@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.cli.commands import JsonOption, RecipeArg, SetOption, guard
+from jobs.cli.commands import JsonOption, RecipeArg, SetOption, guard, local_path
 
 if TYPE_CHECKING:
     from dvpo_ray.config import PolicyRecipe
@@ -75,7 +75,9 @@ def eval_answers(
     recipe: RecipeArg,
     questions: Annotated[Path, typer.Option(help="The benchmark's file of questions.")],
     form: FormatOption,
-    out: Annotated[Path, typer.Option(help="File of answers to write; one that is there is not written over.")],
+    out: Annotated[
+        Path, typer.Option(callback=local_path, help="File of answers to write; one that is there is not written over.")
+    ],
     policy: PolicyOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in the answers; default: its folder's.")] = None,
     overrides: SetOption = [],  # noqa: B006
@@ -120,7 +122,9 @@ def eval_judge(
     model: Annotated[str, typer.Option(help="Name of the judge at that address.")],
     form: FormatOption,
     questions: Annotated[Path | None, typer.Option(help="File of questions; mt-bench needs it.")] = None,
-    verdicts: Annotated[Path | None, typer.Option(help="File that keeps verdicts; default: beside the answers.")] = None,
+    verdicts: Annotated[
+        Path | None, typer.Option(callback=local_path, help="File that keeps verdicts; default: beside the answers.")
+    ] = None,
     key_variable: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the judge, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the judge.")] = 0.0,
@@ -152,7 +156,7 @@ def eval_judge(
 @eval_app.command("frontier")
 def eval_frontier(
     runs: Annotated[list[Path], typer.Argument(help="Folders of policy runs, demos or evaluations.")],
-    out: Annotated[Path, typer.Option(help="SVG file to write.")] = Path("frontier.svg"),
+    out: Annotated[Path, typer.Option(callback=local_path, help="SVG file to write.")] = Path("frontier.svg"),
     as_json: JsonOption = False,
 ) -> None:
     """Gold against KL of several runs in one plot, with what no other checkpoint beats in both."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dvpo_ray.errors import UserInputError
-from jobs.cli.commands import JsonOption, guard
+from dvpo_ray.io.disk import write_text
+from jobs.cli.commands import JsonOption, guard, local_path
 
 if TYPE_CHECKING:
     from dvpo_ray.planning.plan import Split
@@ -34,7 +35,7 @@ def init(
     pairs: Annotated[str | None, typer.Option(help="Preference pairs: a file, a folder, or a Hugging Face dataset.")] = None,
     prompts: Annotated[str | None, typer.Option(help="Prompts to train on; default: those of the pairs.")] = None,
     devices: Annotated[str | None, typer.Option(help="COUNTxNAME (8xA100-80GB), cpu:CORES:MEMORY_GB, or `here`.")] = None,
-    output: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.toml"),
+    output: Annotated[Path, typer.Option(callback=local_path, help="File to write.")] = Path("recipe.toml"),
     overwrite: Annotated[bool, typer.Option(help="Replace the file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,7 +56,7 @@ def init(
         text = recipe_text(wanted, output.stem, _device_settings(wanted))
         build(PipelineRecipe, tomllib.loads(text), str(output))
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        write_text(output, text)
         return {
             "recipe": str(output),
             "check": f"dvpo config check {output}",

@@ -16,9 +16,10 @@ import typer
 from dvpo_ray import __version__
 from dvpo_ray.errors import DvpoError, UserInputError
 from jobs.cli import cluster as job_commands
-from jobs.cli.commands import JsonOption, RecipeArg, RecipeKind, ResumeOption, SetOption, guard, resumed
+from jobs.cli.commands import JsonOption, RecipeArg, RecipeKind, ResumeOption, SetOption, guard, local_path, resumed
 from jobs.cli.drain import drain
 from jobs.cli.evaluation import eval_app
+from jobs.cli.head import cluster_app
 from jobs.cli.init import init
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ app.add_typer(debug_app, name="debug")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(job_commands.jobs_app, name="jobs")
 job_commands.jobs_app.command("drain")(drain)
+app.add_typer(cluster_app, name="cluster")
 app.command()(job_commands.submit)
 
 
@@ -118,7 +120,7 @@ def value_eval(
     max_bad_share: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of rows that may be unusable; default: that of recipes.")
     ] = None,
-    dead_letters: Annotated[Path | None, typer.Option(help="File for the rows that cannot be used.")] = None,
+    dead_letters: Annotated[Path | None, typer.Option(callback=local_path, help="File for the rows that cannot be used.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pair accuracy of a value model on preference pairs."""

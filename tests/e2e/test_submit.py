@@ -161,7 +161,7 @@ def test_a_run_from_submission_through_a_stop_to_its_end(cluster: RayCluster, pr
     assert_nowhere(secrets, raw(cluster, "GET", "/api/jobs/", cluster.token)[1])
     for name in jobs:
         assert_nowhere(secrets, person.does("jobs", "logs", name).encode())
-    for path in (*runs.rglob("*"), *(cluster.folder / "session_latest" / "logs").rglob("*")):
+    for path in (*runs.rglob("*"), *(cluster.folder / "ray" / "session_latest" / "logs").rglob("*")):
         if path.is_file():
             assert_nowhere(secrets, path.read_bytes(), path)
 

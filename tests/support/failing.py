@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 
@@ -131,3 +132,12 @@ class FailingAsyncActor:
 def reward(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     """A reward of a user's, with a mistake."""
     raise HoldsLock(f"no opinion on {len(answers)} answers")
+
+
+class Dying:
+    """An actor whose process ends."""
+
+    def die(self) -> None:
+        """End, after a word."""
+        print("my last words", file=sys.stderr, flush=True)
+        os._exit(3)

@@ -60,7 +60,7 @@ def ray_cluster(cpus: int) -> Iterator[RayCluster]:
     token.touch(mode=0o600)
     token.write_text(cluster.token)
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
+    command += [f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder / 'ray'}"]
     command += ["--object-store-memory=268435456", "--min-worker-port=0", "--max-worker-port=0"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     before = files_left()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = tuple[int, dict[str, str], str]
+Reply = tuple[int, dict[str, str], str | bytes]
 
 
 class Service:
@@ -68,7 +68,7 @@ def serving(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[Service]:
             found.paths.add(self.path)
             found.authorization = self.headers.get("Authorization", "")
             status, headers, text = found.reply(body)
-            content = text.encode()
+            content = text if isinstance(text, bytes) else text.encode()
             # Who asked may have given up or been killed.
             with suppress(ConnectionError):
                 self.send_response(status)

@@ -17,7 +17,7 @@ from scripts.config_reference import reference
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEY = re.compile(r"`((?:run|cluster|kubernetes|model|tracking|value|policy|dpo)(?:\.[a-z_]+)+)(?:\s*=[^`]*)?`")
-COMMAND = re.compile(r"\bdvpo ((?:value |reward |policy |dpo |eval |config |k8s |jobs )?[a-z0-9][a-z0-9-]*)")
+COMMAND = re.compile(r"\bdvpo ((?:value |reward |policy |dpo |eval |config |k8s |jobs |cluster )?[a-z0-9][a-z0-9-]*)")
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:
@@ -58,3 +58,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_guide_names_every_shipped_recipe() -> None:
     guide = (ROOT / "docs" / "guide.md").read_text()
     assert [name for name in shipped_recipes() if f"`{name}`" not in guide] == []
+
+
+def test_every_ray_that_documents_and_scripts_start_has_a_folder_of_its_own() -> None:
+    """Ray's own is open to every user of the machine."""
+    files = [path for folder in ("deploy", "scripts", "jobs", "actors", "dvpo_ray") for path in (ROOT / folder).rglob("*.*")]
+    for path in [*PAGES, *files]:
+        if path.suffix in (".md", ".yaml", ".yml", ".sh", ".py") and path.name != "configuration.md":
+            for line in re.findall(r"ray start .*(?:\n +--.*)*", path.read_text()):
+                assert "--temp-dir=" in line or "dvpo cluster start" in line, f"{path}: {line}"

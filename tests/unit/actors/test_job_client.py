@@ -20,6 +20,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from actors.cluster import job_client
 from dvpo_ray.errors import ConfigError, RunError, UserInputError
 from dvpo_ray.runs import status
+from dvpo_ray.submission.package import Submission
 from jobs.cli.cluster import _status_of, end_of_stop
 from jobs.cli.console import show_jobs
 
@@ -203,3 +204,15 @@ def test_a_list_of_jobs_has_one_line_each_and_cuts_nothing(capsys: pytest.Captur
     assert head.split() == ["job", "status", "run", "recipe", "started", "ended"]
     assert first.split() == ["a" * 63, "RUNNING", "a" * 63, "r.toml", times["started"]]
     assert second.index("RUNNING") == first.index("RUNNING") == head.index("status")
+
+
+def test_a_head_whose_agent_has_lost_its_port_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
+
+    client = object.__new__(job_client.JobClient)
+    client._where = "http://127.0.0.1:8265"
+    client._client = SimpleNamespace(submit_job=refuses, list_jobs=lambda: [])  # type: ignore[assignment]
+    submission = Submission("runs/mine", "python", Path("package.zip"), {}, {})
+    with pytest.raises(RunError, match=r"at http://127\.0\.0\.1:8265 takes no jobs: .*another Ray .*port \(52365\)"):
+        client.submit(submission, "mine")

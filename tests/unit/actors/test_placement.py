@@ -17,6 +17,7 @@ from actors.cluster.session import EMBEDDED_FOLDER, nodes_for, ray_session
 from actors.rollout.actor import thread_binding
 from dvpo_ray.config.sections import ClusterSection, EngineSection, RolloutSection
 from dvpo_ray.errors import RunError
+from dvpo_ray.io.closed_folders import closed_folder_above
 from dvpo_ray.runs.stopping import heeding
 
 
@@ -39,6 +40,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.cluster.session.ray.is_initialized", lambda: False)
     monkeypatch.setattr("actors.cluster.session.ray.shutdown", lambda: None)
     monkeypatch.setattr("actors.cluster.session.make_token", lambda: None)
+    # Tests' folders have long names.
+    monkeypatch.setattr("actors.cluster.session.check_socket_room", lambda folder, dashboard: None)
     monkeypatch.delenv(EMBEDDED_FOLDER, raising=False)
 
 
@@ -47,6 +50,7 @@ def test_a_ray_that_does_not_start_is_an_error_with_a_remedy(monkeypatch: pytest
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def late(_temp_dir: str, **options: object) -> None:
+        assert closed_folder_above(Path(_temp_dir).parent) is not None
         logs = Path(_temp_dir) / "session_latest" / "logs"
         logs.mkdir(parents=True)
         (logs / "raylet.out").write_text("[1 I 2] well\n[1 C 2] no room in /dev/shm\n[1 I 2] bye\n")

@@ -262,6 +262,7 @@ def test_a_ray_that_is_started_finds_a_token_that_was_never_readable_for_others(
         found.append((stat.S_IMODE(file.stat().st_mode), file.read_text()))
 
     monkeypatch.setattr("actors.cluster.session.ray.init", started)
+    monkeypatch.setattr("actors.cluster.session.check_socket_room", lambda folder, dashboard: None)
     for name in ("PYTHONPATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that what is set below is taken back
     before = os.umask(0)

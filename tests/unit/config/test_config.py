@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dvpo_ray.config import DpoRecipe, PipelineRecipe, PolicyRecipe, RewardRecipe, ValueRecipe, dump_resolved, load_recipe
 from dvpo_ray.config.base import Secret, Section
-from dvpo_ray.config.loading import shipped_recipes, to_toml, walk_fields
+from dvpo_ray.config.loading import build, shipped_recipes, to_toml, walk_fields
 from dvpo_ray.config.references import secrets
 from dvpo_ray.config.sections import LoraSection
 from dvpo_ray.errors import ConfigError
@@ -289,3 +289,15 @@ def test_texts_that_stop_an_answer_filter_nothing(tmp_path: Path) -> None:
     path.write_text(MINIMAL + '[policy.rollout]\nstop = [""]\n')
     with pytest.raises(ConfigError, match="rollout.stop"):
         load_recipe(PolicyRecipe, path)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "file:///runs", "memory://runs"])
+def test_a_run_does_not_go_into_a_folder_called_after_a_url(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.output_dir.*is a URL.*checkpoint\.copy_to takes URLs"):
+        build(DpoRecipe, {"run": {"output_dir": url}, "dpo": {"data": {"source": "pairs.jsonl"}}})
+
+
+@pytest.mark.parametrize("url", ["memory://run", "simplecache::memory://run"])
+def test_no_checkpoint_is_copied_into_memory(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"copy_to.*is the memory of the driver, which ends with it"):
+        build(DpoRecipe, {"dpo": {"data": {"source": "pairs.jsonl"}, "checkpoint": {"every": 1, "copy_to": url}}})

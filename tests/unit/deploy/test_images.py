@@ -73,6 +73,9 @@ def test_the_bare_cluster_fits_rays_schema_and_is_closed() -> None:
     validate_config(prepare_config(config))
     head = " ".join(config["head_start_ray_commands"])
     assert "--num-cpus=0" in head and "--dashboard-host=127.0.0.1" in head
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert "mkdir -p /tmp/closed && chmod 700 /tmp/closed" in commands, "Ray opens its own folder to everyone"
+        assert "--temp-dir=/tmp/closed/ray" in commands[-1]
     assert "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert not any("RAY_AUTH_TOKEN=" in option for option in config["docker"]["run_options"]), "no token in the file"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from actors.cluster.local import Session
 from dvpo_ray import __version__
 from jobs.cli.doctor import examine
 from jobs.cli.main import app, main
@@ -72,6 +73,22 @@ def test_config_commands() -> None:
     assert invoke("config", "check", "demo")[0] == 0
 
 
+@pytest.fixture
+def no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what else this user does on the machine the doctor is told nothing."""
+    monkeypatch.setattr("jobs.cli.doctor.sessions", lambda: [])
+
+
+def test_doctor_names_a_ray_that_others_can_enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sessions = [Session(tmp_path / name, "127.0.0.1:1", None) for name in ("open", "closed")]
+    monkeypatch.setattr("jobs.cli.doctor.sessions", lambda: sessions)
+    monkeypatch.setattr("actors.cluster.local.closed_folder_above", lambda path: tmp_path if path.name == "closed" else None)
+    checks = [check for check in examine() if check["name"] == "Ray's files"]
+    assert [check["status"] for check in checks] == ["fail", "ok"]
+    assert "start one by `dvpo cluster start`" in checks[0]["remedy"]
+
+
+@pytest.mark.usefixtures("no_other_ray")
 def test_doctor_finds_this_environment_sound() -> None:
     code, output = invoke("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(output)["checks"]}
@@ -123,3 +140,20 @@ def test_a_frontier_from_the_command_line(tmp_path: Path) -> None:
     assert code == 0 and "0.650" in output and (tmp_path / "f.svg").is_file()
     code, output = invoke("eval", "frontier", str(tmp_path / "nowhere"), "--json")
     assert code == 2 and "holds no evaluation with gold" in json.loads(output)["message"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("init", "--output", "s3://bucket/r.toml"),
+        ("eval", "frontier", "runs", "--out", "gs://bucket/f.svg"),
+        ("eval", "answers", "demo", "--questions", "q", "--format", "jsonl", "--out", "s3://bucket/a.jsonl"),
+        ("value", "eval", "v", "--data", "d", "--dead-letters", "s3://bucket/dead.jsonl"),
+        ("cluster", "start", "--folder", "s3://bucket/ray"),
+    ],
+)
+def test_a_url_is_no_file_to_write(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 2 and "is a URL" in done.output
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dvpo_ray.errors import ConfigError, JudgeError
+from dvpo_ray.io import http
 from dvpo_ray.judging.cost import Prices
 from dvpo_ray.judging.endpoint import JudgeSettings, read_completion
 from dvpo_ray.judging.judge import Consent
@@ -204,3 +205,21 @@ def test_nothing_is_asked_without_consent(service: Service, answers: tuple[Path,
             JudgeSettings(address, "j")
         assert "letmein" not in str(refused.value)
     assert service.asked == []
+
+
+@pytest.mark.parametrize("said", [-5, 10**9, 10**300])
+def test_a_count_of_tokens_that_cannot_be_is_counted_here(said: int, service: Service, answers: tuple[Path, Path]) -> None:
+    usage = {"prompt_tokens": said, "completion_tokens": said}
+    reply = {"choices": [{"message": {"content": "[[C]]"}, "finish_reason": "stop"}], "usage": usage}
+    service.reply = lambda body: (200, {}, json.dumps(reply))
+    found = judged(service, answers, Consent(max_cost=1.0, prices=Prices(1.0, 10.0)))
+    assert found["output_tokens"] == 12 * 2 and 0 < found["cost"] < 1.0
+
+
+def test_a_judges_reply_without_end_is_refused(
+    service: Service, answers: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "MOST_REPLY", 1000)
+    service.reply = lambda body: (200, {}, " " * 1001)
+    with pytest.raises(JudgeError, match="all 12 requests were refused, .*the reply has more than 1,000 bytes"):
+        judged(service, answers, Consent(yes=True), concurrency=12)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import pickle
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -235,3 +237,36 @@ def test_a_function_that_fails_is_named_with_its_place() -> None:
     )
     assert "tests/support/failing.py:" in told and told.endswith("mend the function and go on with --resume auto")
     assert str(pickle.loads(pickle.dumps(raised.value))) == told
+
+
+def test_a_reply_that_unpacks_to_too_much_is_given_up_at_the_limit(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of gzip is a gigabyte of blanks."""
+    bomb = gzip.compress(b" " * (64 * 2**20))
+    service.reply = lambda body: (200, {"Content-Encoding": "gzip"}, bomb)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RewardError, match=r"OversizedReplyError\('the reply has more than 16,777,216 bytes'\)"):
+        remote(service, patience_s=0.005)(PROMPTS, ANSWERS)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 48 * 1024
+    monkeypatch.setattr(http, "MOST_REPLY", 10)
+    service.reply = lambda body: (200, {}, b"x" * 11)
+    with pytest.raises(RewardError, match="the reply has more than 10 bytes"):
+        remote(service, patience_s=0.005)(PROMPTS, ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ("packing", "content", "problem"),
+    [
+        ("gzip", b"no gzip", "no whole gzip"),
+        ("gzip", gzip.compress(b"{}" * 9)[:-9], "its end is missing"),
+        ("br", b"x", "packed by 'br', which was not asked for"),
+    ],
+)
+def test_a_reply_that_cannot_be_unpacked_is_named(packing: str, content: bytes, problem: str, service: Service) -> None:
+    service.reply = lambda body: (200, {"Content-Encoding": packing}, content)
+    with pytest.raises(RewardError, match=problem):
+        remote(service, patience_s=0.005)(PROMPTS, ANSWERS)
+
+
+def test_a_packed_reply_is_unpacked(service: Service) -> None:
+    service.reply = lambda body: (200, {"Content-Encoding": "gzip"}, gzip.compress(b'{"rewards": [1, 2, 3]}'))
+    assert remote(service)(PROMPTS, ANSWERS) == [1.0, 2.0, 3.0]

@@ -286,3 +286,34 @@ def test_a_recipe_of_another_cluster_is_refused(folder: Path) -> None:
 def test_what_is_shown_of_a_job_is_text(folder: Path) -> None:
     submission = packed(folder)
     assert all(isinstance(value, str) for value in (submission.metadata | submission.environment).values())
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "problem"),
+    [
+        ("data/notes.jsonl", "../../secret", "leads out of"),
+        ("data/notes.jsonl", "../.env", "leads to a hidden file"),
+        ("data/notes.jsonl", "nowhere", "leads to no file"),
+        ("data/inner", "../..", "leads to no file"),
+        ("data", "../elsewhere", "leads out of"),
+    ],
+)
+def test_a_link_takes_nothing_along_that_would_stay(link: str, target: str, problem: str, folder: Path) -> None:
+    (folder.parent / "secret").write_text("hunter2")
+    (folder / ".env").write_text("hunter2")
+    (folder.parent / "elsewhere").mkdir()
+    for inner in (folder / "data", folder.parent / "elsewhere"):
+        inner.mkdir(exist_ok=True)
+        write_lines(inner / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    if link == "data":
+        (folder / "data").rename(folder / "kept")
+    (folder / link).symlink_to(target)
+    with pytest.raises(ConfigError, match=f"'{link}' is a link that {problem}") as found:
+        packed(folder, HERE, 'value.data.source="data"')
+    assert "put the file itself there" in str(found.value) and "hunter2" not in str(found.value)
+
+
+def test_a_link_to_what_may_go_along_is_a_file_of_its_own(folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "pairs.jsonl").symlink_to("../pairs.jsonl")
+    assert "data/pairs.jsonl" in names(packed(folder, HERE, 'value.data.source="data"'))
