@@ -17,6 +17,7 @@ from ray._private import services
 from ray.exceptions import AuthenticationError
 
 from actors.cluster.family import children, end_family
+from actors.cluster.hosting import find_host
 from actors.cluster.picklable_errors import with_picklable_errors
 from actors.cluster.scratch import scratch_dir
 from actors.cluster.token import make_token, protect_token
@@ -213,6 +214,9 @@ def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float,
     """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any. What it
     raises is told in words (``actors.cluster.picklable_errors``)."""
     resources = {"num_cpus": 1, "num_gpus": gpus if cluster_has_gpus() else 0}
+    host = find_host(kind, name, environment, options)
+    if host is not None:
+        return host
     return ray.remote(with_picklable_errors(kind)).options(
         name=name, **resources, runtime_env={"env_vars": environment}, **options
     )
