@@ -154,7 +154,8 @@ def _pod(template: Any) -> Tree:
     return tree(tree(template).get("spec"))
 
 
-class _StrictLoader(yaml.SafeLoader):
+# libyaml reads ten times as fast; a PyYAML built without it has no such loader.
+class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML as an API server takes it: a key stands once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

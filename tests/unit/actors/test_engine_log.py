@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from actors.rollout import engine_log
-from actors.rollout.engine_log import EngineLog, engine_errors, first_error, start_errors
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, PermanentFailureError
+from actors.rollout.engine_log import EngineLog, first_error, start_errors
+from dvpo_ray.errors import ActorFailedError, PermanentFailureError
 from dvpo_ray.io.error_text import MOST_TEXT
 
 WORKER = "(Worker pid=20) ERROR 11-27 13:11:28 [multiproc_executor.py:953]"
@@ -224,26 +224,3 @@ def test_a_start_that_will_fail_again_is_told_from_one_that_may_not(
         raise ECHO
     assert type(raised.value) is kind and raised.value.sentence == sentence
     assert ("to mend it: " in str(raised.value)) == ("serve" in end or "attention" in end or "emory" in end)
-
-
-@pytest.mark.parametrize(
-    ("end", "kind", "sentence"),
-    [
-        ("RuntimeError: Unsupported CPU attention configuration: head_dim=20", PermanentFailureError, ""),
-        (
-            "IndexError: list index out of range",
-            ActorDiedError,
-            "the engine's processes died: IndexError: list index out of range",
-        ),
-        ("torch.OutOfMemoryError: CUDA out of memory.", ActorDiedError, ""),
-        ("", ActorDiedError, ""),
-    ],
-)
-def test_an_engine_that_dies_is_given_another_try_unless_it_refuses_the_model(
-    end: str, kind: type[Exception], sentence: str, tmp_path: Path
-) -> None:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    with pytest.raises(ActorFailedError) as raised, engine_errors(logged(end, tmp_path)):
-        raise EngineDeadError
-    assert type(raised.value) is kind and raised.value.sentence == sentence
