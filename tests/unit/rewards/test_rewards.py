@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from dvpo_ray.rewards.answers import RemoteReward, Rewards
 
 from dvpo_ray.config.algorithms import DvpoGae, Grpo
 from dvpo_ray.config.kl import KlSection
