@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 from safetensors.torch import load_file
 
 from actors.cluster.calls import get
-from actors.cluster.telling import telling
+from actors.cluster.picklable_errors import with_picklable_errors
 from actors.learner.critic import CriticRank
 from actors.learner.dpo import DpoLearnerRank
 from actors.learner.policy import PolicyLearnerRank
@@ -41,7 +41,7 @@ class Host:
 
     def become(self, kind: type, *given: Any) -> None:
         """Be a new actor of this kind."""
-        self._actor: Any = telling(kind)(*given)
+        self._actor: Any = with_picklable_errors(kind)(*given)
         if isinstance(self._actor, Rank):
             # DeepSpeed joins one process group in its life.
             self._actor.leave = lambda: None
@@ -157,7 +157,9 @@ class Hosts:
         # An engine's name is in what it says.
         alias = name if kind in (RolloutActor, ScorerActor) else f"host-{self._started}"
         named = options | {"name": alias, "namespace": NAMESPACE, "runtime_env": {"env_vars": environment}, "num_cpus": 0}
-        handle = ray.remote(telling(host_class)).options(**named).remote(*(given if host_class is EngineHost else ()))
+        handle = (
+            ray.remote(with_picklable_errors(host_class)).options(**named).remote(*(given if host_class is EngineHost else ()))
+        )
         if host_class is Host:
             handle.become.remote(kind, *given)
         self._used.append(Kept(key, handle))
