@@ -14,10 +14,10 @@ env:  ## Set up the environment and print its folder
 demo:  ## Align a small language model on this machine, end to end
 	@./dvpo demo
 
-test:  ## All tests: unit, and integration on real Ray, vLLM and DeepSpeed
+test:  ## All tests: unit, component, and integration on real Ray, vLLM and DeepSpeed
 	@$(RUN) python -m pytest
 
-test-unit:  ## Unit tests alone (seconds)
+test-unit:  ## Unit tests alone (a minute)
 	@$(RUN) python -m pytest tests/unit
 
 test-slow:  ## Actors of every kind, engines and whole machines taken away from runs (minutes)

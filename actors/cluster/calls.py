@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
+from actors.cluster.hosting import end_actor
 from actors.cluster.picklable_errors import described
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import (
@@ -79,7 +80,7 @@ def stop_actors(actors: Sequence[Any], timeout: float = 30.0) -> list[bool]:
         ray.wait(calls, num_returns=len(calls), timeout=timeout)
     stopped = [_ended_well(call) for call in calls]
     for actor in actors:
-        ray.kill(actor)
+        end_actor(actor)
     return stopped
 
 

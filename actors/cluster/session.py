@@ -18,6 +18,7 @@ from ray.exceptions import AuthenticationError
 
 from actors.cluster.actor_logs import keep_actor_logs
 from actors.cluster.family import children, end_family
+from actors.cluster.hosting import find_host
 from actors.cluster.local import START, check_socket_room, own_session
 from actors.cluster.picklable_errors import with_picklable_errors
 from actors.cluster.scratch import scratch_dir
@@ -226,6 +227,9 @@ def start_actor(kind: type, name: str, environment: dict[str, str], gpus: float,
     """An actor class ready for ``.remote(...)``: named, one logical CPU, and a share of GPUs where the cluster has any. What it
     raises is told in words (``actors.cluster.picklable_errors``)."""
     resources = {"num_cpus": 1, "num_gpus": gpus if cluster_has_gpus() else 0}
+    host = find_host(kind, name, environment, options)
+    if host is not None:
+        return host
     return ray.remote(with_picklable_errors(kind)).options(
         name=name, **resources, runtime_env={"env_vars": environment}, **options
     )

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from actors.cluster.calls import get, mean_busy_seconds, stop_actors
+from actors.cluster.hosting import end_actor
 from actors.cluster.metrics import count
 from actors.cluster.nodes import draining
 from actors.cluster.session import actor_environment, nodes_for, start_actor
@@ -170,7 +171,7 @@ class RestartableGang(Gang):
     def _renew(self) -> None:
         count(RESTARTS, len(self.actors), stage="learner")
         for actor in self.actors:
-            ray.kill(actor)
+            end_actor(actor)
         self.actors, self._starting, self._notified = self._ranks(), [], False
 
 

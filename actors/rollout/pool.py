@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from actors.cluster.calls import actor_errors, get, mean_busy_seconds, stop_actors
+from actors.cluster.hosting import end_actor
 from actors.cluster.metrics import count
 from actors.cluster.session import EMBEDDED_FOLDER, cluster_has_gpus, engine_environment, nodes_for, start_actor
 from actors.rollout.actor import RolloutActor
@@ -243,7 +244,7 @@ class RolloutPool:
             return
         traces = [(engine.node, engine.traces) for engine in self._engines]
         for engine in self._engines:
-            ray.kill(engine.actor)
+            end_actor(engine.actor)
         ray.wait([clear_on(*one, patience=0.0) for one in traces], num_returns=len(traces), timeout=AT_ONCE_S / 2)
 
     def stop(self) -> None:
@@ -299,7 +300,7 @@ class RolloutPool:
                 return self._await_start(engine)
             except ActorDiedError as error:
                 self._charge(engine.name, error)
-                ray.kill(engine.actor)
+                end_actor(engine.actor)
                 self._engines[index] = self._start(index, engine.traces)
 
     def _note_traces(self, *starting: Engine) -> None:
@@ -373,7 +374,7 @@ class RolloutPool:
         """Start a new actor in a dead one's place and bring it to the learner's weights before it takes part."""
         traces: EngineLeftovers | None = dead.traces
         try:
-            ray.kill(dead.actor)
+            end_actor(dead.actor)
             while traces is not None:
                 dead.traces |= traces
                 traces = self._started_anew(int(dead.name.split("-")[1]), traces)

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from actors.cluster.calls import get, mean_busy_seconds
+from actors.cluster.hosting import end_actor
 from actors.cluster.metrics import show
 from actors.cluster.session import actor_environment, nodes_for, start_actor
 from actors.scorer.actor import ScorerActor
@@ -168,7 +169,7 @@ class ScorerPool:
         if self._keeper is not None:
             self._keeper.join()
         for replica in [*self._replicas, *([self._coming] if self._coming else [])]:
-            ray.kill(replica.actor)
+            end_actor(replica.actor)
 
     @contextmanager
     def _all(self) -> Iterator[list[Any]]:
@@ -238,7 +239,7 @@ class ScorerPool:
             leaving = None if self._asking else to_remove(loads, now, config.actors, config.scale_down_after_s)
             gone = self._replicas.pop(leaving) if leaving is not None else None
         if gone is not None:
-            ray.kill(gone.actor)
+            end_actor(gone.actor)
 
     @staticmethod
     def _same(found: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import httpx
 
 from dvpo_ray.errors import ConfigError, JudgeError, RequestRefusedError
-from dvpo_ray.io.http import Backoff, OversizedReplyError, bearer, is_retryable, post_json, retry_after
+from dvpo_ray.io.http import Backoff, OversizedReplyError, bearer, is_retryable, post_json, retry_after, trusted_authorities
 from dvpo_ray.io.json_files import parse_object
 
 # What is wrong with the one request, as against the address, the model's name or the token.
@@ -88,7 +88,7 @@ class Endpoint:
         self._url = f"{settings.endpoint.rstrip('/')}/chat/completions"
         headers = bearer(settings.key_variable, "--key-variable")
         limits = httpx.Limits(max_connections=settings.concurrency)
-        self._client = httpx.AsyncClient(headers=headers, timeout=settings.timeout_s, limits=limits)
+        self._client = httpx.AsyncClient(headers=headers, timeout=settings.timeout_s, limits=limits, verify=trusted_authorities())
         self.retries = 0
 
     async def __aenter__(self) -> Self:

@@ -160,7 +160,8 @@ def quantity(value: Any) -> float | None:
     return None if found is None else float(Decimal(found[1]) * Decimal(str((BINARY | DECIMAL)[found[2]])))
 
 
-class _StrictLoader(yaml.SafeLoader):
+# libyaml reads ten times as fast; a PyYAML built without it has no such loader.
+class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML as an API server takes it: a key stands once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

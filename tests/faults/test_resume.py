@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from actors.cluster.hosting import hosted
 from benchmarks.chaos import events, kill_driver, start
 from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config import PipelineRecipe
@@ -22,6 +23,7 @@ from dvpo_ray.runs.folder import run_folder
 from dvpo_ray.runs.run import Event
 from jobs.pipeline import run_pipeline
 from jobs.train_policy import train_policy
+from tests.support.hosts import Hosts
 from tests.support.real import ROLLOUT, STEPS, MakePolicyRecipe, metrics, value_tree
 
 pytestmark = pytest.mark.integration
@@ -88,7 +90,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_its_copies(
 
 
 def test_a_demo_stopped_at_the_end_of_its_first_half_does_not_begin_the_second(
-    tiny_model: Path, pairs: Path, prompts: tuple[Path, Path], tmp_path: Path
+    tiny_model: Path, pairs: Path, prompts: tuple[Path, Path], tmp_path: Path, hosts: Hosts
 ) -> None:
     policy = {
         "steps": 1,
@@ -104,12 +106,14 @@ def test_a_demo_stopped_at_the_end_of_its_first_half_does_not_begin_the_second(
         if event.text.startswith("measuring accuracy"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(RunStoppedError, match="stopped after value training, as asked: --resume auto goes on"):
+    stopped = pytest.raises(RunStoppedError, match="stopped after value training, as asked: --resume auto goes on")
+    with hosted(hosts), stopped:
         run_pipeline(recipe, stop)
     assert (folder / "value" / "result.json").is_file() and not (folder / "policy").exists()
     phases: list[str] = []
     again = recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})})
-    run_pipeline(again, lambda event: phases.append(event.text))
+    with hosted(hosts):
+        run_pipeline(again, lambda event: phases.append(event.text))
     assert not any("measuring accuracy" in phase for phase in phases), "the first half had ended"
     assert [line["step"] for line in metrics(folder / "policy") if "seconds/step" in line] == [0]
 

@@ -22,7 +22,7 @@ from jobs.pipeline import run_pipeline
 from tests.support.engines import MODEL, answers_of, requests, settings
 from tests.support.real import value_tree
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.fresh]
 Altered = Callable[..., Path]
 
 

@@ -70,7 +70,7 @@ def test_the_second_turn_is_asked_after_the_first_answer(
         said = [{"role": "user", "content": turns[0]}, {"role": "assistant", "content": one.answers[0]}]
         said.append({"role": "user", "content": turns[1]})
         expected = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=False)
-        assert len(one.answers) == 2 and prompts[f"1/{i}"] == expected
+        assert len(one.answers) == 2 and prompts[f"judge/{i}:{i}/1"] == expected
     assert [one.answers for one in again] == [one.answers for one in found], "the same seeds give the same answers"
 
 

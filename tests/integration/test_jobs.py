@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.cluster.hosting import hosted
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.errors import DataError
 from dvpo_ray.models.value_model import read_seal
@@ -21,6 +22,7 @@ from dvpo_ray.runs.run import Event
 from jobs.evaluate import evaluate_policy, evaluate_value
 from jobs.pretrain_value import pretrain_value
 from jobs.train_policy import train_policy
+from tests.support.hosts import Hosts
 from tests.support.real import ROLLOUT, STEPS, WITHOUT_VALUE, MakePolicyRecipe, answer, metrics, value_recipe, write_lines
 
 pytestmark = pytest.mark.integration
@@ -40,10 +42,11 @@ def long_recipe(policy_recipe: MakePolicyRecipe, folder: Path, name: str) -> Pol
 
 
 @pytest.fixture(scope="module")
-def first_run(policy_recipe: MakePolicyRecipe, tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
+def first_run(policy_recipe: MakePolicyRecipe, tmp_path_factory: pytest.TempPathFactory, hosts: Hosts) -> FirstRun:
     """A whole policy run: its result, its folder, and what was shown meanwhile."""
     folder, events = tmp_path_factory.mktemp("policy"), []
-    result = train_policy(long_recipe(policy_recipe, folder, "first"), events.append)
+    with hosted(hosts):
+        result = train_policy(long_recipe(policy_recipe, folder, "first"), events.append)
     return result, folder / "first", events
 
 

@@ -16,6 +16,7 @@ from tests.support.engines import MODEL, Sent, answers_of, gap, log_probs_of, re
 
 
 @pytest.mark.slow
+@pytest.mark.fresh
 @pytest.mark.integration
 @pytest.mark.parametrize("family", ["Qwen3Moe", "Mixtral"])
 def test_a_mixture_is_served_as_it_is_sent(family: str, ray: ClusterSection, tmp_path: Path) -> None:

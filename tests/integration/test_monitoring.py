@@ -27,7 +27,7 @@ from jobs.train_policy import train_policy
 from scripts.grafana_dashboard import ROWS
 from tests.support.real import STEPS, MakePolicyRecipe
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.fresh]
 PATIENCE_S = 45.0
 LOOK_AT = STEPS - 1
 # A run of policy training does not send what value pretraining does.

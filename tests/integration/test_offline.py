@@ -14,6 +14,7 @@ import ray as ray_module
 import torch
 from safetensors.torch import load_file
 
+from actors.cluster.hosting import hosted
 from actors.learner.policy_gang import DpoLearner
 from dvpo_ray.config import RewardRecipe
 from dvpo_ray.config.loading import build
@@ -29,15 +30,17 @@ from jobs.train_dpo import train_dpo
 from jobs.train_policy import train_policy
 from tests.support.decided import decided
 from tests.support.engines import MODEL, weights_in
+from tests.support.hosts import Hosts
 from tests.support.real import ROLLOUT, MakePolicyRecipe, dpo_recipe, metrics, value_tree
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def reward(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def reward(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory, hosts: Hosts) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("reward")
-    return pretrain_value(build(RewardRecipe, value_tree(tiny_model, pairs, folder)))
+    with hosted(hosts):
+        return pretrain_value(build(RewardRecipe, value_tree(tiny_model, pairs, folder)))
 
 
 def test_a_reward_model_ranks_held_out_pairs_by_its_last_value(reward: dict[str, Any]) -> None:
@@ -103,7 +106,10 @@ def test_dpo_raises_the_margin_and_the_gold_of_held_out_answers(
     assert Path(write_report(tmp_path / "dpo")).read_text().count("<svg") >= 3
 
 
-def test_a_dpo_run_that_was_stopped_or_lost_ranks_goes_on_bit_for_bit(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.fresh
+def test_a_dpo_run_that_was_stopped_or_lost_ranks_goes_on_bit_for_bit(
+    tiny_model: Path, pairs: Path, tmp_path: Path, hosts: Hosts
+) -> None:
     """Adapters with dropout, whose random numbers a checkpoint keeps; no engine is started without an evaluation."""
     dpo = {"lora": {"rank": 4, "dropout": 0.1}, "checkpoint": {"every": 0}}
 
@@ -113,10 +119,11 @@ def test_a_dpo_run_that_was_stopped_or_lost_ranks_goes_on_bit_for_bit(tiny_model
 
     straight = dpo_recipe(tiny_model, pairs, tmp_path, "straight", **dpo)
     broken = dpo_recipe(tiny_model, pairs, tmp_path, "broken", **dpo)
-    results = [train_dpo(straight)]
-    with pytest.raises(RunStoppedError, match="stopped after step 2 of 5"):
-        train_dpo(broken, stop)
-    results.append(train_dpo(broken.model_copy(update={"run": broken.run.model_copy(update={"resume": "auto"})})))
+    with hosted(hosts):
+        results = [train_dpo(straight)]
+        with pytest.raises(RunStoppedError, match="stopped after step 2 of 5"):
+            train_dpo(broken, stop)
+        results.append(train_dpo(broken.model_copy(update={"run": broken.run.model_copy(update={"resume": "auto"})})))
     killed: list[str] = []
 
     def kill(event: Event) -> None:

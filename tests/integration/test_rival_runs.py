@@ -16,7 +16,7 @@ from dvpo_ray.errors import ModelError, RunStoppedError
 from dvpo_ray.runs.run import Event
 from jobs.evaluate import rank_pairs
 from jobs.train_policy import train_policy
-from tests.support.real import ROLLOUT, STEPS, MakePolicyRecipe, assert_books_balance, metrics
+from tests.support.real import ROLLOUT, STEPS, MakePolicyRecipe, StraightRun, assert_books_balance, metrics
 
 pytestmark = pytest.mark.integration
 CRITIC = {"learning_rate": 1e-2}
@@ -66,23 +66,15 @@ def test_ppo_trains_critic_and_policy(ppo_run: tuple[dict[str, Any], Path], pair
     assert not any(key.startswith("gvm") for key in result)
 
 
-def test_only_ppo_holds_a_critic(policy_recipe: MakePolicyRecipe, tmp_path: Path) -> None:
+def test_only_ppo_holds_a_critic(straight_run: StraightRun) -> None:
     """No process, file, optimizer or metric of one in a DVPO run, nor of a reward."""
-    processes: set[str] = set()
-
-    def look(event: Event) -> None:
-        if event.kind == "step":
-            family = psutil.Process().children(recursive=True)
-            processes.update(" ".join(process.cmdline()) for process in family if process.is_running())
-
-    result = train_policy(policy_recipe(tmp_path, "dvpo", steps=2, checkpoint={"every": 2}, evaluation=None), look)
-    assert any("PolicyLearnerRank" in process for process in processes)
-    assert not any("Critic" in process for process in processes)
-    assert not any("Critic" in name for name in result["peak_memory_by_process_gb"])
-    checkpoint = CheckpointStore(tmp_path / "dvpo" / "checkpoints").newest()
+    assert any("PolicyLearnerRank" in process for process in straight_run.processes)
+    assert not any("Critic" in process for process in straight_run.processes)
+    assert not any("Critic" in name for name in straight_run.result["peak_memory_by_process_gb"])
+    checkpoint = CheckpointStore(straight_run.folder / "checkpoints").newest()
     assert checkpoint is not None
     assert sorted(file.name for file in checkpoint.folder.iterdir()) == ["learner-00000.safetensors", "manifest.json"]
-    assert not any(name.startswith(("critic/", "reward/")) for line in metrics(tmp_path / "dvpo") for name in line)
+    assert not any(name.startswith(("critic/", "reward/")) for line in metrics(straight_run.folder) for name in line)
 
 
 @pytest.mark.slow
@@ -111,6 +103,7 @@ def test_a_stopped_ppo_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.fresh
 def test_a_killed_critic_brings_both_back_to_the_checkpoint(
     policy_recipe: MakePolicyRecipe, ppo_ptx: dict[str, Any], tmp_path: Path
 ) -> None:

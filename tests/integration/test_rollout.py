@@ -51,7 +51,7 @@ def test_a_row_that_misses_its_deadline_is_named(ray: ClusterSection, tiny_model
     pool = RolloutPool(str(tiny_model), MODEL, settings(row_timeout_s=1e-4).rollout, ray, seed=0)
     pool.wait_ready()
     try:
-        with pytest.raises(ActorFailedError, match="row r0-0: no complete answer within 0.0001 s"):
+        with pytest.raises(ActorFailedError, match="row 0/0:r0/0: no complete answer within 0.0001 s"):
             answers_of(pool, requests(1))
     finally:
         pool.stop()
@@ -69,14 +69,14 @@ def test_a_row_that_an_engine_refuses_is_named_with_the_key_and_others_are_answe
         answers_of(rollouts, [long])
     told = str(raised.value)
     assert told.startswith(
-        "row r0-0: rollout-0 refuses it: VLLMValidationError: This model's maximum context length is 256 tokens"
+        "row 0/0:r0/0: rollout-0 refuses it: VLLMValidationError: This model's maximum context length is 256 tokens"
     )
     assert "300 input tokens" in told
     assert "to mend it: lower data.max_prompt_tokens, or raise rollout.engine.max_model_len" in told
     with pytest.raises(
-        PermanentFailureError, match="(?s)row odd: rollout-0 refuses it: .*Token id 99999 is out of vocabulary.*vocab"
+        PermanentFailureError, match="(?s)row 0/0:odd/0: rollout-0 refuses it: .*Token id 99999 is out of vocabulary.*vocab"
     ):
-        answers_of(rollouts, [RolloutRequest("odd", (5, 99999), seed=1)])
+        answers_of(rollouts, [RolloutRequest(RowId(0, 0, "odd", 0), (5, 99999), seed=1)])
     assert len(answers_of(rollouts, requests(2, seed=3))) == 2
 
 
@@ -413,6 +413,7 @@ def scores_by_row(batches: list[ScoredBatch]) -> dict[str, np.ndarray]:
     return {row: log_probs for batch in batches for row, log_probs in zip(batch.rows, batch.ref_log_probs.rows(), strict=True)}
 
 
+@pytest.mark.fresh
 def test_scorers_come_and_go_with_the_work_and_nothing_is_lost(ray: ClusterSection, tiny_model: Path) -> None:
     config = scorer_section(rows_per_call=2, max_actors=2, scale_up_after_s=0.0, scale_down_after_s=0.5, cpu_threads=1)
     pool = ScorerPool(str(tiny_model), None, MODEL, config, 1.0, ray)

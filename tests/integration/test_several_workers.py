@@ -14,7 +14,7 @@ from tests.support.engines import ANSWER_LENGTHS, MODEL, answers_of, gap, log_pr
 from tests.support.fakes import scored_batch
 
 # Three and two engines' starts.
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.fresh]
 
 BROADCAST = TransferSection(backend="broadcast", bucket_mib=1, broadcast_timeout_s=5)
 

@@ -1,4 +1,4 @@
-"""What the tests in ``tests/unit/fuzz`` share: how many examples, odd JSON, and damage to bytes and trees."""
+"""What the tests in ``tests/component/fuzz`` share: how many examples, odd JSON, and damage to bytes and trees."""
 
 from __future__ import annotations
 

@@ -37,18 +37,26 @@ def built(overlay: str, folder: Path, image: str | None = f"registry.test/dvpo@{
         file.write_text(file.read_text() + yaml.safe_dump({"images": replaced}))
     done = subprocess.run(["kubectl", "kustomize", str(place)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return list(yaml.load_all(done.stdout, Loader=yaml.CSafeLoader))
 
 
 def by_rules(documents: list[Tree]) -> list[str]:
     return [str(finding) for finding in check(documents)]
 
 
-def by_schema(documents: list[Tree]) -> list[str]:
-    """`kubernetes-validate --strict` knows the native kinds."""
+@cache
+def native_schemas() -> Any:
+    """`kubernetes-validate`, which would read its definitions, 2 MB, anew for every document."""
     import kubernetes_validate
 
-    found = []
+    utils = kubernetes_validate.utils
+    utils.schema_contents = cache(utils.schema_contents)
+    return kubernetes_validate
+
+
+def by_schema(documents: list[Tree]) -> list[str]:
+    """`kubernetes-validate --strict` knows the native kinds."""
+    kubernetes_validate, found = native_schemas(), []
     for document in documents:
         try:
             kubernetes_validate.validate(copy.deepcopy(document), "1.32", strict=True)

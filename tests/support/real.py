@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,19 +14,24 @@ import numpy as np
 import psutil
 import pytest
 
+from actors.cluster.hosting import hosted
 from actors.cluster.session import ray_session
 from actors.rollout.leftovers import is_tracker
 from dvpo_ray.config import DpoRecipe, PolicyRecipe, ValueRecipe
 from dvpo_ray.config.loading import build
 from dvpo_ray.config.sections import ClusterSection
+from dvpo_ray.runs.run import Event
 from jobs.pretrain_value import pretrain_value
+from jobs.train_policy import train_policy
+from tests.support.hosts import Hosts
 
 STEPS = 6
 ROLLOUT: dict[str, Any] = {
     "prompts_per_step": 8,
     "answers_per_prompt": 2,
     "max_new_tokens": 12,
-    "engine": {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 16},
+    # As in tests.support.engines: these engines can be the same.
+    "engine": {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 32, "kv_cache_mib": 64},
 }
 
 
@@ -49,6 +55,14 @@ def ray() -> Iterator[ClusterSection]:
     assert not alive, f"processes left behind: {alive}"
     left = files_left() - before
     assert not left, f"files left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def hosts(ray: ClusterSection) -> Iterator[Hosts]:
+    """Processes that are kept for all tests; a test or fixture uses them within ``hosted(hosts)``."""
+    kept = Hosts()
+    yield kept
+    kept.end()
 
 
 def files_left() -> set[Path]:
@@ -142,14 +156,43 @@ def policy_recipe_of(
 
 
 @pytest.fixture(scope="session")
-def value(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return pretrain_value(value_recipe(tiny_model, pairs, tmp_path_factory.mktemp("value")))
+def value(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory, hosts: Hosts) -> dict[str, Any]:
+    with hosted(hosts):
+        return pretrain_value(value_recipe(tiny_model, pairs, tmp_path_factory.mktemp("value")))
 
 
 @pytest.fixture(scope="session")
 def policy_recipe(tiny_model: Path, value: dict[str, Any], prompts: tuple[Path, Path]) -> MakePolicyRecipe:
     """Makes a recipe of policy training with the value model above; keywords replace parts of ``[policy]``."""
     return partial(policy_recipe_of, tiny_model, value["value_model"], prompts)
+
+
+@dataclass(frozen=True)
+class StraightRun:
+    """A run in which nothing fails, whose actors have processes of their own: its folder, result, and their command lines."""
+
+    folder: Path
+    result: dict[str, Any]
+    processes: set[str]
+
+
+@pytest.fixture(scope="session")
+def straight_run(policy_recipe: MakePolicyRecipe, tmp_path_factory: pytest.TempPathFactory) -> StraightRun:
+    folder, processes = tmp_path_factory.mktemp("straight"), set[str]()
+
+    def look(event: Event) -> None:
+        if event.kind == "step":
+            family = psutil.Process().children(recursive=True)
+            processes.update(" ".join(process.cmdline()) for process in family if process.is_running())
+
+    result = train_policy(policy_recipe(folder, "straight", evaluation=None, checkpoint={"every": 3}), look)
+    return StraightRun(folder / "straight", result, processes)
+
+
+@pytest.fixture(scope="session")
+def straight(straight_run: StraightRun) -> Path:
+    """Its folder."""
+    return straight_run.folder
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+# How often a server looks whether it is to end.
+POLL_S = 0.01
 Reply = tuple[int, dict[str, str], str | bytes]
 
 
@@ -90,7 +92,7 @@ def serving(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[Service]:
 def _running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """The address of a server in a thread of its own."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(POLL_S,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

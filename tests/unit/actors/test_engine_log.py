@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import psutil
 import pytest
 
 from actors.rollout import engine_log
-from actors.rollout.engine_log import EngineLog, engine_errors, first_error, start_errors
-from dvpo_ray.errors import ActorDiedError, ActorFailedError, PermanentFailureError
+from actors.rollout.engine_log import EngineLog, first_error, start_errors
+from dvpo_ray.errors import ActorFailedError, PermanentFailureError
 from dvpo_ray.io.error_text import MOST_TEXT
 
 WORKER = "(Worker pid=20) ERROR 11-27 13:11:28 [multiproc_executor.py:953]"
@@ -111,43 +110,6 @@ def test_a_long_message_is_cut() -> None:
     assert said is not None and len(said.text) == MOST_TEXT and said.text.endswith("...")
 
 
-FOLLOW = """
-import os, sys
-from actors.rollout.engine_log import EngineLog
-log = EngineLog()
-os.write(2, b"Traceback (most recent call last):\\n  File 'x', line 1, in f\\nKeyError: 'before'\\n")
-log.follow()
-os.write(1, b"out\\n")
-code = 'import sys; print("child"); raise ValueError("of the child")'
-import subprocess
-subprocess.run([sys.executable, "-c", code])
-from actors.rollout.engine_log import first_error
-import time
-deadline = time.monotonic() + 20
-while (said := first_error(log.text())) is None and time.monotonic() < deadline:
-    time.sleep(0.01)
-open(sys.argv[1], "w").write(str(said))
-log.mark()
-assert first_error(log.text()) is None
-"""
-
-
-@pytest.mark.parametrize("to_files", [True, False])
-def test_streams_are_read_whether_they_are_files_or_not_and_still_go_where_they_went(to_files: bool, tmp_path: Path) -> None:
-    result = tmp_path / "said"
-    command = [sys.executable, "-c", FOLLOW, str(result)]
-    if to_files:
-        with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
-            subprocess.run(command, stdout=out, stderr=err, check=True, timeout=60)
-        out_text, err_text = (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
-    else:
-        done = subprocess.run(command, capture_output=True, check=True, timeout=60, text=True)
-        out_text, err_text = done.stdout, done.stderr
-    assert result.read_text() == "ValueError: of the child\n  at <string>:1 in <module>"
-    assert sorted(out_text.split()) == ["child", "out"]
-    assert "before" in err_text and "of the child" in err_text
-
-
 def test_an_end_without_a_word_names_the_signal_and_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     counter = tmp_path / "vmstat"
     monkeypatch.setattr(engine_log, "VMSTAT", counter)
@@ -224,26 +186,3 @@ def test_a_start_that_will_fail_again_is_told_from_one_that_may_not(
         raise ECHO
     assert type(raised.value) is kind and raised.value.sentence == sentence
     assert ("to mend it: " in str(raised.value)) == ("serve" in end or "attention" in end or "emory" in end)
-
-
-@pytest.mark.parametrize(
-    ("end", "kind", "sentence"),
-    [
-        ("RuntimeError: Unsupported CPU attention configuration: head_dim=20", PermanentFailureError, ""),
-        (
-            "IndexError: list index out of range",
-            ActorDiedError,
-            "the engine's processes died: IndexError: list index out of range",
-        ),
-        ("torch.OutOfMemoryError: CUDA out of memory.", ActorDiedError, ""),
-        ("", ActorDiedError, ""),
-    ],
-)
-def test_an_engine_that_dies_is_given_another_try_unless_it_refuses_the_model(
-    end: str, kind: type[Exception], sentence: str, tmp_path: Path
-) -> None:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    with pytest.raises(ActorFailedError) as raised, engine_errors(logged(end, tmp_path)):
-        raise EngineDeadError
-    assert type(raised.value) is kind and raised.value.sentence == sentence

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +20,8 @@ from dvpo_ray.judging.verdict_file import VerdictFile
 from dvpo_ray.runs.folder import locked
 from dvpo_ray.runs.run import Event
 from jobs.cli.main import app
-from tests.support.judges import QUESTIONS, judged, likes_good, shown
-from tests.support.services import Reply, Service, serving
+from tests.support.judges import QUESTIONS, judged
+from tests.support.services import Reply, Service
 
 
 def test_it_stops_when_it_costs_more_than_agreed(
@@ -121,38 +116,3 @@ def test_verdicts_lie_beside_the_answers_for_either_order_and_are_no_answers(
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout.splitlines()[-1])["asked"] == asked
     assert sorted(path.name for path in answers[0].parent.iterdir()) == ["bad-against-good.verdicts", "bad.jsonl", "good.jsonl"]
-
-
-def test_a_killed_evaluation_goes_on_without_paying_twice(answers: tuple[Path, Path]) -> None:
-    """Five replies are given, then the service keeps all others waiting until the real process is killed."""
-    paid: Counter[tuple[str, str]] = Counter()
-    full, killed, lock = threading.Event(), threading.Event(), threading.Lock()
-
-    def reply(body: dict[str, Any]) -> Reply:
-        with lock:
-            waits = sum(paid.values()) == 5 and not killed.is_set()
-            if not waits:
-                paid[shown(body)] += 1
-        if waits:
-            full.set()
-            killed.wait(60)
-            return 503, {}, "too late"
-        return likes_good(body)
-
-    with serving(reply) as service:
-        command = [sys.executable, "-m", "jobs.cli.main", "eval", "judge", *map(str, answers), "--format", "jsonl", "--json"]
-        command += ["--endpoint", f"{service.address}/v1", "--model", "judge-1", "--concurrency", "1", "--yes"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            assert full.wait(60), process.communicate(timeout=5)
-            os.kill(process.pid, signal.SIGKILL)
-        finally:
-            process.kill()
-            process.communicate()
-            killed.set()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["known_before"], found["asked"], found["wins"]) == (5, 2 * QUESTIONS - 5, QUESTIONS)
-    assert len(paid) == 2 * QUESTIONS and set(paid.values()) == {1}, "every request was answered, and paid for, once"
-    assert not list(answers[0].parent.glob(".*.lock"))

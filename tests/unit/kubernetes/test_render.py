@@ -28,7 +28,7 @@ EIGHT_B = Request("16xH100-80GB", IMAGE, model=MODEL)
 
 def rendered(kind: Any, recipe: str, request: Request, *overrides: str) -> tuple[Tree, Tree, Tree]:
     """(recipe in the ConfigMap, Ray object, disruption budget)."""
-    recipe_map, ray, budget, *_ = yaml.safe_load_all(render(kind, recipe, list(overrides), request))
+    recipe_map, ray, budget, *_ = yaml.load_all(render(kind, recipe, list(overrides), request), Loader=yaml.CSafeLoader)
     return tomllib.loads(recipe_map["data"]["recipe.toml"]), ray, budget
 
 

@@ -74,11 +74,10 @@ def test_released_identity(tokens: int, lam: float, seed: int) -> None:
 @given(tokens=st.integers(1, 40), lam=st.floats(0, 1))
 def test_gae_weights_on_values_add_up_to_one(tokens: int, lam: float) -> None:
     """A_t + q_{t-1} is an average of the later values: with all of them equal to 1 it is 1, at the last token too."""
-    for t in range(tokens):
-        q = torch.ones(1, tokens + 1).double()
-        q[:, : t + 1] = 0.0  # q_0..q_t, the values before token t+1
-        found = dvpo_gae(q, torch.zeros(1, tokens).double(), torch.ones(1, tokens), lam)
-        assert found[0, t] == pytest.approx(1.0, abs=1e-9)
+    # Row t is for token t+1: q_0..q_t, the values before it, are 0.
+    q = torch.ones(tokens, tokens + 1).double().triu(1)
+    found = dvpo_gae(q, torch.zeros(tokens, tokens).double(), torch.ones(tokens, tokens), lam)
+    assert found.diagonal().tolist() == pytest.approx([1.0] * tokens, abs=1e-9)
 
 
 def test_gae_at_lambda_zero_is_onestep_and_at_one_is_last_value_minus_baseline() -> None:

@@ -345,13 +345,13 @@ def test_the_command_prints_a_plan_and_refuses_what_cannot_fit(tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        '[policy]\nvalue_model = "g"\n[policy.data]\nsource = "x"\n[policy.rollout]\nactors = 3\nprompts_per_step = 128\n'
+        '[policy]\nvalue_model = "g"\n[policy.data]\nsource = "x"\n[policy.rollout]\nactors = 3\nprompts_per_step = 16\n'
         "[policy.learner]\nranks = 4\nbackend = { zero_stage = 3 }\ngradient_checkpointing = true\n"
     )
     command = ["plan", str(recipe), "--model", str(tmp_path), "--devices"]
     shown = CliRunner().invoke(app, [*command, "8xH200-141GB"])
     assert shown.exit_code == 0, shown.output
-    for part in ("8030 M parameters on 8 x H200-141GB", "learner rank", "slowest stage", "online critic", "512"):
+    for part in ("8030 M parameters on 8 x H200-141GB", "learner rank", "slowest stage", "online critic", "64"):
         assert part in shown.output
     as_json = CliRunner().invoke(app, [*command, "8xH200-141GB", "--json"])
     found = json.loads(as_json.output)

@@ -31,7 +31,7 @@ from tests.unit.loop.test_recovery import STEPS, ChainStages, DriverKilled, reci
 class LearningSettings(PlanSettings):
     """A plan whose requests follow from all that it has observed."""
 
-    implementation = "tests.unit.loop.test_stateful_recovery:LearningPlan"
+    implementation = "tests.component.loop.test_stateful_recovery:LearningPlan"
 
 
 class LearningPlan(ShuffledPlan):
@@ -103,7 +103,7 @@ def live(config: PolicyRecipe, stages: VersionedStages) -> None:
 
 
 def recipe_of(folder: Path, every: int, name: str, lead: int) -> PolicyRecipe:
-    plan = {"type": "tests.unit.loop.test_stateful_recovery:LearningSettings"}
+    plan = {"type": "tests.component.loop.test_stateful_recovery:LearningSettings"}
     return recipe(folder, every, name, off_policy={"max_staleness": lead}, plan=plan)
 
 

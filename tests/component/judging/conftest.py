@@ -1,0 +1,5 @@
+"""Answers for a judge."""
+
+from tests.unit.judging.conftest import answers
+
+__all__ = ["answers"]
