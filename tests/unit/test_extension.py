@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -29,12 +30,14 @@ from dvpo_ray.config.references import functions
 from dvpo_ray.config.refresh import REFRESHES
 from dvpo_ray.config.rewards import REWARDS, FunctionReward
 from dvpo_ray.config.trainers import TRAINERS
+from dvpo_ray.environments import EnvironmentRow
 from dvpo_ray.errors import ConfigError
 from dvpo_ray.learning.trainer import make_trainer
 from dvpo_ray.runs.run import Run
 from dvpo_ray.stages import Weights
 from dvpo_ray.testing import (
     check_algorithm,
+    check_environment,
     check_plan,
     check_refresh,
     check_reward,
@@ -47,6 +50,7 @@ from dvpo_ray.types import (
     BucketTargets,
     Ragged,
     RolloutRequest,
+    RowId,
     ScoredBatch,
     ScorerVersion,
     ServedWeights,
@@ -240,6 +244,14 @@ class ToyStages(IdleStages):
 
     def value_hash(self, version: ScorerVersion | None = None) -> dict[str, str]:
         return {"value": "sealed"}
+
+
+def test_an_environment(extension: Path) -> None:
+    settings = recipe(environment={"type": "guess"}).policy.environment
+    assert settings is not None
+    row = EnvironmentRow(RowId(0, 0, "p", 0), "Guess.", {"word": "blue"})
+    turns = asyncio.run(check_environment(settings.build(), row, ["red", "it is blue"], ends=True))
+    assert [turn.reward for turn in turns] == [0.0, 1.0]
 
 
 def test_a_policy_learns_without_gradients(extension: Path, tmp_path: Path) -> None:
