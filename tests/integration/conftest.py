@@ -33,6 +33,8 @@ def in_hosts(request: pytest.FixtureRequest, hosts: Hosts) -> Iterator[None]:
 def rollouts(ray: ClusterSection, tiny_model: Path, in_hosts: None) -> Iterator[RolloutPool]:
     """An engine on the tiny model."""
     pool = RolloutPool(str(tiny_model), MODEL, settings().rollout, ray, seed=0)
-    pool.wait_ready()
-    yield pool
-    pool.stop()
+    try:
+        pool.wait_ready()
+        yield pool
+    finally:
+        pool.stop()
