@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dvpo_ray.checkpoints.manifest import KEY_VARIABLE
 from dvpo_ray.checkpoints.remote import RemoteStore
@@ -29,12 +30,25 @@ from tests.support.fakes import numbered, shuffled
 from tests.unit.loop.test_recovery import STEPS, ChainStages, DriverKilled, recipe, steps_and_chain
 
 
-@pytest.fixture(params=["file", "memory"])
+class Store(MemoryFileSystem):
+    """Stands for a store of objects: names are all there is, folders come and go with them."""
+
+    protocol = "store"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("store://")))
+
+
+fsspec.register_implementation("store", Store, clobber=True)
+
+
+@pytest.fixture(params=["file", "store"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A place to copy to, on the disk or in this process's memory."""
-    found = f"file://{tmp_path}/away" if request.param == "file" else f"memory://{uuid.uuid4().hex}"
+    found = f"file://{tmp_path}/away" if request.param == "file" else f"store://{uuid.uuid4().hex}"
     yield found
-    if request.param == "memory":
+    if request.param == "store":
         fs, root = fsspec.core.url_to_fs(found)
         if fs.exists(root):
             fs.rm(root, recursive=True)

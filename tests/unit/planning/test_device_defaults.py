@@ -113,9 +113,10 @@ def test_every_auto_of_every_shipped_recipe_is_decided() -> None:
     for node in (SLOW, H200):
         recipe, _ = settle(demo(), everywhere(node), SMOLLM2)
         left = autos(recipe.model_dump(mode="json"))
-        # These are about data and about which nodes actors are on, not about devices.
+        # These are about data, about which nodes actors are on and how long pods wait, not about devices.
         formats = {f".{section}.format" for section in ("value.data", "policy.data", "policy.evaluation")}
-        assert set(left) == {".model.packing", ".value.target.lam", ".policy.transfer.backend"} | formats
+        others = {".model.packing", ".value.target.lam", ".policy.transfer.backend", ".kubernetes.stop_wait_s"}
+        assert set(left) == others | formats
 
 
 def test_what_is_not_decided_is_not_used() -> None:
