@@ -75,7 +75,8 @@ def pretrain_value(
                 accuracy = measure(gang, held_out, target)
                 run.phase("saving and sealing the model")
                 gang.call("save", str(target_folder), doing="saving the model")
-        _seal(target_folder, base, pairs, len(train) - pairs, s.data_sha256, target, accuracy)
+                # Hashes every file: a model without its seal would be lost work.
+                _seal(target_folder, base, pairs, len(train) - pairs, s.data_sha256, target, accuracy)
         result = s.result(
             {
                 **_figures(target, target_folder, accuracy),

@@ -160,7 +160,7 @@ def session(
             check_engines(recipe, base.folder, listener)
         prepare_copies(recipe, checkpoint, copier)
         run = Run(recipe, 0, listener, resumes_in_place(recipe, checkpoint), [RayTracker(recipe.run.name)])
-        with closing(run), status_kept(run.folder, stop, run.pace):
+        with status_kept(run.folder, stop, run.pace), closing(run):
             run.phase(chosen.text)
             yield Session(recipe, section, base, seal, run, store, copier, checkpoint)
 

@@ -7,10 +7,12 @@ alone tells Ray, so that ranks on it checkpoint every step and go on elsewhere.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, ip_address
 from threading import Event
 from typing import Any, Protocol
@@ -24,9 +26,13 @@ from ray.exceptions import RpcError
 from actors.cluster.job_client import JobClient
 from dvpo_ray.errors import RunError, UserInputError
 
+log = logging.getLogger(__name__)
+
 POLL_S = 1.0
 # A dashboard that does not answer for so long is gone, and its jobs with it.
-GONE_S = 30.0
+GONE_S = 130.0
+# How long somebody is told again who does not answer, before the wait begins.
+TELL_S = 30.0
 GCS_TIMEOUT_S = 10.0
 RAYLET = "raylet"
 NAMESPACE, ENDS_BY = b"dvpo", b"ends_by"
@@ -161,10 +167,10 @@ class Drain:
         Raises:
             RunError: one has not ended in time.
         """
-        self.notices.cluster_ends(self.wait_s)
         asked = self._active(self.server.jobs())
         for job in asked:
-            self.server.stop(job)
+            self._told(partial(self.server.stop, job))
+        self._told(partial(self.notices.cluster_ends, self.wait_s))
         return self._until_the_end(asked, lambda waited: False)
 
     def worker(self, alone_s: float | None) -> dict[str, str]:
@@ -174,12 +180,25 @@ class Drain:
         Raises:
             RunError: one has not ended in time.
         """
-        self.notices.this_node_ends(self.wait_s)
+        self._told(partial(self.notices.this_node_ends, self.wait_s))
 
         def left_alone(waited: float) -> bool:
             return alone_s is not None and waited >= alone_s and not self.notices.cluster_is_ending()
 
         return self._until_the_end(None, left_alone)
+
+    def _told(self, tell: Callable[[], object]) -> None:
+        """Tell somebody, again and again while that fails, for ``TELL_S`` at most; then wait all the same."""
+        began = self.clock()
+        while True:
+            try:
+                tell()
+                return
+            except RunError as error:
+                if self.clock() - began >= TELL_S:
+                    log.warning("%s", error)
+                    return
+            self.pause(POLL_S)
 
     def _until_the_end(self, asked: list[str] | None, enough: Callable[[float], bool]) -> dict[str, str]:
         """``asked`` are the jobs to wait for; None is those that are active when the server first answers."""

@@ -319,6 +319,11 @@ class RolloutActor:
 
     async def _answer(self, request: RolloutRequest) -> Trajectory:
         """The answer to one request, or its error."""
+        if request.candidate is not None:
+            raise PermanentFailureError(
+                f"row {request.row}: it is for candidate {request.candidate}, and engines hold one policy: a plan of candidates "
+                "needs rollouts of its own"
+            )
         if request.environment is not None and request.plain is None:
             return await self._episode(request)
         tokens = AnswerTokens(request)

@@ -190,7 +190,12 @@ class ScorerActor:
         assert place is not None, "a run without a value model has no versions of it"
         # The one before is not needed any more: two need not fit.
         self._value = None
-        self._value = self._value_reader(place)
+        try:
+            self._value = self._value_reader(place)
+        except BaseException:
+            # Everything is loaded anew before anything is scored again.
+            self._reference = None
+            raise
         self._loaded, self._version = self._hashes(), version
         if version is not None and self._loaded[VALUE] != version.parameters_sha256:
             self._reference = self._value = None

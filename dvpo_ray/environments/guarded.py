@@ -71,7 +71,11 @@ class GuardedEnvironment:
         self, method: str, call: Callable[[], Awaitable[Any]], check: Callable[[Any], None], kind: str = CRASHED
     ) -> Any:
         async def called() -> Any:
-            found = await call()
+            try:
+                found = await call()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # Out of a task these would end the engine's event loop.
+                raise RuntimeError(f"it asked for the end of the process: {error!r}") from error
             check(found)
             return found
 

@@ -33,8 +33,8 @@ Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 @dataclass(frozen=True)
 class EvaluatedAnswer:
-    """One held-out answer. ``values`` is q_0..q_T, ``advantages`` per token before whitening, ``kl`` summed in nats; ``group`` is
-    its prompt's, where prompts say so."""
+    """One held-out answer. ``values`` is q_0..q_T, ``advantages`` per token before whitening, ``kl`` summed in nats over the
+    tokens that the policy wrote, of which there are ``written``; ``group`` is its prompt's, where prompts say so."""
 
     row_id: str
     prompt_id: str
@@ -47,6 +47,7 @@ class EvaluatedAnswer:
     values: list[float]
     advantages: list[float]
     group: str | None = None
+    written: int | None = None
 
 
 ROW = TypeAdapter(EvaluatedAnswer)
@@ -62,10 +63,11 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """Means over answers, with 95% intervals of gold and of the share that was cut, over groups of prompts."""
         tokens = sum(len(a.tokens) for a in self.answers)
+        written = sum(len(a.tokens) if a.written is None else a.written for a in self.answers)
         cut = [float(a.end_state == "length") for a in self.answers]
         least, most = share_ci95(cut, self.kin)
         result = {
-            "kl_per_token": sum(a.kl for a in self.answers) / tokens,
+            "kl_per_token": sum(a.kl for a in self.answers) / written,
             "kl_per_answer": float(np.mean([a.kl for a in self.answers])),
             "tokens": tokens / len(self.answers),
             "cut_share": float(np.mean(cut)),
@@ -207,6 +209,7 @@ class Evaluator:
                 values=[round(float(q), 4) for q in values[i]],
                 advantages=[round(float(a), 4) for a in token_advantages[i]],
                 group=prompts[i].group,
+                written=int(scored.actions.lengths[i]),
             )
             for i in range(len(scored))
         ]

@@ -54,7 +54,7 @@ class LocalTrainer(ABC):
     def __init__(self, context: TrainerContext) -> None:
         self.context = context
         self._busy = 0.0
-        self._version = 0
+        self._newest: ArrayWeights | None = None
         self._written: dict[str, str] = {}
         self.parameters = self.initial()
 
@@ -103,12 +103,13 @@ class LocalTrainer(ABC):
 
     def weights(self, version: int) -> ArrayWeights:
         """The parameters as they are now, under a version number."""
-        self._version = version
-        return ArrayWeights(version, tuple((name, array.copy()) for name, array in self.served().items()))
+        self._newest = ArrayWeights(version, tuple((name, array.copy()) for name, array in self.served().items()))
+        return self._newest
 
     def connect(self, rollouts: Engines) -> None:
         """Give the engines the weights of the newest step from now on."""
-        rollouts.source = lambda: self.weights(self._version)
+        # An engine may come back while an update is under way: it gets what the others have.
+        rollouts.source = lambda: self._newest or self.weights(0)
 
     def begin_checkpoint(self, folder: str) -> None:
         """Write all parameters."""

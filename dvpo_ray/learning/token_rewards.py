@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dvpo_ray.algorithms import Signals, make_algorithm
 from dvpo_ray.config.algorithms import AlgorithmSettings
+from dvpo_ray.config.environments import ENVIRONMENT_REWARD
 from dvpo_ray.config.kl import KlSection
 from dvpo_ray.config.rewards import RewardSettings
 from dvpo_ray.learning.batching import to_padded
@@ -67,25 +68,42 @@ def token_rewards(
     }
     weights = {name: rewards[name].weight if name in rewards else 1.0 for name in actions.rewards}
     reward_bt, terminal_b = torch.zeros_like(kl_bt), torch.zeros(len(scored))
+    columns_bc, given_b = [], np.zeros(len(scored), dtype=bool)
     for name, channel in actions.rewards.items():
         metrics |= _described(name, channel)
-        reward_bt += weights[name] * _of_tokens(channel, actions.lengths)
-    if weights:
-        whole_bc = np.stack([_of_answers(channel) for channel in actions.rewards.values()], axis=1)
-        whole_b = whole_bc @ np.array(list(weights.values()), dtype=np.float32)
-        whole_b, moments = make_algorithm(advantage).scaled(whole_b, moments)
-        terminal_b = torch.from_numpy(whole_b)
+        whole_b = _is_whole(name, channel, actions.lengths)
+        reward_bt += weights[name] * _of_tokens(channel, whole_b, actions.lengths)
+        columns_bc.append(_of_answers(channel, whole_b))
+        given_b |= whole_b
+    if given_b.any():
+        sums_b = np.stack(columns_bc, axis=1) @ np.array(list(weights.values()), dtype=np.float32)
+        # A row without any such reward is no part of what they are compared with.
+        sums_b[given_b], moments = make_algorithm(advantage).scaled(sums_b[given_b], moments)
+        terminal_b = torch.from_numpy(sums_b)
     return TokenRewards(kl_bt, reward_bt, terminal_b, mask_bt, metrics, moments)
 
 
-def _of_answers(channel: Ragged) -> np.ndarray:
+def _is_whole(name: str, channel: Ragged, lengths: np.ndarray) -> np.ndarray:
+    """Which rows of a channel have a number of the whole answer [B].
+
+    The one number of an answer of one token is that token's where the channel is one of tokens: an environment's, or one that
+    gives other answers a number for each token.
+    """
+    of_tokens = name == ENVIRONMENT_REWARD or bool((channel.lengths > 1).any())
+    whole_b: np.ndarray = (channel.lengths == 1) & ~(of_tokens & (lengths == 1))
+    return whole_b
+
+
+def _of_answers(channel: Ragged, whole_b: np.ndarray) -> np.ndarray:
     """The numbers of whole answers in a channel, 0 where there is none, float32 [B]."""
-    return np.array([row[0] if row.size == 1 else 0.0 for row in channel.rows()], dtype=np.float32)
+    found = [row[0] if whole else 0.0 for row, whole in zip(channel.rows(), whole_b, strict=True)]
+    return np.array(found, dtype=np.float32)
 
 
-def _of_tokens(channel: Ragged, lengths: np.ndarray) -> Tensor:
+def _of_tokens(channel: Ragged, whole_b: np.ndarray, lengths: np.ndarray) -> Tensor:
     """The numbers of single tokens in a channel, 0 where there are none [B, T]."""
-    rows = [row if row.size > 1 else np.zeros(length) for row, length in zip(channel.rows(), lengths, strict=True)]
+    given = zip(channel.rows(), whole_b, lengths, strict=True)
+    rows = [np.zeros(length) if whole or not row.size else row for row, whole, length in given]
     return to_padded(Ragged.of(rows, np.float32).flat, lengths)[0]
 
 

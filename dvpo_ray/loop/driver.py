@@ -134,7 +134,8 @@ class Driver:
             served = stages.rollouts.sync(stages.learner.weights(result.version))
         self._on_sync(result.version)
         ledger.settle(result, prefetch.given_up(step))
-        self._observe(step, result)
+        with checkpointer.keeping(step + 1):
+            self._observe(step, result)
         record.close(result, ledger.check(), served)
         if self._trajectories is not None:
             self._trajectories.keep(prefetch.taken, result)
@@ -147,6 +148,7 @@ class Driver:
         self._kl.observe(result.metrics["kl/per_answer"])
         version = None if self._refresh is None else self._refresh.after(step, result.rows)
         if version is not None:
+            version = self._scorers.numbered(version)
             # Loaded and verified here, before rows depend on it.
             self._stages.scorers.value_hash(version)
             self._scorers.announce(step, version)

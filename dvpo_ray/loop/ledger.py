@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,11 +23,12 @@ class LedgerState(BaseModel):
 
 
 class Ledger:
-    """Counts rows: admitted = trained + dead-lettered + in flight; no row twice."""
+    """Counts rows: admitted = trained + dead-lettered + in flight; no row twice. Threads that make rows may admit more."""
 
     EMPTY: ClassVar[Mapping[str, Any]] = {"trained": 0, "dead_lettered": 0, "in_flight": []}
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._in_flight: set[RowId] = set()
         self.admitted = 0
         self.trained = 0
@@ -35,17 +37,19 @@ class Ledger:
     def admit(self, rows: Iterable[RowId]) -> None:
         """Take rows onto the books; a row that is on them already is a bug in the plan."""
         ids = list(rows)
-        assert len(set(ids)) == len(ids) and not self._in_flight.intersection(ids), f"row ids are unique: {ids[:3]}"
-        self._in_flight.update(ids)
-        self.admitted += len(ids)
+        with self._lock:
+            assert len(set(ids)) == len(ids) and not self._in_flight.intersection(ids), f"row ids are unique: {ids[:3]}"
+            self._in_flight.update(ids)
+            self.admitted += len(ids)
 
     def settle(self, result: StepResult, given_up: Iterable[RowId] = ()) -> None:
         """Take a step's rows off the books: those trained, those that the learner dropped, and those ``given_up`` before.
 
         Rows that are not in flight, or are settled twice, are a bug in the pipeline.
         """
-        self.trained += self._take_off(result.trained, "trained")
-        self.dead_lettered += self._take_off([*result.dropped, *given_up], "given up")
+        with self._lock:
+            self.trained += self._take_off(result.trained, "trained")
+            self.dead_lettered += self._take_off([*result.dropped, *given_up], "given up")
 
     def _take_off(self, rows: Sequence[RowId], what: str) -> int:
         """Take rows off the books; returns how many."""
@@ -57,8 +61,9 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """The books as they are, for a checkpoint."""
-        self.check()
-        return {"trained": self.trained, "dead_lettered": self.dead_lettered, "in_flight": sorted(map(str, self._in_flight))}
+        with self._lock:
+            self.check()
+            return {"trained": self.trained, "dead_lettered": self.dead_lettered, "in_flight": sorted(map(str, self._in_flight))}
 
     def restore(self, state: Mapping[str, Any], step: int) -> None:
         """Take the books over from a checkpoint of ``step`` trained steps.
@@ -85,11 +90,12 @@ class Ledger:
 
     def check(self) -> dict[str, int]:
         """The invariant, and the counts for the record."""
-        in_flight = len(self._in_flight)
-        assert self.admitted == self.trained + self.dead_lettered + in_flight, "the ledger does not balance"
-        return {
-            "ledger/admitted": self.admitted,
-            "ledger/trained": self.trained,
-            "ledger/dead_lettered": self.dead_lettered,
-            "ledger/in_flight": in_flight,
-        }
+        with self._lock:
+            in_flight = len(self._in_flight)
+            assert self.admitted == self.trained + self.dead_lettered + in_flight, "the ledger does not balance"
+            return {
+                "ledger/admitted": self.admitted,
+                "ledger/trained": self.trained,
+                "ledger/dead_lettered": self.dead_lettered,
+                "ledger/in_flight": in_flight,
+            }

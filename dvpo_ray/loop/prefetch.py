@@ -55,6 +55,7 @@ class RolloutPrefetcher:
         self._given_up: dict[int, list[RowId]] = {}
         # Batches of the step in hand.
         self._taken: list[Handle] = []
+        self._ended = False
         self._threads = ThreadPoolExecutor(lead + 1, thread_name_prefix="feed")
 
     def __enter__(self) -> Self:
@@ -64,6 +65,7 @@ class RolloutPrefetcher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # When the run goes on, what the engines were asked for must end before it is asked for again. After other failures
         # threads may wait for actors that hang; they end with an error when the actors are taken down.
+        self._ended = True
         if isinstance(error, RECOVERABLE_ERRORS):
             self._stages.rollouts.cancel()
         self._threads.shutdown(wait=error is None or isinstance(error, RECOVERABLE_ERRORS), cancel_futures=True)
@@ -109,7 +111,8 @@ class RolloutPrefetcher:
             for round in itertools.count():
                 sent += self._scored(record, asked, queue, streaming)
                 given_up += self._stages.rollouts.given_up(asked)
-                asked = self._refill(record.step, sent, round)
+                # Cancelled engines give nothing, however often they are asked.
+                asked = [] if self._ended else self._refill(record.step, sent, round)
                 if not asked:
                     break
             for batch in [] if streaming else sent:
@@ -123,8 +126,8 @@ class RolloutPrefetcher:
         """The rows that the plan asks for beside those of a step that are scored."""
         if not self._plan.plan.refills:
             return []
-        scored = ScoredBatch.concat(self._stages.scorers.fetch(sent))
-        more = self._plan.refill(step, outcomes(scored), round)
+        rows = outcomes(ScoredBatch.concat(self._stages.scorers.fetch(sent))) if sent else ()
+        more = self._plan.refill(step, rows, round)
         self._ledger.admit(request.row for request in more)
         return more
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from dvpo_ray.errors import CheckpointError, ModelError
+from dvpo_ray.errors import CheckpointError
 from dvpo_ray.types import ScorerVersion
 
 SCHEDULE = TypeAdapter(list[tuple[int, ScorerVersion]])
@@ -21,15 +21,13 @@ class ScorerSchedule:
         self._lead = lead
         self._from: list[tuple[int, ScorerVersion]] = []
 
-    def announce(self, step: int, version: ScorerVersion) -> None:
-        """A version is there after ``step`` was trained.
+    def numbered(self, version: ScorerVersion) -> ScorerVersion:
+        """A version as the next of the run, whatever number it came with: who announces it may not know of those before, after
+        the run was resumed."""
+        return replace(version, number=self._from[-1][1].number + 1 if self._from else 1)
 
-        Raises:
-            ModelError: it is not the one after the last.
-        """
-        expected = self._from[-1][1].number + 1 if self._from else 1
-        if version.number != expected:
-            raise ModelError(f"value model '{version.folder}' is announced as number {version.number}, the next is {expected}")
+    def announce(self, step: int, version: ScorerVersion) -> None:
+        """A numbered version is there after ``step`` was trained."""
         self._from.append((step + 1 + self._lead, version))
 
     def of(self, step: int) -> ScorerVersion | None:

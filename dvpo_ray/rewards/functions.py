@@ -30,8 +30,8 @@ class FunctionChannel:
         try:
             found = self._function(*given)
             return await found if inspect.isawaitable(found) else found
-        # Whatever it raises is the user's to mend.
-        except Exception as error:
+        # Whatever it raises is the user's to mend, an exit too: Ray would take it for one of the actor's.
+        except (Exception, SystemExit) as error:
             raise _failed(self._what, self._path, len(rows), error) from error
 
 
@@ -54,7 +54,7 @@ def called(what: str, path: str) -> Callable[[Sequence[str], Sequence[str]], Seq
     return call
 
 
-def _failed(what: str, path: str, count: int, error: Exception) -> RewardError:
+def _failed(what: str, path: str, count: int, error: BaseException) -> RewardError:
     return RewardError(
         f"{what}: {path} failed on {count} answers: {said_of(error)}\nmend the function and go on with --resume auto"
     )

@@ -52,7 +52,7 @@ class ObservedPlan:
         """As it was, or will be, before step ``steps`` is planned, with the outcomes that it will be told of later."""
         if steps not in self._before:
             self._see(steps)
-        state, seen = self._before.get(steps, (self.plan.state(), self._seen))
+        state, seen = self._before.get(steps) or (deepcopy(self.plan.state()), self._seen)
         later = {step: rows for step, rows in self._outcomes.items() if seen <= step < steps}
         return {"plan": state, "seen": seen, "outcomes": OUTCOMES.dump_python(later, mode="json")}
 

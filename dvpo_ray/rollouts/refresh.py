@@ -13,8 +13,11 @@ class ScorerRefresh(Protocol):
     """Looks at what became of a step's rows, and may bring a new value model."""
 
     def after(self, step: int, rows: Sequence[RowOutcome]) -> ScorerVersion | None:
-        """The value model for the steps that are scored from now on, in a sealed folder, or None to keep the one there is. Its
-        number is one more than that of the one before."""
+        """The value model for the steps that are scored from now on, in a sealed folder, or None to keep the one there is.
+
+        The run numbers it. A run that is resumed makes its refresh anew and tells it of later steps alone, so what it decides
+        must follow from the step and its rows, or from what it finds on the disk.
+        """
         ...
 
 

@@ -139,9 +139,9 @@ def rewind(folder: Path, step: int) -> None:
     keep_records(folder / EVALUATIONS, lambda row: row["step"] <= step)
     for of, file in kept_trajectories(folder).items():
         if of >= step:
-            file.unlink()
+            file.unlink(missing_ok=True)
     for file in (folder / TRAJECTORIES).glob("*.writing"):
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def trajectory_file(folder: Path, step: int) -> Path:

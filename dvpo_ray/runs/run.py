@@ -285,7 +285,8 @@ class StepRecord:
         self._run.log(self.step, metrics)
 
     def _add(self, name: str, start: float, end: float) -> None:
-        self._seconds[name] = end - start
+        # A step may generate and score more than once.
+        self._seconds[name] = self._seconds.get(name, 0.0) + end - start
         track = f"{name} {self._lane}" if self._lane else name
         self._run.timeline.add(name, start, end, track, step=self.step)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dvpo_ray.errors import DataError, RunStoppedError, exit_code_of
+from dvpo_ray.errors import DataError, DiskFullError, RunStoppedError, exit_code_of
 from dvpo_ray.io.disk import write_text
 from dvpo_ray.io.json_files import REMEDY, read_object
 from dvpo_ray.runs.pace import Pace
@@ -75,7 +75,7 @@ def status_kept(folder: Path, stop: Stop, pace: Pace | None = None) -> Iterator[
         try:
             write(state=state, exit_code=exit_code_of(ended), message=str(ended) or repr(ended))
         # A disk that is full may be what the work ended with: that is the error to be told.
-        except OSError as trouble:
+        except (OSError, DiskFullError) as trouble:
             logging.getLogger(__name__).warning("%s could not be written: %s", folder / STATUS, trouble)
         if ended is error:
             raise

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from actors.cluster.token import use_token
 from dvpo_ray.errors import UserInputError
 from jobs.cli.commands import JsonOption, guard, local_path
 
@@ -38,7 +36,8 @@ def cluster_start(
     """Start a Ray that `dvpo submit` finds: its files closed to other users, a token, the dashboard on loopback, free ports."""
 
     def work() -> dict[str, Any]:
-        head = importlib.import_module("actors.cluster.head")
+        from actors.cluster import head
+
         cpus = num_cpus or max(LEAST_CPUS, os.cpu_count() or 1)
         session = head.start_head(folder or head.default_folder(), cpus, num_gpus, object_store_mb)
         return {"dashboard": session.dashboard, "address": session.address, "files": str(session.folder.parent)}
@@ -57,8 +56,10 @@ def cluster_stop(
     """End the Ray that `dvpo cluster start` started, and nothing else."""
 
     def work() -> dict[str, Any]:
+        from actors.cluster import head
+        from actors.cluster.token import use_token
+
         use_token()
-        head = importlib.import_module("actors.cluster.head")
         chosen = folder or head.default_folder()
         running = head.running_in(chosen.absolute())
         if running is not None and running.dashboard is not None and not force:
@@ -75,7 +76,9 @@ def _refuse_under_way(dashboard: str) -> None:
         UserInputError: naming them.
         RunError: the Ray does not say.
     """
-    jobs = importlib.import_module("actors.cluster.job_client").JobClient(dashboard).jobs()
+    from actors.cluster.job_client import JobClient
+
+    jobs = JobClient(dashboard).jobs()
     under_way = [job["job"] for job in jobs if job["ended"] is None]
     if under_way:
         raise UserInputError(

@@ -20,7 +20,8 @@ atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
 from jobs.cli.main import main
 main()
 """
-OURS = {"dvpo_ray", "dvpo_ray.errors", "jobs"}
+# These import the standard library alone.
+OURS = {"dvpo_ray", "dvpo_ray.errors", "dvpo_ray.io", "dvpo_ray.io.disk", "dvpo_ray.io.paths", "dvpo_ray.io.printable", "jobs"}
 HEAVY = {"aiohttp", "httpx", "jinja2", "matplotlib", "numpy", "psutil", "ray", "requests", "torch", "transformers", "yaml"}
 
 

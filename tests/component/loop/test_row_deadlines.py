@@ -14,7 +14,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from actors.rollout.actor import LOOK_S, RolloutActor
 from dvpo_ray.config.sections import RolloutSection
 from dvpo_ray.errors import ActorDiedError, RowDeadlineError
-from dvpo_ray.types import RolloutRequest
+from dvpo_ray.types import RolloutRequest, Written
 from tests.support.fakes import row
 
 
@@ -46,14 +46,11 @@ class OneAtATime:
         async with self._turn:
             await asyncio.sleep(self.seconds if self.answers else math.inf)
             self.answers -= 1
-        yield SimpleNamespace(outputs=[SimpleNamespace()])
+        yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason="stop")])
 
 
 def actor_of(monkeypatch: pytest.MonkeyPatch, engine: Any, row_timeout_s: float) -> RolloutActor:
-    answer = SimpleNamespace(response_ids=SimpleNamespace(size=1))
-    monkeypatch.setattr(
-        "actors.rollout.actor._to_trajectory", lambda request, output: SimpleNamespace(**vars(answer), row=request.row)
-    )
+    monkeypatch.setattr("actors.rollout.actor.sampled_by", lambda output, row: Written((1,), (0.0,), (0,)))
     monkeypatch.setattr("actors.rollout.actor.sampling_params", lambda config, seed, stop_ids, max_tokens: None)
     config = RolloutSection(row_timeout_s=row_timeout_s)
     actor = RolloutActor("none", config, 0)

@@ -62,8 +62,8 @@ def test_merged_weights_are_those_of_peft(tiny_model: Path, tmp_path: Path, conf
 
     assert config.scale == (2.0 if config.rslora else 1.5)
     model = model_of(tiny_model, config)
-    found = merged_state(model)
-    save_adapters(model, tmp_path, str(tiny_model))
+    found = merged_state(model, model.state_dict())
+    save_adapters(model, model.state_dict(), tmp_path, str(tiny_model))
     loaded = PeftModel.from_pretrained(load_policy(tiny_model, torch.float32, "eager"), str(tmp_path))
     assert torch.allclose(loaded(INPUT).logits, model(INPUT).logits, atol=1e-6), "peft reads the adapters as they are"
     expected = loaded.merge_and_unload().state_dict()
@@ -82,7 +82,7 @@ def test_an_engine_loads_touched_layers_whole_and_no_others(tiny_model: Path, dt
     qkv = {f"model.layers.{i}.self_attn.{part}.weight" for i in (0, 1) for part in FUSED[0]}
     assert set(loaded) == qkv | {"model.layers.1.mlp.down_proj.weight"}
     assert {tensor.dtype for tensor in loaded.values()} == {dtype}
-    state, base = merged_state(model), load_policy(tiny_model, dtype, "eager").state_dict()
+    state, base = merged_state(model, model.state_dict()), load_policy(tiny_model, dtype, "eager").state_dict()
     for name, tensor in loaded.items():
         # The folder keeps float32: an engine rounds the sum, a bfloat16 learner's own base was rounded before.
         assert torch.allclose(tensor, state[name], atol=1e-6 if dtype == torch.float32 else 1e-2), name
@@ -151,7 +151,7 @@ def test_layers_that_keep_their_weights_transposed(targets: Any, tmp_path: Path)
     model = model_of(tmp_path, config)
     plain = load_policy(tmp_path, torch.float32, "eager")
     before = plain(INPUT).logits
-    plain.load_state_dict(merged_state(model))
+    plain.load_state_dict(merged_state(model, model.state_dict()))
     assert torch.allclose(plain(INPUT).logits, model(INPUT).logits, atol=1e-4)
     assert not torch.allclose(plain(INPUT).logits, before, atol=1e-2)
     loaded = dict(merged_tensors(tmp_path, adapters_of(model), config.scale, [], torch.float32))
@@ -160,7 +160,9 @@ def test_layers_that_keep_their_weights_transposed(targets: Any, tmp_path: Path)
         for i in (0, 1)
         for part in (["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"] if targets == "all-linear" else ["attn.c_proj"])
     }
-    assert all(torch.allclose(tensor, merged_state(model)[name], atol=1e-6) for name, tensor in loaded.items())
+    assert all(
+        torch.allclose(tensor, merged_state(model, model.state_dict())[name], atol=1e-6) for name, tensor in loaded.items()
+    )
 
 
 def test_the_merge_of_a_transposed_layer_by_hand() -> None:

@@ -149,7 +149,7 @@ def test_the_hash_covers_every_frozen_model_that_scores(tiny_model: Path, reward
 def test_no_model_is_loaded_that_no_reward_names(tiny_model: Path) -> None:
     before = [found for found in gc.get_objects() if isinstance(found, ValueModel)]
     scorer = scorer_of(tiny_model, {"length": FunctionReward(function="tests.support.fakes:answer_lengths")})
-    assert scorer.start() == ""
+    assert scorer.start() == {}
     after = [found for found in gc.get_objects() if isinstance(found, ValueModel)]
     assert [found for found in after if all(found is not known for known in before)] == []
 
