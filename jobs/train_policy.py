@@ -14,6 +14,7 @@ from actors.rollout.pool import RolloutPool
 from actors.scorer.pool import ScorerPool
 from dvpo_ray.config import PolicyRecipe
 from dvpo_ray.config.rewards import VALUE
+from dvpo_ray.config.sections import AnswersSection
 from dvpo_ray.data import EncodedDemonstration, EncodedPrompt
 from dvpo_ray.evaluation.held_out import Evaluation, Evaluator
 from dvpo_ray.learning.ptx import Demonstrations
@@ -74,11 +75,17 @@ def train_policy(
         policy = recipe.policy
         prompts, demonstrations = read_policy_rows(policy, base, run.folder, run.phase)
         trained_on = [*prompts, *demonstrations]
-        s.check_data(trained_on, policy.steps)
+        planned_with: list[EncodedDemonstration] = []
+
+        def read(section: AnswersSection) -> list[EncodedDemonstration]:
+            rows = read_answers(section, base, run.folder, run.phase)
+            planned_with.extend(rows)
+            return rows
+
+        plan = ObservedPlan(make_plan(PlanContext(prompts, policy, recipe.run.seed, read)), policy.off_policy.max_staleness)
+        s.check_data([*trained_on, *planned_with], policy.steps)
         held_out = _HeldOut.of(s, trained_on)
         kept_best_by = kept_by(policy.checkpoint, policy.evaluation, run)
-        read = partial(read_answers, base=base, folder=run.folder, tell=run.phase)
-        plan = ObservedPlan(make_plan(PlanContext(prompts, policy, recipe.run.seed, read)), policy.off_policy.max_staleness)
         refresh: ScorerRefresh = policy.refresh.build()
         if s.checkpoint is not None:
             run.take_clocks(s.checkpoint)

@@ -153,6 +153,12 @@ class JobClient:
             found = [summary(job) for job in self._client.list_jobs() if job.type is JobType.SUBMISSION]
         return sorted(found, key=lambda job: job["started"] or "", reverse=True)
 
+    def drivers(self) -> list[str]:
+        """Ids of the programs under way that were not submitted but connected to the cluster themselves."""
+        with self._explained():
+            running = [job for job in self._client.list_jobs() if job.type is JobType.DRIVER and not job.status.is_terminal()]
+        return sorted(str(job.job_id) for job in running)
+
     def job(self, job: str) -> dict[str, Any]:
         """What is known of a job."""
         with self._explained(job):

@@ -62,6 +62,10 @@ def _merged(base: PodSection, top: PodSection) -> PodSection:
             update[name] = list(dict.fromkeys([*under, *over]))
         else:
             update[name] = under if over is None else over
+    # A variable's value is said in one of two places: what is said on top counts.
+    for name, other in (("env", "secret_env"), ("secret_env", "env")):
+        here, there = getattr(top, name), getattr(top, other)
+        update[name] = {key: value for key, value in update[name].items() if key in here or key not in there}
     return base.model_copy(update=update)
 
 

@@ -49,7 +49,9 @@ class RewardRow:
         low, high = 0, self.response_ids.size - 1
         while low < high:
             middle = (low + high) // 2
-            if len(self.tokenizer.decode(self.response_ids[: middle + 1], skip_special_tokens=True)) >= end:
+            text = self.tokenizer.decode(self.response_ids[: middle + 1], skip_special_tokens=True)
+            # A character of which only some bytes are there is shown as one that is not there yet.
+            if len(text) - text.endswith("\ufffd") >= end:
                 high = middle
             else:
                 low = middle + 1

@@ -78,8 +78,9 @@ def _refuse_under_way(dashboard: str) -> None:
     """
     from actors.cluster.job_client import JobClient
 
-    jobs = JobClient(dashboard).jobs()
-    under_way = [job["job"] for job in jobs if job["ended"] is None]
+    client = JobClient(dashboard)
+    under_way = [job["job"] for job in client.jobs() if job["ended"] is None]
+    under_way += [f"a run that connected by itself (Ray's job {driver})" for driver in client.drivers()]
     if under_way:
         raise UserInputError(
             f"{len(under_way)} job(s) are under way: {', '.join(under_way)}; `dvpo jobs stop JOB` lets each checkpoint and end, "

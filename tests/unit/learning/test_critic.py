@@ -43,6 +43,23 @@ def test_rewards_are_normalised_over_the_whole_run_and_clipped() -> None:
     assert second.metrics["reward/x"] == 5.5
 
 
+def test_rows_that_abstain_are_no_part_of_the_running_mean() -> None:
+    """Half the rows have no reward: they get none, and the others are compared among themselves."""
+    channel = Ragged.of([[5.0], [], [3.0], []], np.float32)
+    scored = replace(scored_batch([2, 2, 2, 2]), channels={"x": channel})
+    found = token_rewards(scored, Ppo(), KL, 0.0, ONE, RunningMoments())
+    assert found.terminal_b.tolist() == pytest.approx([1.0, 0.0, -1.0, 0.0])
+    assert found.moments.count == 2 and found.moments.mean == 4.0
+
+
+def test_the_reward_of_an_answers_only_token_is_that_of_a_token() -> None:
+    """Where a channel prices tokens, an answer of one token is no whole answer to be scaled with others."""
+    priced = Ragged.of([[0.0, 1.0], [-1.0]], np.float32)
+    for name in ("environment", "x"):
+        found = token_rewards(replace(scored_batch([2, 1]), channels={name: priced}), Ppo(), KL, 0.0, ONE, RunningMoments())
+        assert found.rewards_bt.tolist() == [[0.0, 1.0], [-1.0, 0.0]] and found.moments.count == 0
+
+
 def test_other_estimators_take_rewards_as_they_are() -> None:
     found = token_rewards(with_scores(scored_batch([2, 1]), [1.0, 3.0]), DvpoGae(), KL, 0.0, ONE, RunningMoments())
     assert found.rewards_bt.tolist() == [[0.0, 1.0], [3.0, 0.0]] and found.moments.count == 0
