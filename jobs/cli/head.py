@@ -56,10 +56,12 @@ def cluster_stop(
     """End the Ray that `dvpo cluster start` started, and nothing else."""
 
     def work() -> dict[str, Any]:
-        from actors.cluster import head
         from actors.cluster.token import use_token
 
+        # Ray reads it when it is imported.
         use_token()
+        from actors.cluster import head
+
         chosen = folder or head.default_folder()
         running = head.running_in(chosen.absolute())
         if running is not None and running.dashboard is not None and not force:
