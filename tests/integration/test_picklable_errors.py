@@ -19,13 +19,12 @@ from dvpo_ray.config.loading import build
 from dvpo_ray.config.rewards import FunctionReward
 from dvpo_ray.config.sections import ClusterSection
 from dvpo_ray.errors import ActorDiedError, ActorFailedError, DataError, LearnerLostError, PermanentFailureError, RewardError
-from dvpo_ray.loop.ledger import Ledger
 from dvpo_ray.runs.run import Run
 from dvpo_ray.types import RowId, StepResult, Trajectory
 from tests.support.decided import scorer_section
 from tests.support.engines import MODEL
 from tests.support.failing import FailingActor, FailingAsyncActor, FailingRank
-from tests.support.fakes import FakeStages, drive
+from tests.support.fakes import FakeStages, drive, numbered, shuffled
 
 pytestmark = pytest.mark.integration
 
@@ -139,10 +138,9 @@ def test_a_learner_is_started_again_only_where_that_may_help(
     gang = FailingGang("no model", MODEL, config.policy, ray, 0)
     gang.wait_ready()
     run = Run(config, 3)
-    ledger = Ledger()
     try:
         with pytest.raises(ActorFailedError) as raised:
-            drive(config.policy, GangStages(gang, how), ledger, run)
+            drive(config.policy, GangStages(gang, how), shuffled(numbered(4), config.policy), run)
     finally:
         run.close()
         gang.stop()
