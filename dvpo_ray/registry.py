@@ -7,7 +7,6 @@ this project, from ``register``, and from modules that installed packages name i
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -150,13 +149,3 @@ class Registry:
 
 def _place(settings: type | str) -> str:
     return settings if isinstance(settings, str) else f"{settings.__module__}:{settings.__qualname__}"
-
-
-def calls_with_rows(function: Any) -> bool:
-    """Whether a function asks for whole rows: it takes one argument, or its first is called ``rows``."""
-    taken = [
-        one
-        for one in inspect.signature(function).parameters.values()
-        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) and one.default is one.empty
-    ]
-    return len(taken) == 1 or (bool(taken) and taken[0].name == "rows")

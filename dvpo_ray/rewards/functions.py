@@ -9,7 +9,7 @@ from typing import Any
 from dvpo_ray.config.rewards import FunctionReward
 from dvpo_ray.errors import RewardError
 from dvpo_ray.io.error_text import said_of
-from dvpo_ray.registry import calls_with_rows, load_entry_point
+from dvpo_ray.registry import load_entry_point
 from dvpo_ray.rewards.base import RewardRow, Score
 
 
@@ -20,7 +20,7 @@ class FunctionChannel:
         """Raises ConfigError when the function cannot be imported."""
         self._what, self._path = f"reward '{name}'", settings.function
         self._function = load_entry_point(settings.function)
-        self._takes_rows = calls_with_rows(self._function)
+        self._takes_rows = _takes_rows(self._function)
 
     async def __call__(self, rows: Sequence[RewardRow]) -> Sequence[Score]:
         """What the function returns for the rows."""
@@ -58,3 +58,13 @@ def _failed(what: str, path: str, count: int, error: BaseException) -> RewardErr
     return RewardError(
         f"{what}: {path} failed on {count} answers: {said_of(error)}\nmend the function and go on with --resume auto"
     )
+
+
+def _takes_rows(function: Any) -> bool:
+    """Whether a function asks for whole rows: it takes one argument, or its first is called ``rows``."""
+    taken = [
+        one
+        for one in inspect.signature(function).parameters.values()
+        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) and one.default is one.empty
+    ]
+    return len(taken) == 1 or (bool(taken) and taken[0].name == "rows")

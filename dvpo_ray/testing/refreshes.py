@@ -34,7 +34,7 @@ def check_refresh(settings: RefreshSettings, rows: Sequence[Sequence[RowOutcome]
         assert version.number == len(found) + 1, f"{name} gives number {version.number} after {len(found)} value models"
         assert version.folder, f"{name} names no folder of value model {version.number}"
         assert re.fullmatch(r"[0-9a-f]{64}", version.parameters_sha256), (
-            f"{name} gives parameters_sha256 = '{version.parameters_sha256}', expected that of the folder's gvm.json"
+            f"{name} gives parameters_sha256 = '{version.parameters_sha256}', expected that of `dvpo_ray.models.frozen_hash`"
         )
         found.append(version)
     return found

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dvpo_ray.checkpoints.store import CheckpointStore
 from dvpo_ray.config.refresh import RefreshSettings
-from dvpo_ray.models.token_reader import ValueReader, parameter_hash
-from dvpo_ray.models.value_model import load_value_model
+from dvpo_ray.models.frozen_hash import value_parameters_sha256
 from dvpo_ray.rewards import RewardRow
 from dvpo_ray.types import RowOutcome, ScorerVersion
 from jobs.train_policy import train_policy
@@ -40,8 +38,7 @@ class Twice:
         assert all(row.rewards.keys() == {"letters", "vowels"} for row in rows)
         if step != 1:
             return None
-        reader = ValueReader(load_value_model(Path(self._folder), torch.float32, "eager", False))
-        return ScorerVersion(1, self._folder, parameter_hash(reader))
+        return ScorerVersion(1, self._folder, value_parameters_sha256(self._folder, "float32"))
 
 
 async def early_letters(rows: Sequence[RewardRow]) -> list[float | None]:

@@ -19,6 +19,7 @@ import pytest
 
 import dvpo_ray
 from actors.learner.conformance import check_training_backend
+from actors.scorer.actor import ScorerActor
 from dvpo_ray import registry
 from dvpo_ray.config import PolicyRecipe, dump_resolved
 from dvpo_ray.config.algorithms import ALGORITHMS
@@ -29,6 +30,7 @@ from dvpo_ray.config.plans import PLANS
 from dvpo_ray.config.references import functions
 from dvpo_ray.config.refresh import REFRESHES
 from dvpo_ray.config.rewards import REWARDS, FunctionReward
+from dvpo_ray.config.sections import ModelSection
 from dvpo_ray.config.trainers import TRAINERS
 from dvpo_ray.environments import EnvironmentRow
 from dvpo_ray.errors import ConfigError
@@ -56,7 +58,9 @@ from dvpo_ray.types import (
     ServedWeights,
     Trajectory,
 )
+from tests.support.decided import scorer_section
 from tests.support.fakes import drive, numbered, shuffled
+from tests.support.sealed import sealed_as
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 BLOCK = re.compile(r"```python\n# (\S+\.py)\n(.*?)```", re.S)
@@ -158,11 +162,14 @@ def test_a_plan(extension: Path) -> None:
     check_plan(settings, plan_context(settings, seed=3, off_policy={"max_staleness": 0}))
 
 
-def test_a_scorer_refresh(extension: Path, tmp_path: Path) -> None:
-    (tmp_path / "gvm.json").write_text(json.dumps({"parameters_sha256": "ab" * 32}))
+def test_a_scorer_refresh(extension: Path, tmp_path: Path, tiny_model: Path, tokenizer: Any) -> None:
+    """It announces a real sealed model by the hash by which a scorer knows it."""
+    sealed_as("td", tmp_path, tiny_model, tokenizer, seed=0)
     settings = recipe(refresh={"type": "takeover", "folder": str(tmp_path), "after_step": 2}).policy.refresh
     (version,) = check_refresh(settings)
     assert (version.number, version.folder) == (1, str(tmp_path))
+    scorer = ScorerActor(str(tiny_model), None, ModelSection(attention="eager"), scorer_section(), 1.0)
+    assert scorer.parameter_hash(version) == {"value": version.parameters_sha256}
 
 
 @pytest.mark.integration

@@ -15,42 +15,20 @@ import torch
 from actors.scorer.actor import ScorerActor
 from dvpo_ray.config.rewards import FunctionReward, ModelReward, RewardSettings
 from dvpo_ray.config.sections import ModelSection
-from dvpo_ray.data import template_hash, tokenizer_hash
 from dvpo_ray.errors import ModelError
 from dvpo_ray.learning.batching import pad_sequences
 from dvpo_ray.models.reward_model import read_reward_seal
 from dvpo_ray.models.token_reader import ValueReader, freeze
-from dvpo_ray.models.value_model import ValueModel, load_value_model, new_value_model, seal
+from dvpo_ray.models.value_model import ValueModel, load_value_model
 from dvpo_ray.types import ScoredBatch, Trajectory
 from jobs.models import base_model, verified_rewards, verified_value_model
 from tests.support.decided import scorer_section
 from tests.support.fakes import row
+from tests.support.sealed import sealed_as
 
 PROMPTS = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
 RESPONSES = [np.array([9, 10], np.int32), np.array([11, 12, 13], np.int32)]
 SECTION = ModelSection(attention="eager")
-
-
-def sealed_as(kind: str, folder: Path, base: Path, tokenizer: Any, seed: int) -> Path:
-    """A sealed model with a random head."""
-    model = new_value_model(base, "eager", torch.float32)
-    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(seed))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    seal(
-        folder,
-        base_model="tiny",
-        tokenizer_sha256=tokenizer_hash(tokenizer),
-        chat_template_sha256=template_hash(tokenizer),
-        data_sha256="0",
-        pairs=2,
-        target={"type": kind},
-        value_mean=0.0,
-        value_std=1.0,
-        held_out_pairs=1,
-        held_out_accuracy={"mean": 1.0, "last": 1.0},
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
